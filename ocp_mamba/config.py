@@ -1,0 +1,171 @@
+"""Frozen settings: the model's shape, the training schedule, and the named model sizes.
+
+Nothing here touches torch or a file system, so every floor above may import it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+D_VECTOR = 768
+"""Width of a concept vector."""
+
+D_TMD = 16
+"""Width of a TMD (Domain / Task / Modifier) vector."""
+
+MIN_CONTEXT = 2
+"""Fewest context concepts of an OCP sequence."""
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or out of its range."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of an `OCPMambaLVM`; the names are mamba_ssm's.
+
+    ``d_tmd`` is 0 for a model without TMD conditioning and 16 for one with it.
+    """
+
+    d_model: int = 768
+    n_layers: int = 6
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    headdim: int = 64
+    chunk_size: int = 64
+    d_vector: int = D_VECTOR
+    d_tmd: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a shape that no model can have."""
+        for name in ("d_model", "n_layers", "d_state", "d_conv", "expand", "headdim", "chunk_size"):
+            _require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
+            )
+        _require(self.d_vector >= 1, f"d_vector must be at least 1, got {self.d_vector}")
+        _require(self.d_tmd in (0, D_TMD), f"d_tmd must be 0 or {D_TMD}, got {self.d_tmd}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        _require(
+            self.d_inner % self.headdim == 0,
+            f"expand * d_model = {self.d_inner} must be a multiple of headdim = {self.headdim}",
+        )
+
+    @property
+    def d_inner(self) -> int:
+        """Width inside the mixer, ``expand * d_model``."""
+        return self.expand * self.d_model
+
+    @property
+    def nheads(self) -> int:
+        """Number of SSM heads, ``d_inner / headdim``."""
+        return self.d_inner // self.headdim
+
+
+MODEL_SIZES: Mapping[str, ModelConfig] = {
+    "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32),
+    "small": ModelConfig(),
+    "base": ModelConfig(d_model=1024, n_layers=12, d_state=64),
+}
+"""`small` is the reference: d_model 768, 6 layers, d_state 16."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. ``batch_size`` counts chains: one pass learns all their prefixes.
+
+    ``patience`` is the number of epochs without a better ``val_next_vec_cosine`` after which
+    training stops; 0 never stops early. ``infonce_weight`` 0 leaves the contrastive term out.
+    """
+
+    batch_size: int = 64
+    max_epochs: int = 10
+    lr: float = 1e-3
+    min_lr_fraction: float = 0.05
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    infonce_weight: float = 0.0
+    temperature: float = 0.05
+    patience: int = 0
+    trend_epochs: int = 3
+    seed: int = 0
+    precision: str = "float32"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a value outside its range."""
+        for name in ("batch_size", "max_epochs"):
+            _require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
+            )
+        _require(
+            self.trend_epochs >= 2, f"trend_epochs must be at least 2, got {self.trend_epochs}"
+        )
+        for name in ("lr", "temperature", "grad_clip"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "infonce_weight", "patience", "threads", "seed"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}")
+        for name in ("min_lr_fraction", "warmup_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+        _require(
+            self.precision in ("float32", "bf16"),
+            f"precision must be float32 or bf16, got {self.precision!r}",
+        )
+
+
+def model_config(size: str, **overrides: Any) -> ModelConfig:
+    """Return the named size with overrides; a ``None`` override keeps the size's value.
+
+    Raises:
+        ConfigError: the size or an override is unknown, or a value out of range.
+    """
+    if size not in MODEL_SIZES:
+        raise ConfigError(f"model size {size!r} is unknown; choose one of {', '.join(MODEL_SIZES)}")
+    return override(MODEL_SIZES[size], **overrides)
+
+
+def override(config: T, **values: Any) -> T:
+    """Return ``config`` with the values that are not ``None`` replaced.
+
+    Raises:
+        ConfigError: a name is not a field of the config, or a value is out of range.
+    """
+    known = {f.name for f in fields(config)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"{type(config).__name__} has no setting {name!r}; it has {sorted(known)}"
+            )
+    return replace(config, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
+
+
+def read_config_file(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the ``[model]`` and ``[train]`` tables of a TOML file; a missing table is empty.
+
+    Raises:
+        ConfigError: the file cannot be read, is no TOML, or has another table.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"config file {path}: {error}") from error
+    unknown = sorted(set(content) - {"model", "train"})
+    if unknown:
+        raise ConfigError(f"config file {path}: unknown tables {unknown}; known: [model], [train]")
+    return {"model": content.get("model", {}), "train": content.get("train", {})}
