@@ -1,0 +1,320 @@
+"""`OCPMambaLVM`: concept vectors in, the next concept vector out, by a stack of Mamba-2 layers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ocp_mamba import ssm_ops
+from ocp_mamba.config import ConfigError, ModelConfig
+
+FORMAT_VERSION = 1
+"""Version of the ``.pt`` layout that `save_checkpoint` writes."""
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+A_MIN, A_MAX = 1.0, 16.0
+NORM_EPS = 1e-5
+
+
+class CheckpointError(ValueError):
+    """A ``.pt`` file cannot be read as an `OCPMambaLVM` checkpoint."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis; with a gate, of ``x * silu(gate)``."""
+
+    def __init__(self, width: int) -> None:
+        """Create a norm over ``width`` channels with weight one."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Return ``(..., width)`` from ``(..., width)`` and an optional gate of the same shape."""
+        if gate is not None:
+            x = x * F.silu(gate)
+        return F.rms_norm(x, (x.shape[-1],), self.weight, NORM_EPS)
+
+
+class Mamba2Mixer(nn.Module):
+    """The Mamba-2 mixer; parameter names and shapes are those of ``mamba_ssm``'s ``Mamba2``.
+
+    Source: Dao and Gu, "Transformers are SSMs", 2024; the initialisation is mamba_ssm's.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Create a mixer of the config's widths, initialised by `reset_parameters`."""
+        super().__init__()
+        self.config = config
+        d_inner, N, H = config.d_inner, config.d_state, config.nheads
+        d_conv_channels = d_inner + 2 * N
+        self.in_proj = nn.Linear(config.d_model, 2 * d_inner + 2 * N + H, bias=False)
+        self.conv1d = nn.Conv1d(
+            d_conv_channels, d_conv_channels, config.d_conv, groups=d_conv_channels
+        )
+        self.dt_bias = nn.Parameter(torch.empty(H))
+        self.A_log = nn.Parameter(torch.empty(H))
+        self.D = nn.Parameter(torch.empty(H))
+        self.norm = RMSNorm(d_inner)
+        self.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew.
+
+        ``dt_bias`` is the inverse softplus of a log-uniform dt in [0.001, 0.1], ``A_log`` the
+        logarithm of a uniform 1..16, ``D`` ones; ``out_proj`` is scaled by ``1/sqrt(n_layers)``.
+        """
+        H = self.config.nheads
+        nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        bound = 1 / math.sqrt(self.config.d_conv)
+        assert self.conv1d.bias is not None
+        nn.init.uniform_(self.conv1d.weight, -bound, bound)
+        nn.init.uniform_(self.conv1d.bias, -bound, bound)
+        nn.init.ones_(self.D)
+        nn.init.ones_(self.norm.weight)
+        with torch.no_grad():
+            self.out_proj.weight /= math.sqrt(self.config.n_layers)
+            log_range = math.log(DT_MAX) - math.log(DT_MIN)
+            dt = torch.exp(torch.rand(H) * log_range + math.log(DT_MIN)).clamp(min=DT_FLOOR)
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            self.A_log.copy_(torch.empty(H).uniform_(A_MIN, A_MAX).log())
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return ``(B, L, d_model)`` from ``(B, L, d_model)``; position t sees positions <= t."""
+        c = self.config
+        z, xBC, dt = self.in_proj(u).split([c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1)
+        conv_bias = self.conv1d.bias
+        assert conv_bias is not None
+        xBC = ssm_ops.causal_conv1d(xBC, self.conv1d.weight.squeeze(1), conv_bias)
+        x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], dim=-1)
+        y = ssm_ops.ssd_scan(
+            x.unflatten(-1, (c.nheads, c.headdim)),
+            F.softplus(dt + self.dt_bias),
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D,
+            c.chunk_size,
+        )
+        return self.out_proj(self.norm(y.flatten(-2), gate=z))
+
+
+class Mamba2Layer(nn.Module):
+    """Norm, Mamba-2 mixer, residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Create one layer of the config's widths."""
+        super().__init__()
+        self.norm = RMSNorm(config.d_model)
+        self.mixer = Mamba2Mixer(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B, L, d_model)`` from ``(B, L, d_model)``."""
+        return x + self.dropout(self.mixer(self.norm(x)))
+
+
+class OCPMambaLVM(nn.Module):
+    """Next-vector predictor: Mamba-2 layers between concept vectors.
+
+    Inputs may have any length but zero: only their direction counts. Predictions are unit rows.
+    When ``d_model`` is not the vectors' width, a linear ``input`` maps to it.
+    """
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        """Create a model with freshly drawn weights (torch's global generator)."""
+        super().__init__()
+        self.config = c = config or ModelConfig()
+        self.input = nn.Identity() if c.d_model == c.d_vector else nn.Linear(c.d_vector, c.d_model)
+        self.tmd_adapter = nn.Linear(c.d_tmd, c.d_model) if c.d_tmd else None
+        self.layers = nn.ModuleList(Mamba2Layer(c) for _ in range(c.n_layers))
+        self.norm_f = RMSNorm(c.d_model)
+        self.output = nn.Linear(c.d_model, c.d_vector)
+        for linear in (self.input, self.tmd_adapter, self.output):
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, seq_vectors: Tensor, tmd: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Predict the vector that follows each sequence.
+
+        Args:
+            seq_vectors: ``(B, L, 768)``, right-padded.
+            tmd: ``(B, 16)`` for a model with TMD conditioning, else None.
+            lengths: ``(B,)`` valid positions of each row, 1..L; None means L for all.
+
+        Returns:
+            ``(B, 768)`` unit rows, from each row's last valid position.
+
+        Raises:
+            ValueError: a shape, a length or the presence of ``tmd`` does not fit the model.
+        """
+        predictions = self.predict_all(seq_vectors, tmd)
+        B, L = seq_vectors.shape[:2]
+        if lengths is None:
+            return predictions[:, -1]
+        if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > L:
+            raise ValueError(
+                f"lengths must hold {B} numbers from 1 to {L}, got shape {tuple(lengths.shape)} "
+                f"with values {int(lengths.min())} to {int(lengths.max())}"
+            )
+        return predictions[torch.arange(B, device=lengths.device), lengths.long() - 1]
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Predict the next vector at every position in one causal pass.
+
+        Args:
+            seq_vectors: ``(B, L, 768)``, right-padded; position t sees positions <= t only.
+            tmd: ``(B, 16)`` for a model with TMD conditioning, else None.
+
+        Returns:
+            ``(B, L, 768)`` unit rows; row t predicts the vector of position t + 1.
+
+        Raises:
+            ValueError: a shape or the presence of ``tmd`` does not fit the model.
+        """
+        self._check(seq_vectors, tmd)
+        x = F.normalize(seq_vectors, dim=-1) * math.sqrt(self.config.d_vector)
+        x = self.input(x)
+        if self.tmd_adapter is not None:
+            x = x + self.tmd_adapter(tmd)[:, None]
+        for layer in self.layers:
+            x = layer(x)
+        return F.normalize(self.output(self.norm_f(x)).to(seq_vectors.dtype), dim=-1)
+
+    def _check(self, seq_vectors: Tensor, tmd: Tensor | None) -> None:
+        width, d_tmd = self.config.d_vector, self.config.d_tmd
+        shape = tuple(seq_vectors.shape)
+        if len(shape) != 3 or shape[1] < 1 or shape[2] != width:
+            raise ValueError(f"seq_vectors must have shape (B, L, {width}), got {shape}")
+        if (tmd is None) != (d_tmd == 0):
+            wanted = f"tmd of shape (B, {d_tmd})" if d_tmd else "no tmd"
+            raise ValueError(f"this model takes {wanted}, got {'none' if tmd is None else 'one'}")
+        if tmd is not None and tuple(tmd.shape) != (shape[0], d_tmd):
+            raise ValueError(f"tmd must have shape ({shape[0]}, {d_tmd}), got {tuple(tmd.shape)}")
+
+    def num_parameters(self) -> int:
+        """Return the number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Split the parameters into those that take weight decay (matrices) and those that do not.
+
+        Biases, norms, the convolution, ``dt_bias``, ``A_log`` and ``D`` take none.
+        """
+        decay: list[nn.Parameter] = []
+        no_decay: list[nn.Parameter] = []
+        for p in self.parameters():
+            (decay if p.ndim == 2 else no_decay).append(p)
+        return decay, no_decay
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a ``.pt`` file holds; ``loop`` is free for the training loop (plain values, tensors)."""
+
+    model_config: ModelConfig
+    state_dict: dict[str, Tensor]
+    dataset_fingerprint: str
+    encoder: dict[str, Any]
+    loop: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    def build_model(self) -> OCPMambaLVM:
+        """Return the model in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights do not fit the config (names or shapes).
+        """
+        model = OCPMambaLVM(self.model_config)
+        try:
+            model.load_state_dict(self.state_dict, strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the weights do not fit the checkpoint's config: {error}"
+            ) from error
+        return model.eval()
+
+
+def save_checkpoint(
+    path: Path | str,
+    model: OCPMambaLVM,
+    *,
+    dataset_fingerprint: str,
+    encoder: dict[str, Any],
+    loop: dict[str, Any] | None = None,
+) -> None:
+    """Write a ``.pt`` that loads with ``weights_only=True``; an older file is replaced whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "model_config": asdict(model.config),
+        "state_dict": model.state_dict(),
+        "dataset_fingerprint": dataset_fingerprint,
+        "encoder": encoder,
+        "loop": loop or {},
+    }
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a ``.pt`` file without unpickling anything but tensors and plain values.
+
+    Raises:
+        CheckpointError: the file is missing, no checkpoint of ours, or of a newer format.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path}: there is no such file") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {path}: not readable with weights_only=True "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise CheckpointError(f"checkpoint {path}: not an ocp_mamba checkpoint (no format_version)")
+    version = content["format_version"]
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path}: format {version}, this version reads {FORMAT_VERSION}"
+        )
+    missing = sorted(
+        {"model_config", "state_dict", "dataset_fingerprint", "encoder"} - set(content)
+    )
+    if missing:
+        raise CheckpointError(f"checkpoint {path}: keys {missing} are missing")
+    try:
+        config = ModelConfig(**content["model_config"])
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"checkpoint {path}: model_config: {error}") from error
+    return Checkpoint(
+        config,
+        content["state_dict"],
+        content["dataset_fingerprint"],
+        content["encoder"],
+        content.get("loop", {}),
+        version,
+    )
+
+
+def load_model(path: Path | str) -> OCPMambaLVM:
+    """Read the model out of a ``.pt`` file, in evaluation mode.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, or the weights do not fit the config.
+    """
+    return load_checkpoint(path).build_model()
