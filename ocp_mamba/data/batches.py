@@ -1,0 +1,126 @@
+"""Batches of whole chains: one causal pass over a chain learns all its OCP sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocp_mamba.data.file import Dataset
+
+MEGABATCH = 32
+"""Batches whose chains are sorted by length together: little padding, yet well mixed."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B chains, their inputs right-padded to the L of the longest one.
+
+    Attributes:
+        vectors: float32 (B, L, 768), vectors of ``chain[:-1]``, zero where padded.
+        lengths: int64 (B,), valid inputs per row: the chain's length less 1.
+        inputs: int64 (B, L), bank ids of the inputs, -1 where padded.
+        targets: int64 (B, L), bank ids of the next concepts, -1 where padded.
+        mask: bool (B, L), true where position t, which predicts ``chain[t + 1]``, is a training
+            example: ``t + 1 >= chain_first``.
+        tmd: float32 (B, 16), or None for a dataset without TMD codes.
+        chain_ids: int64 (B,).
+    """
+
+    vectors: Tensor
+    lengths: Tensor
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+    tmd: Tensor | None
+    chain_ids: Tensor
+
+
+def n_batches(dataset: Dataset, split: str, batch_size: int) -> int:
+    """Number of batches of one pass over a split.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1 or the split unknown.
+    """
+    _check_size(batch_size)
+    return -(-len(dataset.chains_in(split)) // batch_size)
+
+
+def batches(
+    dataset: Dataset,
+    split: str,
+    batch_size: int,
+    *,
+    bank: Tensor | None = None,
+    shuffle_seed: int | None = None,
+) -> Iterator[Batch]:
+    """Pass once over the chains of a split, chains of like length together.
+
+    Args:
+        dataset: where the chains come from.
+        split: "train", "val" or "test".
+        batch_size: chains per batch; the last one may hold fewer.
+        bank: the dataset's bank as a float32 tensor (n_concepts, 768), to reuse it or to keep it on
+            a device; all tensors of the batches live on its device.
+        shuffle_seed: seed of the order; None gives ascending lengths, for evaluation.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1, the split unknown or the bank of another shape.
+    """
+    _check_size(batch_size)
+    if bank is None:
+        bank = torch.from_numpy(dataset.bank)
+    if tuple(bank.shape) != dataset.bank.shape:
+        raise ValueError(f"bank {tuple(bank.shape)} found, {dataset.bank.shape} wanted")
+    ids = dataset.chains_in(split)
+    lengths = dataset.lengths[ids]
+    for rows in _order(lengths, batch_size, shuffle_seed):
+        yield _batch(dataset, ids[rows], bank)
+
+
+def _check_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _order(lengths: np.ndarray, batch_size: int, seed: int | None) -> list[np.ndarray]:
+    """Row numbers of each batch, every row once."""
+    if seed is None:
+        return _cut(np.argsort(lengths, kind="stable"), batch_size)
+    rng = np.random.default_rng(seed)
+    cut = []
+    for mega in _cut(rng.permutation(len(lengths)), batch_size * MEGABATCH):
+        cut += _cut(mega[np.argsort(lengths[mega], kind="stable")], batch_size)
+    return [cut[i] for i in rng.permutation(len(cut))]
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor) -> Batch:
+    lengths = dataset.lengths[ids] - 1
+    steps = np.arange(lengths.max())
+    valid = steps < lengths[:, None]
+    flat = np.where(valid, dataset.chain_offsets[ids, None] + steps, 0)
+    inputs = np.where(valid, dataset.chain_values[flat], -1)
+    targets = np.where(valid, dataset.chain_values[flat + 1], -1)
+    mask = valid & (steps + 1 >= dataset.chain_first[ids, None])
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(bank.device)
+
+    input_ids = tensor(inputs.astype(np.int64))
+    vectors = bank[input_ids.clamp_min(0)].masked_fill((input_ids < 0)[:, :, None], 0.0)
+    return Batch(
+        vectors=vectors,
+        lengths=tensor(lengths),
+        inputs=input_ids,
+        targets=tensor(targets.astype(np.int64)),
+        mask=tensor(mask),
+        tmd=None if dataset.chain_tmd is None else tensor(dataset.chain_tmd[ids]),
+        chain_ids=tensor(ids),
+    )
