@@ -1,0 +1,188 @@
+"""Train, val and test by chain: stratified, and without an example that two of them share."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from tabulate import tabulate
+
+from ocp_mamba.config import MIN_CONTEXT
+from ocp_mamba.data.file import SPLITS
+
+FRACTIONS = (0.70, 0.15, 0.15)
+"""Share of the chains that train, val and test should get."""
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """How the chains of one source were split.
+
+    Attributes:
+        source: the source's name.
+        chains: number of chains in train, val and test.
+        groups: number of groups of chains that must stay together.
+        largest_group: chains in the largest of these groups.
+    """
+
+    source: str
+    chains: tuple[int, int, int]
+    groups: int
+    largest_group: int
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What a split came to, source by source."""
+
+    sources: tuple[SourceSplit, ...]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence per source whose val or test got less than half of the wanted share."""
+        found = []
+        for row in self.sources:
+            total = sum(row.chains)
+            starved = [
+                f"{name} got {n} of {ceil(share * total)} wanted"
+                for name, n, share in zip(SPLITS, row.chains, FRACTIONS, strict=True)
+                if n < 0.5 * share * total
+            ]
+            if starved:
+                found.append(
+                    f"source {row.source}: {' and '.join(starved)}, because {row.largest_group} of "
+                    f"its {total} chains share their first concepts with one another and have to "
+                    "stay together; figures on so few chains say little about this source"
+                )
+        return found
+
+    def to_markdown(self) -> str:
+        """A table, one row per source."""
+        rows = [[r.source, *r.chains, r.groups, r.largest_group] for r in self.sources]
+        headers = ["source", *SPLITS, "groups", "largest group"]
+        return tabulate(rows, headers, tablefmt="github", intfmt=",")
+
+
+def chain_groups(
+    values: np.ndarray, offsets: np.ndarray, first: np.ndarray | None = None
+) -> np.ndarray:
+    """Number the groups of chains that share an example, directly or through other chains.
+
+    Two chains share an example when they begin with the same ``k + 1`` concepts for a position k
+    that is a target in both of them.
+
+    Args:
+        values: flat bank ids of all chains.
+        offsets: where each chain starts, (n_chains + 1,).
+        first: index of each chain's first target, (n_chains,); None for 2 everywhere.
+
+    Returns:
+        int64 (n_chains,), the lowest chain id in the chain's group.
+    """
+    n = len(offsets) - 1
+    first = np.full(n, MIN_CONTEXT) if first is None else first
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    owner: dict[bytes, int] = {}
+    for i, (start, end, k) in enumerate(
+        zip(offsets[:-1].tolist(), offsets[1:].tolist(), first.tolist(), strict=True)
+    ):
+        for stop in range(start + k + 1, end + 1):
+            a, b = root(owner.setdefault(values[start:stop].tobytes(), i)), root(i)
+            parent[max(a, b)] = min(a, b)
+    return np.array([root(i) for i in range(n)], dtype=np.int64)
+
+
+def split_chains(
+    values: np.ndarray,
+    offsets: np.ndarray,
+    source: np.ndarray,
+    *,
+    seed: int,
+    first: np.ndarray | None = None,
+) -> np.ndarray:
+    """Split 70/15/15 by chain, stratified by source and length, groups kept whole.
+
+    Groups are dealt out from the largest to the smallest, in an order drawn from the seed among
+    those of one size. Each goes to the split that is furthest behind its share of the group's
+    strata (the Sainte-Laguë rule), among those that may still take that many chains of its source;
+    a group too large for all three goes to train.
+
+    Args:
+        values: flat bank ids of all chains.
+        offsets: where each chain starts, (n_chains + 1,).
+        source: source number of each chain, (n_chains,).
+        seed: the split depends on it and on the other arguments alone.
+        first: index of each chain's first target, (n_chains,); None for 2 everywhere.
+
+    Returns:
+        uint8 (n_chains,), index into `SPLITS`.
+    """
+    groups = chain_groups(values, offsets, first)
+    sources = source.tolist()
+    strata = list(zip(sources, np.diff(offsets).tolist(), strict=True))
+    room = {s: [ceil(share * n) for share in FRACTIONS] for s, n in Counter(sources).items()}
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, g in enumerate(groups.tolist()):
+        members[g].append(i)
+    order = np.random.default_rng(seed).permutation(sorted(members)).tolist()
+    order.sort(key=lambda g: -len(members[g]))
+
+    dealt: list[Counter[tuple[int, int]]] = [Counter() for _ in SPLITS]
+    totals = [0] * len(SPLITS)
+    split = np.zeros(len(sources), dtype=np.uint8)
+    for g in order:
+        by_stratum = Counter(strata[i] for i in members[g])
+        by_source = Counter(sources[i] for i in members[g])
+
+        def behind(s: int, by_stratum: Counter[tuple[int, int]] = by_stratum) -> tuple[float, ...]:
+            share = FRACTIONS[s]
+            here = sum(n * share / (2 * dealt[s][st] + n) for st, n in by_stratum.items())
+            return here, share / (2 * totals[s] + 1)
+
+        fits = [s for s in range(len(SPLITS)) if all(n <= room[k][s] for k, n in by_source.items())]
+        chosen = max(fits, key=behind) if fits else SPLITS.index("train")
+        split[members[g]] = chosen
+        dealt[chosen].update(by_stratum)
+        totals[chosen] += len(members[g])
+        for k, n in by_source.items():
+            room[k][chosen] -= n
+    return split
+
+
+def split_report(
+    values: np.ndarray,
+    offsets: np.ndarray,
+    source: np.ndarray,
+    split: np.ndarray,
+    names: Sequence[str],
+    *,
+    first: np.ndarray | None = None,
+) -> SplitReport:
+    """Count chains per source and split, and the groups that had to stay together.
+
+    Args:
+        values: flat bank ids of all chains.
+        offsets: where each chain starts, (n_chains + 1,).
+        source: source number of each chain, (n_chains,).
+        split: index into `SPLITS` of each chain, (n_chains,).
+        names: names of the sources.
+        first: index of each chain's first target, (n_chains,); None for 2 everywhere.
+    """
+    groups = chain_groups(values, offsets, first)
+    rows = []
+    for number, name in enumerate(names):
+        mine = source == number
+        train, val, test = np.bincount(split[mine], minlength=len(SPLITS)).tolist()
+        sizes = np.unique(groups[mine], return_counts=True)[1]
+        rows.append(SourceSplit(name, (train, val, test), len(sizes), int(sizes.max(initial=0))))
+    return SplitReport(tuple(rows))
