@@ -138,25 +138,30 @@ def split_chains(
     order.sort(key=lambda g: -len(members[g]))
 
     dealt: list[Counter[tuple[int, int]]] = [Counter() for _ in SPLITS]
-    totals = [0] * len(SPLITS)
     split = np.zeros(len(sources), dtype=np.uint8)
     for g in order:
         by_stratum = Counter(strata[i] for i in members[g])
         by_source = Counter(sources[i] for i in members[g])
-
-        def behind(s: int, by_stratum: Counter[tuple[int, int]] = by_stratum) -> tuple[float, ...]:
-            share = FRACTIONS[s]
-            here = sum(n * share / (2 * dealt[s][st] + n) for st, n in by_stratum.items())
-            return here, share / (2 * totals[s] + 1)
-
         fits = [s for s in range(len(SPLITS)) if all(n <= room[k][s] for k, n in by_source.items())]
-        chosen = max(fits, key=behind) if fits else SPLITS.index("train")
+        chosen = _furthest_behind(fits, by_stratum, dealt) if fits else SPLITS.index("train")
         split[members[g]] = chosen
         dealt[chosen].update(by_stratum)
-        totals[chosen] += len(members[g])
         for k, n in by_source.items():
             room[k][chosen] -= n
     return split
+
+
+def _furthest_behind(
+    fits: list[int], by_stratum: Counter[tuple[int, int]], dealt: list[Counter[tuple[int, int]]]
+) -> int:
+    """The split with the best claim to a group; among equals the one with fewer chains in all."""
+
+    def claim(s: int) -> tuple[float, float]:
+        share = FRACTIONS[s]
+        in_strata = sum(n * share / (2 * dealt[s][k] + n) for k, n in by_stratum.items())
+        return in_strata, share / (2 * dealt[s].total() + 1)
+
+    return max(fits, key=claim)
 
 
 def split_report(
