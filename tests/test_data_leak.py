@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from data_maker import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ocp_mamba.cli_data import data
 from ocp_mamba.config import D_TMD
 from ocp_mamba.data.file import SPLITS, Dataset
 from ocp_mamba.data.leak import check, strata
@@ -220,3 +223,53 @@ def test_a_large_dataset_takes_under_two_seconds() -> None:
     start = time.perf_counter()
     check(dataset)
     assert time.perf_counter() - start < 2
+
+
+def leaking() -> Dataset:
+    return dataset_of({"train": [[0, 1, 2]], "val": [[0, 1, 2]], "test": [[3, 4, 5]]})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "code"),
+    [
+        (leaking(), [], 0),
+        (leaking(), ["--strict"], 1),
+        (walk_dataset(), ["--strict"], 0),
+    ],
+)
+def test_check_command(tmp_path: Path, dataset: Dataset, options: list[str], code: int) -> None:
+    file, figures = tmp_path / "dataset.npz", tmp_path / "figures.json"
+    dataset.save(file)
+    result = CliRunner().invoke(data, ["check", str(file), "--json", str(figures), *options])
+    report = check(dataset)
+    assert result.exit_code == code, result.output
+    assert result.output == report.to_markdown() + "\n"
+    assert json.loads(figures.read_text(encoding="utf-8")) == {
+        "file": "dataset.npz",
+        "fingerprint": dataset.fingerprint,
+        "leaks": report.leaks,
+        "warnings": report.warnings,
+        "figures": pytest.approx(report.figures(), abs=1e-6),
+    }
+
+
+def test_check_command_imports_older_files_and_says_so(tmp_path: Path) -> None:
+    bank = walk_dataset().bank
+    old = tmp_path / "old.npz"
+    windows = {"context_sequences": bank[None, :5], "target_vectors": bank[5:6]}
+    np.savez(old, **windows, **{f"val_{key}": array for key, array in windows.items()})
+    result = CliRunner().invoke(data, ["check", str(old), "--strict"])
+    assert result.exit_code == 1
+    assert "old.npz: fixed windows" in result.output
+    assert "1 examples of val (100.0%) also are in train" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["old.npz"]
+
+
+def test_check_command_refuses_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "x.npz"
+    result = CliRunner().invoke(data, ["check", str(file)])
+    assert (result.exit_code, result.output) == (2, f"Error: {file}: no such file\n")
+    leaking().save(file)
+    result = CliRunner().invoke(data, ["check", str(file), "--json", str(tmp_path / "a" / "b")])
+    assert result.exit_code == 2
+    assert "does not exist" in result.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ocp_mamba.cli_data import data
 from ocp_mamba.data import load_dataset
 from ocp_mamba.data.file import SPLITS, Dataset, DatasetError
 from ocp_mamba.data.legacy import _chains_of, _Examples, import_legacy
@@ -197,6 +200,14 @@ def test_a_split_that_shared_prefixes_starve_is_noted(tmp_path: Path) -> None:
     dataset, report = import_legacy(save(tmp_path, window_file(rows, ("context", "target"))))
     assert dataset.n_examples("train") >= 50
     assert any("source imported: val got" in note for note in report.notes)
+
+
+def test_a_made_split_keeps_repeats_of_short_rows_together(tmp_path: Path) -> None:
+    rows = [((a,), b) for a in range(10) for b in range(10, 16)] * 4
+    dataset, _ = import_legacy(save(tmp_path, window_file(rows, WINDOW_NAMES)))
+    found = [set(examples_in(dataset, split)) for split in SPLITS]
+    assert all(found)
+    assert sum(len(part) for part in found) == 60
 
 
 def test_a_file_without_test_split_says_so(tmp_path: Path) -> None:
@@ -611,6 +622,15 @@ def test_damage_inside_a_whole_zip(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(DatasetError, match=r"its data cannot be read \(BadZipFile"):
         import_legacy(file)
+    np.savez(tmp_path / "short.npz", context=np.zeros((2, 1, 768)), target=np.zeros((2, 768)))
+    short = tmp_path / "short.npz"
+    with zipfile.ZipFile(short) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(short, "w") as archive:
+        archive.writestr("context.npy", members["context.npy"][:-100])
+        archive.writestr("target.npy", members["target.npy"])
+    with pytest.raises(DatasetError, match="'context': its data cannot be read"):
+        import_legacy(short)
     start = content.find(b"\x93NUMPY")
     content[start : start + 6] = b"NUMPTY"
     file.write_bytes(content)
@@ -712,3 +732,58 @@ def test_a_collapsed_bank_is_joined_fast_and_a_chain_of_neighbours_is_not_one_co
     root, largest = join_same(arc)
     assert largest <= SAME_DISTANCE
     assert root.tolist() == [0, 0, *range(2, 10)]
+
+
+# --- the command
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(data, [str(argument) for argument in arguments])
+
+
+def test_import_command(tmp_path: Path) -> None:
+    by_split = rows_by_split()
+    old = save(tmp_path, padded_file(by_split))
+    new = tmp_path / "new.npz"
+    result = run("import", old, "--out", new, "--encoder-name", "my/encoder")
+    assert result.exit_code == 0, result.output
+    assert "ragged or zero-padded contexts" in result.output
+    assert f"Wrote {new}" in result.output
+    dataset = Dataset.load(new)
+    assert_imported(dataset, by_split)
+    assert dataset.meta["encoder"]["name"] == "my/encoder"
+
+
+def test_import_command_takes_pickles_and_the_fused_end(tmp_path: Path) -> None:
+    rows = full_windows(30)
+    arrays: Arrays = {"context": ragged(rows), "target": targets_of(rows)}
+    ones = np.ones(16, np.float32)
+    for i, context in enumerate(arrays["context"]):
+        arrays["context"][i] = fuse(context * np.float32(2), np.tile(ones, (5, 1)), "last")
+    old, new = save(tmp_path, arrays), tmp_path / "new.npz"
+    for refused in ([], ["--allow-pickle"], ["--fused", "last"]):
+        assert run("import", old, "--out", new, *refused).exit_code == 2
+        assert not new.exists()
+    options = ["--allow-pickle", "--fused", "last", "--seed", 7]
+    result = run("import", old, "--out", new, *options)
+    assert result.exit_code == 0, result.output
+    dataset = Dataset.load(new)
+    assert dataset.meta["seed"] == 7
+    assert sum((examples_in(dataset, s) for s in SPLITS), Counter()) == Counter(rows)
+
+
+def test_import_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> None:
+    arrays = padded_file(rows_by_split())
+    arrays["val_target"][2] = np.nan
+    old, new = save(tmp_path, arrays), tmp_path / "new.npz"
+    result = run("import", old, "--out", new)
+    assert result.exit_code == 2
+    assert result.output.startswith(f"Error: {old}: key 'val_target': NaN")
+    assert "Traceback" not in result.output
+    assert not new.exists()
+    content = old.read_bytes()
+    assert "name another file" in run("import", old, "--out", old).output
+    assert old.read_bytes() == content
+    assert "does not exist" in run("import", old, "--out", tmp_path / "no" / "new.npz").output
+    assert "no such file" in run("import", tmp_path / "absent.npz", "--out", new).output
+    assert sorted(tmp_path.iterdir()) == [old]
