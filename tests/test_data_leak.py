@@ -147,7 +147,10 @@ def test_targets_that_repeat_the_last_context_concept_are_noticed() -> None:
 def test_bank_faults_are_counted() -> None:
     clean = walk_dataset()
     bank, texts = clean.bank.copy(), clean.texts.copy()
-    bank[3] = bank[4] = bank[2]
+    bank[3] = bank[2]
+    bank[4] = bank[2] + np.float32(1e-6)  # the same but for rounding
+    bank[5] = bank[6] * np.float32(0.99) + bank[20] * np.float32(0.01)  # near, yet another
+    bank[5] /= np.linalg.norm(bank[5])
     bank[7] *= np.float32(1.0015)
     texts[1] = texts[0]
     tmd = np.ones((50, D_TMD), dtype=np.float32)

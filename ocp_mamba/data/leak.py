@@ -15,6 +15,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ocp_mamba.data.file import SPLITS, Dataset, Examples
+from ocp_mamba.data.same import join_same
 
 NORM_TOLERANCE = 1e-3
 """A bank row is called unit when its norm is this near to 1."""
@@ -221,7 +222,7 @@ def _bank_figures(dataset: Dataset) -> dict[str, float]:
         "concepts": float(len(bank)),
         "non_unit_rows": float((off > NORM_TOLERANCE).sum()),
         "largest_norm_error": float(off.max()),
-        "duplicate_vectors": float(len(bank) - len({row.tobytes() for row in bank})),
+        "duplicate_vectors": float(len(bank) - len(np.unique(join_same(bank)[0]))),
         "duplicate_texts": float(len(texts) - len(np.unique(texts))),
         "unused_concepts": float(len(bank) - len(np.unique(dataset.chain_values))),
     }
@@ -273,8 +274,8 @@ def _bank_warnings(bank: dict[str, float]) -> list[str]:
         found.append(f"{bank['non_unit_rows']:.0f} bank rows are not of unit length.")
     if bank["duplicate_vectors"]:
         found.append(
-            f"{bank['duplicate_vectors']:.0f} bank rows repeat another row's vector: retrieval "
-            "cannot tell such concepts apart."
+            f"{bank['duplicate_vectors']:.0f} bank rows repeat another row's vector, but for "
+            "rounding: retrieval cannot tell such concepts apart."
         )
     if bank["duplicate_texts"]:
         found.append(f"{bank['duplicate_texts']:.0f} bank rows repeat another row's text.")

@@ -16,13 +16,8 @@ from ocp_mamba import __version__
 from ocp_mamba.config import D_TMD
 from ocp_mamba.data.file import SCHEMA_VERSION, SPLITS, Dataset, DatasetError
 from ocp_mamba.data.legacy_formats import LegacyFile, RawSplit
-from ocp_mamba.data.legacy_vectors import (
-    UNIT_TOLERANCE,
-    VectorNumbers,
-    join_same,
-    norms_of,
-    take_apart,
-)
+from ocp_mamba.data.legacy_vectors import UNIT_TOLERANCE, VectorNumbers, take_apart
+from ocp_mamba.data.same import join_same, norms_of
 from ocp_mamba.data.split import split_chains, split_report
 
 SOURCE = "imported"

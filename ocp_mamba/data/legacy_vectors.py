@@ -1,4 +1,4 @@
-"""Repair of imported vectors: fused TMD codes, norms, and one bank row per different vector."""
+"""Imported vectors: fused TMD codes cut off, different rows numbered."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from ocp_mamba.config import D_TMD, D_VECTOR
 from ocp_mamba.data.file import DatasetError
 from ocp_mamba.data.legacy_formats import RawSplit
 from ocp_mamba.data.legacy_padding import D_FUSED
+from ocp_mamba.data.same import norms_of
 
 UNIT_TOLERANCE = 2e-3
 """How far a norm may be from 1 for a row to count as unit: float16 stays well within, and leaving
 16 of 784 unit numbers out, or taking 16 others in, does not."""
-
-SAME_DISTANCE = 1e-3
-"""Unit rows this near to each other are one concept (cosine above 0.9999995). Rounding one vector
-to float16 moves it by 3e-4, so a concept saved in two precisions stays one."""
-
-_RESTART_SHARE = 0.1
 
 
 class VectorNumbers:
@@ -38,12 +33,6 @@ class VectorNumbers:
     def rows(self) -> np.ndarray:
         """All different rows, float32 (n, 768)."""
         return np.frombuffer(b"".join(self._ids), dtype=np.float32).reshape(-1, D_VECTOR)
-
-
-def norms_of(rows: np.ndarray) -> np.ndarray:
-    """Euclidean norms of float32 rows (n, d), taken in float64."""
-    squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-    return np.asarray(np.sqrt(squares))
 
 
 def take_apart(raw: RawSplit, context_key: str, target_key: str, end: str | None) -> str | None:
@@ -130,63 +119,3 @@ def _take_tmd(raw: RawSplit, codes: np.ndarray, key: str) -> None:
             f"{key}: the TMD codes change within {len(np.unique(example[differs]))} contexts; the "
             "last row's were taken"
         )
-
-
-def join_same(unit: np.ndarray) -> tuple[np.ndarray, float]:
-    """Find rows that are the same but for rounding.
-
-    Rows are compared when their shadows on four fixed random directions are near, which those of
-    rows within `SAME_DISTANCE` always are.
-
-    Args:
-        unit: float32 (n, d), unit rows.
-
-    Returns:
-        For each row the row that stands for it, int64 (n,): itself, or an earlier row no further
-        than `SAME_DISTANCE`; and the largest distance between a row and the one that stands for it.
-    """
-    directions = np.random.default_rng(0).standard_normal((unit.shape[1], 4))
-    shadows = unit.astype(np.float64) @ (directions / np.linalg.norm(directions, axis=0))
-    root = np.arange(len(unit))
-    alive = np.argsort(shadows[:, 0], kind="stable")
-    step = 1
-    while step < len(alive):
-        one, other = alive[:-step], alive[step:]
-        near = shadows[other, 0] - shadows[one, 0] <= SAME_DISTANCE
-        if not near.any():
-            break
-        near &= (np.abs(shadows[other] - shadows[one]) <= SAME_DISTANCE).all(axis=1)
-        one, other = one[near], other[near]
-        same = _distances(unit, one, other) <= SAME_DISTANCE
-        _unite(root, one[same], other[same])
-        gone = root[alive] != alive
-        if gone.mean() > _RESTART_SHARE:  # a collapsed bank would otherwise cost n² comparisons
-            alive, step = alive[~gone], 0
-        step += 1
-    root = np.array([_find(root, i) for i in range(len(root))], dtype=np.int64)
-    far = _distances(unit, np.arange(len(unit)), root) > SAME_DISTANCE
-    root[far] = np.flatnonzero(far)
-    return root, float(_distances(unit, np.arange(len(unit)), root).max(initial=0.0))
-
-
-def _unite(root: np.ndarray, ones: np.ndarray, others: np.ndarray) -> None:
-    """Join pairs; the smaller number stands for both."""
-    for one, other in zip(ones.tolist(), others.tolist(), strict=True):
-        low, high = sorted((_find(root, one), _find(root, other)))
-        root[high] = low
-
-
-def _find(root: np.ndarray, i: int) -> int:
-    while root[i] != i:
-        root[i] = root[root[i]]
-        i = int(root[i])
-    return i
-
-
-def _distances(unit: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Distances between rows, float64 (n,), in chunks."""
-    out = np.empty(len(one))
-    for i in range(0, len(one), 8192):
-        part = slice(i, i + 8192)
-        out[part] = norms_of(unit[one[part]] - unit[other[part]])
-    return out
