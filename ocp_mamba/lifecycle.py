@@ -107,3 +107,20 @@ def stop_signals(watched: psutil.Process | None = None) -> Iterator[None]:
     finally:
         stop.set()
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within the block SIGTERM and Ctrl-C are ignored, so that what ends the run can finish.
+
+    Ctrl-C on ``mlflow run`` reaches its child as Ctrl-C and, a moment later, as SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

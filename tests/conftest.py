@@ -1,0 +1,67 @@
+"""Shared fixtures: a small dataset and model, a tracking store each test, a tracking server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from data_maker import make_dataset
+from servers import Server, tracking_server
+
+from ocp_mamba.config import ModelConfig
+from ocp_mamba.data.file import Dataset
+
+TINY = {"d_model": 32, "n_layers": 1, "headdim": 16}
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    return make_dataset(n_chains=60, n_concepts=40, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    return ModelConfig(**TINY)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite file with MLflow's tables; creating them takes seconds, copying the file none."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Iterator[str]:
+    """An empty sqlite tracking store; the working folder is ``tmp_path``."""
+    import mlflow
+
+    from ocp_mamba.tracking_store import SETTINGS
+
+    for name in SETTINGS:  # what `use_store` sets is undone after the test
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run("KILLED")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tracking server over HTTP, shared by the session: do not kill it."""
+    running = tracking_server(tmp_path_factory.mktemp("server"))
+    running.start()
+    yield running
+    running.kill()
