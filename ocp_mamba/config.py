@@ -89,6 +89,8 @@ class TrainConfig:
 
     ``patience`` is the number of epochs without a better ``val_next_vec_cosine`` after which
     training stops; 0 never stops early. ``infonce_weight`` 0 leaves the contrastive term out.
+    ``precision`` auto is bf16 where the processor multiplies bf16 matrices in hardware, else
+    float32. ``threads`` 0 leaves torch's own choice.
     """
 
     batch_size: int = 64
@@ -103,7 +105,7 @@ class TrainConfig:
     patience: int = 0
     trend_epochs: int = 3
     seed: int = 0
-    precision: str = "float32"
+    precision: str = "auto"
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -124,8 +126,8 @@ class TrainConfig:
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
         _require(
-            self.precision in ("float32", "bf16"),
-            f"precision must be float32 or bf16, got {self.precision!r}",
+            self.precision in ("auto", "float32", "bf16"),
+            f"precision must be auto, float32 or bf16, got {self.precision!r}",
         )
 
 

@@ -1,0 +1,221 @@
+"""One judgement of one predictor on one split, as plain results; no training, no tracker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocp_mamba import metrics
+from ocp_mamba.baselines import Predictor
+from ocp_mamba.data.batches import batches
+from ocp_mamba.data.file import Dataset, Examples
+from ocp_mamba.data.leak import strata
+from ocp_mamba.metrics import Figure
+from ocp_mamba.model import OCPMambaLVM
+from ocp_mamba.retrieval import BankIndex
+
+EVALUATION_BATCH = 256
+TOP_K = 10
+LATENCY_CONTEXT = 10
+LATENCY_WARMUP, LATENCY_RUNS = 20, 200
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one predictor on one split, with what they were taken over.
+
+    ``figures`` holds a mean with its interval for each metric, and for each metric and stratum
+    under ``<metric>_<stratum>``. ``per_example`` holds the numbers behind them, for paired
+    comparison.
+    """
+
+    predictor: str
+    split: str
+    dataset_fingerprint: str
+    metrics_version: str
+    n_examples: int
+    n_chains: int
+    pool_size: int
+    chance_p1: float
+    echo_encoder: str
+    figures: dict[str, Figure]
+    per_example: dict[str, np.ndarray] = field(repr=False)
+    chains: np.ndarray = field(repr=False)
+
+    def flat(self) -> dict[str, float]:
+        """Return every number by name: each figure, its ``_low``, ``_high`` and ``_n``.
+
+        A figure over no examples has its ``_n`` of 0 and nothing else.
+        """
+        numbers: dict[str, float] = {}
+        for name, figure in self.figures.items():
+            numbers[f"{name}_n"] = figure.n
+            if figure.value is not None and figure.low is not None and figure.high is not None:
+                numbers[name] = figure.value
+                numbers[f"{name}_low"] = figure.low
+                numbers[f"{name}_high"] = figure.high
+        numbers["retrieval_pool_size"] = self.pool_size
+        numbers["retrieval_chance_p1"] = self.chance_p1
+        return numbers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is worth writing as JSON: all but the numbers of single examples."""
+        skipped = ("per_example", "chains", "figures")
+        plain = {k: v for k, v in vars(self).items() if k not in skipped}
+        return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}
+
+
+def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tensor:
+    """Predict every OCP sequence of a split.
+
+    Returns:
+        float32 ``(n_examples, 768)`` unit rows, in the order of ``dataset.examples(split)``.
+    """
+    examples = dataset.examples(split)
+    d_tmd = predictor.config.d_tmd if isinstance(predictor, OCPMambaLVM) else 0
+    bank = torch.from_numpy(dataset.bank)
+    out = torch.empty(len(examples.target), bank.shape[1])
+    starts = np.searchsorted(examples.chain, np.arange(dataset.n_chains + 1))
+    with torch.inference_mode():
+        for batch in batches(dataset, split, EVALUATION_BATCH, bank=bank):
+            predictions = predictor.predict_all(batch.vectors, batch.tmd if d_tmd else None)
+            ids = batch.chain_ids.numpy()
+            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ids])
+            out[torch.from_numpy(rows)] = predictions[batch.mask]
+    return out
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    split: str,
+    *,
+    name: str,
+    index: BankIndex | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Judge a predictor on a split, overall and per stratum, with intervals by chain.
+
+    Args:
+        predictor: a model in evaluation mode, or a baseline.
+        dataset: gives the split and the bank that retrieval searches.
+        split: "train", "val" or "test".
+        name: how results call the predictor.
+        index: the bank's index, to share it between predictors; built when None.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: the split is unknown, or a prediction is not finite.
+    """
+    index = index or BankIndex(dataset.bank)
+    examples = dataset.examples(split)
+    per_example: dict[str, np.ndarray] = {}
+    if len(examples.target):
+        per_example = _judge(predict_examples(predictor, dataset, split), examples, dataset, index)
+    figures = {}
+    selections = {"": np.ones(len(examples.target), bool)}
+    selections |= {f"_{stratum}": chosen for stratum, chosen in strata(dataset, split).items()}
+    for metric, values in per_example.items():
+        for suffix, chosen in selections.items():
+            figures[metric + suffix] = metrics.bootstrap_mean(
+                values[chosen], examples.chain[chosen], seed
+            )
+    return Evaluation(
+        predictor=name,
+        split=split,
+        dataset_fingerprint=dataset.fingerprint,
+        metrics_version=metrics.METRICS_VERSION,
+        n_examples=len(examples.target),
+        n_chains=len(np.unique(examples.chain)),
+        pool_size=index.size,
+        chance_p1=metrics.chance_precision_at(1, index.size),
+        echo_encoder="bank",
+        figures=figures,
+        per_example=per_example,
+        chains=examples.chain,
+    )
+
+
+def _judge(
+    predictions: Tensor, examples: Examples, dataset: Dataset, index: BankIndex
+) -> dict[str, np.ndarray]:
+    """One number an example for each metric.
+
+    The echo loop's text is encoded again by looking its vector up in the bank.
+    """
+    bank = torch.from_numpy(dataset.bank)
+    targets = bank[torch.from_numpy(examples.target).long()]
+    _, found = index.search(predictions.numpy(), TOP_K)
+    echo = bank[torch.from_numpy(found[:, 0])]
+    return {
+        "next_vec_cosine": metrics.cosine(predictions, targets).numpy(),
+        "faiss_retrieval_p1": metrics.precision_at(found, examples.target, 1).astype(float),
+        "faiss_retrieval_p5": metrics.precision_at(found, examples.target, 5).astype(float),
+        "faiss_retrieval_p10": metrics.precision_at(found, examples.target, 10).astype(float),
+        "echo_loop_similarity": metrics.cosine(echo, targets).numpy(),
+        "echo_to_prediction": metrics.cosine(echo, predictions).numpy(),
+    }
+
+
+def paired_difference(ours: Evaluation, theirs: Evaluation, metric: str) -> Figure:
+    """Mean of ours minus theirs over the same examples, with its interval by chain.
+
+    Raises:
+        ValueError: the two were not taken over the same data with the same definitions.
+    """
+    for what in ("split", "dataset_fingerprint", "metrics_version", "pool_size"):
+        a, b = getattr(ours, what), getattr(theirs, what)
+        if a != b:
+            raise ValueError(
+                f"{ours.predictor} and {theirs.predictor} differ in {what}: {a} and {b}"
+            )
+    difference = ours.per_example[metric] - theirs.per_example[metric]
+    return metrics.bootstrap_mean(difference, ours.chains)
+
+
+def validator(
+    dataset: Dataset, index: BankIndex, split: str = "val"
+) -> Callable[[OCPMambaLVM], dict[str, float]]:
+    """Return the judge of each epoch: ``next_vec_cosine`` and ``retrieval_p1`` on a split.
+
+    Raises:
+        ValueError: the split has no examples.
+    """
+    examples = dataset.examples(split)
+    if len(examples.target) == 0:
+        raise ValueError(f"the {split} split has no examples to validate on")
+    targets = torch.from_numpy(dataset.bank[examples.target])
+
+    def validate(model: OCPMambaLVM) -> dict[str, float]:
+        predictions = predict_examples(model, dataset, split)
+        _, found = index.search(predictions.numpy(), 1)
+        return {
+            "next_vec_cosine": float(metrics.cosine(predictions, targets).mean()),
+            "retrieval_p1": float((found[:, 0] == examples.target).mean()),
+        }
+
+    return validate
+
+
+def inference_latency(model: OCPMambaLVM) -> dict[str, float]:
+    """Time the model alone on one context of 10 vectors: p50 and p95 in milliseconds."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, LATENCY_CONTEXT, model.config.d_vector, generator=generator)
+    tmd = torch.zeros(1, model.config.d_tmd) if model.config.d_tmd else None
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(LATENCY_WARMUP + LATENCY_RUNS):
+            started = time.perf_counter()
+            model(x, tmd)
+            seconds.append(time.perf_counter() - started)
+    timed = seconds[LATENCY_WARMUP:]
+    return {
+        "inference_latency_ms": metrics.percentile_ms(timed, 50),
+        "inference_latency_ms_p95": metrics.percentile_ms(timed, 95),
+    }

@@ -1,0 +1,116 @@
+"""Figures as pure functions of tensors; their definitions stand in ``docs/metrics.md``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+METRICS_VERSION = "1"
+"""Changes when a definition changes: figures of two versions are not comparable."""
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over ``n`` examples with its 95% interval; all three are None when n is 0."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        """Return ``0.823 [0.815, 0.831]``, or ``not run (n = 0)``."""
+        if self.value is None:
+            return "not run (n = 0)"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Figure:
+    """Mean of ``values`` with a percentile interval from resampling whole groups.
+
+    Examples of one chain are not independent, so chains are drawn, not examples.
+    Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
+
+    Args:
+        values: ``(n,)`` one number an example.
+        groups: ``(n,)`` integers, the chain of each example.
+        seed: seed of the resampling.
+    """
+    if len(values) == 0:
+        return Figure(None, None, None, 0)
+    _, index = np.unique(groups, return_inverse=True)
+    sums = np.bincount(index, weights=values.astype(np.float64))
+    counts = np.bincount(index).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+    means = (drawn @ sums) / (drawn @ counts)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Figure(float(sums.sum() / counts.sum()), float(low), float(high), len(values))
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of each pair of rows: ``(..., D)`` and ``(..., D)`` to ``(...)``; range -1..1."""
+    return F.cosine_similarity(a, b, dim=-1)
+
+
+def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean of 1 - cosine over rows ``(M, D)``; a scalar in 0..2."""
+    return (1 - cosine(predictions, targets)).mean()
+
+
+def info_nce(
+    predictions: Tensor, target_ids: Tensor, targets: Tensor, temperature: float
+) -> Tensor:
+    """Contrastive loss of unit predictions against the distinct targets of the batch.
+
+    A target that occurs twice is one candidate, so that no example has its own target among its
+    negatives. Source: van den Oord et al., "Representation Learning with Contrastive Predictive
+    Coding", 2018, equation 4.
+
+    Args:
+        predictions: ``(M, D)`` unit rows.
+        target_ids: ``(M,)`` concept ids.
+        targets: ``(M, D)`` unit rows, the vectors of those ids.
+        temperature: divisor of the cosines.
+
+    Returns:
+        A scalar, in nats; ``log(number of distinct targets)`` is chance.
+    """
+    distinct, label = torch.unique(target_ids, return_inverse=True)
+    candidates = targets.new_empty(len(distinct), targets.shape[1])
+    candidates[label] = targets
+    return F.cross_entropy(predictions @ candidates.T / temperature, label)
+
+
+def slope(values: Sequence[float]) -> float | None:
+    """Least-squares slope of equally spaced values, per step; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    return float(np.polyfit(np.arange(len(values)), np.asarray(values, dtype=np.float64), 1)[0])
+
+
+def precision_at(found: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Whether each target ``(n,)`` is among the first k found ``(n, >= k)``: bool ``(n,)``."""
+    return (found[:, :k] == targets[:, None]).any(axis=1)
+
+
+def chance_precision_at(k: int, pool_size: int) -> float:
+    """Precision at k of a uniformly random ranking of the pool."""
+    return min(1.0, k / pool_size)
+
+
+def percentile_ms(seconds: Sequence[float], percent: float) -> float:
+    """Percentile of durations in seconds, in milliseconds."""
+    if not seconds:
+        return math.nan
+    return float(np.percentile(np.asarray(seconds), percent)) * 1e3

@@ -1,0 +1,367 @@
+"""Training: `fit` drives epochs of `train_step` over packed chains and keeps the best epoch.
+
+Knows no tracker: ``on_epoch`` receives every epoch's result and may raise to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ocp_mamba import metrics
+from ocp_mamba.config import TrainConfig
+from ocp_mamba.data.batches import Batch, batches, n_batches
+from ocp_mamba.data.file import Dataset
+from ocp_mamba.model import CheckpointError, OCPMambaLVM, load_checkpoint, save_checkpoint
+
+BETAS = (0.9, 0.95)
+EPOCH_SEED_STRIDE = 1_000_003
+
+Validate = Callable[[OCPMambaLVM], dict[str, float]]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, or cannot start."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Figures of one epoch; plain numbers, so it travels in a checkpoint."""
+
+    epoch: int
+    losses: dict[str, float]
+    lr: float
+    seconds: float
+    examples_per_second: float
+    val: dict[str, float]
+    improvement_trend: float | None
+    is_best: bool
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class EpochResult(EpochRecord):
+    """What ``on_epoch`` receives: the record, and the live model with this epoch's weights."""
+
+    max_epochs: int
+    model: OCPMambaLVM
+
+
+@dataclass
+class TrainState:
+    """Everything that a resumed run needs beside the dataset and the configs."""
+
+    model: OCPMambaLVM
+    optimizer: torch.optim.Optimizer
+    precision: str
+    history: list[EpochRecord] = field(default_factory=list)
+    step: int = 0
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The last record that was the best of its time, or None before the first epoch."""
+        return next((r for r in reversed(self.history) if r.is_best), None)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Outcome of `fit`; the model holds the best epoch's weights."""
+
+    history: list[EpochRecord]
+    best_epoch: int
+    best_cosine: float
+    train_seconds: float
+    stopped_early: bool
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """Return ``float32`` or ``bf16``; ``auto`` takes bf16 where matrix products have hardware."""
+    if requested != "auto":
+        return requested
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+    return "bf16" if fast else "float32"
+
+
+def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Rate of a step (from 0): linear warm-up, then half a cosine down to the minimum."""
+    warmup = max(1, round(config.warmup_fraction * total_steps))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    floor = config.min_lr_fraction
+    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def make_optimizer(model: OCPMambaLVM, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; matrices take weight decay, biases, norms and state-space parameters none."""
+    decay, no_decay = model.decay_groups()
+    groups = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=BETAS, fused=True)
+
+
+def batch_losses(
+    model: nn.Module, batch: Batch, bank: Tensor, config: TrainConfig
+) -> dict[str, Tensor]:
+    """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
+
+    One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
+    per example.
+    """
+    assert isinstance(model, OCPMambaLVM)
+    tmd = batch.tmd if model.config.d_tmd else None
+    predictions = model.predict_all(batch.vectors, tmd)[batch.mask].float()
+    target_ids = batch.targets[batch.mask]
+    targets = bank[target_ids]
+    losses = {"cosine": metrics.cosine_loss(predictions, targets)}
+    total = losses["cosine"]
+    if config.infonce_weight:
+        losses["infonce"] = metrics.info_nce(predictions, target_ids, targets, config.temperature)
+        total = total + config.infonce_weight * losses["infonce"]
+    losses["total"] = total
+    return losses
+
+
+def train_step(
+    state: TrainState, batch: Batch, bank: Tensor, lr: float, config: TrainConfig
+) -> dict[str, float]:
+    """One optimiser step; returns the loss terms and ``grad_norm`` (before clipping).
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
+        losses = batch_losses(state.model, batch, bank, config)
+    losses["total"].backward()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    values = {name: loss.item() for name, loss in losses.items()} | {"grad_norm": float(norm)}
+    if not all(math.isfinite(v) for v in values.values()):
+        raise TrainingError(
+            f"step {state.step + 1}: {values} is not finite at learning rate {lr:g}; "
+            "lower --lr or use --precision float32"
+        )
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return values
+
+
+def fit(
+    model: OCPMambaLVM,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    validate: Validate,
+    output: Path | None = None,
+    resume: bool = False,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Train a model on a dataset's train split and leave it with the best epoch's weights.
+
+    Args:
+        model: trained in place, on its own device.
+        dataset: its train split is learnt.
+        config: schedule, loss, seed, precision.
+        validate: judges the model after each epoch; must give ``next_vec_cosine``.
+        output: where the best epoch's ``.pt`` is kept; beside it ``<stem>.last.pt`` holds the
+            state to resume from until training ends.
+        resume: go on from ``<stem>.last.pt``.
+        on_epoch: called after each epoch; what it raises ends training and is not caught.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        TrainingError: the train split is empty, the loss is not finite, or there is nothing to
+            resume that fits.
+    """
+    if dataset.n_examples("train") == 0:
+        raise TrainingError("the train split has no examples")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    bank = torch.from_numpy(dataset.bank).to(next(model.parameters()).device)
+    state = TrainState(
+        model, make_optimizer(model, config), resolve_precision(config.precision, bank.device)
+    )
+    files = _Files(output, dataset, config)
+    if resume:
+        files.restore(state)
+    best_weights = files.read_best() if resume else None
+    bar = _ProgressBar(state, dataset, config, progress)
+    started = time.perf_counter()
+    while not (state.history and state.history[-1].is_last):
+        record = _run_epoch(state, dataset, bank, config, validate, bar)
+        state.history.append(record)
+        if record.is_best:
+            best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        files.write(state)
+        if on_epoch is not None:
+            on_epoch(EpochResult(**vars(record), max_epochs=config.max_epochs, model=model))
+    bar.close()
+    assert best_weights is not None
+    assert state.best is not None
+    model.load_state_dict(best_weights)
+    files.finish()
+    return FitResult(
+        history=state.history,
+        best_epoch=state.best.epoch,
+        best_cosine=state.best.val["next_vec_cosine"],
+        train_seconds=time.perf_counter() - started,
+        stopped_early=len(state.history) < config.max_epochs,
+    )
+
+
+def _run_epoch(
+    state: TrainState,
+    dataset: Dataset,
+    bank: Tensor,
+    config: TrainConfig,
+    validate: Validate,
+    bar: _ProgressBar,
+) -> EpochRecord:
+    """Train one pass over the train split, validate, and decide whether it is best and last."""
+    epoch = len(state.history) + 1
+    steps = n_batches(dataset, "train", config.batch_size)
+    seed = config.seed * EPOCH_SEED_STRIDE + epoch
+    sums: Counter[str] = Counter()
+    examples, lr = 0, 0.0
+    started = time.perf_counter()
+    state.model.train()
+    for batch in batches(dataset, "train", config.batch_size, bank=bank, shuffle_seed=seed):
+        lr = learning_rate(state.step, steps * config.max_epochs, config)
+        values = train_step(state, batch, bank, lr, config)
+        n = int(batch.mask.sum())
+        sums.update({name: value * n for name, value in values.items()})
+        examples += n
+        bar.step(epoch, values)
+    train_seconds = time.perf_counter() - started
+    state.model.eval()
+    val = validate(state.model)
+    cosines = [r.val["next_vec_cosine"] for r in state.history] + [val["next_vec_cosine"]]
+    is_best = state.best is None or cosines[-1] > state.best.val["next_vec_cosine"]
+    since_best = 0 if is_best or state.best is None else epoch - state.best.epoch
+    bar.validated(val)
+    return EpochRecord(
+        epoch=epoch,
+        losses={name: total / examples for name, total in sums.items()},
+        lr=lr,
+        seconds=time.perf_counter() - started,
+        examples_per_second=examples / train_seconds,
+        val=val,
+        improvement_trend=metrics.slope(cosines[-config.trend_epochs :]),
+        is_best=is_best,
+        is_last=epoch == config.max_epochs or 0 < config.patience <= since_best,
+    )
+
+
+class _ProgressBar:
+    """One tqdm bar over all steps: loss, the last validation's figures, time left."""
+
+    def __init__(
+        self, state: TrainState, dataset: Dataset, config: TrainConfig, enabled: bool
+    ) -> None:
+        steps = n_batches(dataset, "train", config.batch_size) * config.max_epochs
+        self._epochs = config.max_epochs
+        self._val: dict[str, float] = {}
+        self._bar = tqdm(total=steps, initial=state.step, unit="step", disable=not enabled)
+
+    def step(self, epoch: int, losses: dict[str, float]) -> None:
+        self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
+        shown = {"loss": f"{losses['total']:.4f}"} | {
+            f"val_{k}": f"{v:.4f}" for k, v in self._val.items()
+        }
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def validated(self, val: dict[str, float]) -> None:
+        self._val = val
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Files:
+    """The best epoch's ``.pt`` and, until training ends, the state to resume from."""
+
+    def __init__(self, output: Path | None, dataset: Dataset, config: TrainConfig) -> None:
+        self._best = output
+        self._last = output and resume_path(output)
+        self._fingerprint = dataset.fingerprint
+        self._encoder = dict(dataset.meta.get("encoder", {}))
+        self._config = config
+
+    def write(self, state: TrainState) -> None:
+        if self._best is None or self._last is None:
+            return
+        record = state.history[-1]
+        if record.is_best:
+            self._save(self._best, state, {"epoch": record.epoch, "val": record.val})
+        if not record.is_last:
+            loop = {
+                "history": [asdict(r) for r in state.history],
+                "optimizer": state.optimizer.state_dict(),
+                "step": state.step,
+                "train_config": asdict(self._config),
+            }
+            self._save(self._last, state, loop)
+
+    def restore(self, state: TrainState) -> None:
+        if self._last is None:
+            raise TrainingError("cannot resume without an output path")
+        try:
+            checkpoint = load_checkpoint(self._last)
+        except CheckpointError as error:
+            raise TrainingError(f"cannot resume: {error}") from error
+        then = TrainConfig(**checkpoint.loop["train_config"])
+        if replace(then, threads=0) != replace(self._config, threads=0):
+            raise TrainingError(f"cannot resume {self._last}: it was trained with {then}")
+        if checkpoint.model_config != state.model.config:
+            raise TrainingError(
+                f"cannot resume {self._last}: its model is {checkpoint.model_config}"
+            )
+        if checkpoint.dataset_fingerprint != self._fingerprint:
+            raise TrainingError(
+                f"cannot resume {self._last}: it was trained on dataset "
+                f"{checkpoint.dataset_fingerprint[:12]}, this one is {self._fingerprint[:12]}"
+            )
+        state.model.load_state_dict(checkpoint.state_dict)
+        state.optimizer.load_state_dict(checkpoint.loop["optimizer"])
+        state.history = [EpochRecord(**r) for r in checkpoint.loop["history"]]
+        state.step = checkpoint.loop["step"]
+
+    def read_best(self) -> dict[str, Tensor]:
+        assert self._best is not None
+        return load_checkpoint(self._best).state_dict
+
+    def finish(self) -> None:
+        if self._last is not None:
+            self._last.unlink(missing_ok=True)
+
+    def _save(self, path: Path, state: TrainState, loop: dict[str, Any]) -> None:
+        save_checkpoint(
+            path,
+            state.model,
+            dataset_fingerprint=self._fingerprint,
+            encoder=self._encoder,
+            loop=loop,
+        )
+
+
+def resume_path(output: Path) -> Path:
+    """Return where the state to resume a training with this output from is kept."""
+    return output.with_name(f"{output.stem}.last{output.suffix}")
