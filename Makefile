@@ -1,0 +1,91 @@
+# `make run` and `make test` need Python 3.11 or newer, make and git; `make help` lists the rest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= ocp_training_9k.npz
+ENV_MANAGER ?= local
+PORT ?= 5000
+SERVE_PORT ?= 5001
+ARGS ?=
+
+# The interpreter that makes .venv: the first of these that is new enough, or PYTHON=...
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+export TORCH_INDEX_URL
+# MLflow's child commands find `python` and `uv` here; recipes name $(BIN) themselves.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint ui serve install install-dev lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo '  make run DATA=other.npz ARGS="-P max_epochs=3 -P model_size=tiny"'
+	@echo '  make run ENV_MANAGER=uv          see docs/env-managers.md'
+	@echo '  make run PYTHON=/path/to/python3.12'
+	@echo '  make run TORCH_INDEX_URL=https://...   where torch comes from'
+
+run: install ## install and run the main job in MLflow: train, judge, register
+	$(if $(filter uv,$(ENV_MANAGER)),$(BIN)/uv --version || $(BIN)/pip install -q -c constraints.txt uv)
+	$(BIN)/mlflow run . --env-manager $(ENV_MANAGER) -P data="$(DATA)" $(ARGS)
+
+test: install-dev ## install and run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: install-dev ## the tests, with those that take minutes
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: install-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: install ## open the tracked runs (PORT=5000)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	$(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1 --port $(PORT)
+
+serve: install ## serve the registered candidate over HTTP (SERVE_PORT=5001)
+	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
+	$(BIN)/mlflow models serve -m models:/ocp-mamba-lvm@candidate --env-manager local --port $(SERVE_PORT)
+
+install: $(VENV)/.installed ## make .venv with what `make run` needs
+install-dev: $(VENV)/.installed-dev ## make .venv with what `make test` needs
+
+# A stamp is older than what it was made from only when that changed: then pip runs again.
+INPUTS := pyproject.toml constraints.txt scripts/install.py
+
+$(VENV)/.installed: $(INPUTS)
+	@$(call install,)
+	@touch $@
+
+$(VENV)/.installed-dev: $(INPUTS)
+	@$(call install,--extras dev)
+	@touch $@ $(VENV)/.installed
+
+define install
+if [ -z "$(PYTHON)" ]; then \
+	echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is."; \
+	echo "make: name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; fi; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "make: $(PYTHON) is no Python 3.11 or newer; name another one: PYTHON=..."; exit 1; }; \
+$(PYTHON) scripts/install.py $(VENV) $(1)
+endef
+
+# The newest versions that pip picks here; uv adds the pins that other platforms need. CUDA's
+# packages are left out: torch's own build pins them where it has them.
+lock: ## write constraints.txt anew from pyproject.toml's bounds
+	rm -rf .venv-lock
+	$(PYTHON) scripts/install.py .venv-lock --extras dev --newest
+	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > .venv-lock/pins.txt
+	.venv-lock/bin/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 \
+		--no-annotate --no-header -o .venv-lock/pins.txt
+	( echo "# Tested versions, for pip's -c; written by 'make lock' from pyproject.toml."; \
+	  grep -vE "^(nvidia-|cuda-|triton)|sys_platform == 'emscripten'" .venv-lock/pins.txt \
+	) > constraints.txt
+	rm -rf .venv-lock
+
+clean: ## remove .venv and caches (not the tracked runs)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
