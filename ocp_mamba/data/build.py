@@ -87,7 +87,8 @@ def build_dataset(
 ) -> tuple[Dataset, BuildReport]:
     """Build a dataset. The same chains, encoder and seed give the same fingerprint.
 
-    The bank's rows are in the order of the sorted texts; the chains keep theirs.
+    Chains are split by `split_chains`, siblings together. The bank's rows are in the order of the
+    sorted texts; the chains keep theirs.
 
     Args:
         chains: as read or drawn; `clean_chains` is applied to them.
@@ -113,7 +114,7 @@ def build_dataset(
     if len(names) > np.iinfo(np.uint8).max:
         raise DatasetError(f"{len(names)} sources found in the chains, at most 255 wanted")
     source = np.array([names.index(chain.source) for chain in kept], dtype=np.uint8)
-    split = split_chains(values, offsets, source, seed=seed)
+    split = split_chains(values, offsets, source, seed=seed, join_siblings=True)
     codes = np.array([chain.codes for chain in kept])
     coded = (codes != UNKNOWN).any(axis=1)
     vectors = unit_rows(encode_with_resume(encoder, texts, cache_dir, progress=progress))
@@ -141,7 +142,7 @@ def build_dataset(
     )
     report = BuildReport(
         clean=clean,
-        split=split_report(values, offsets, source, split, names),
+        split=split_report(values, offsets, source, split, names, join_siblings=True),
         concepts=len(texts),
         sequences=sequences,
         zero_tmd=float(1 - coded.mean()),

@@ -53,9 +53,9 @@ class SplitReport:
             ]
             if starved:
                 found.append(
-                    f"source {row.source}: {' and '.join(starved)}, because {row.largest_group} of "
-                    f"its {total} chains share their first concepts with one another and have to "
-                    "stay together; figures on so few chains say little about this source"
+                    f"source {row.source}: {' and '.join(starved)}; chains that share examples "
+                    f"stay together, and the largest such group has {row.largest_group} of its "
+                    f"{total} chains; figures on so few chains say little about this source"
                 )
         return found
 
@@ -67,17 +67,24 @@ class SplitReport:
 
 
 def chain_groups(
-    values: np.ndarray, offsets: np.ndarray, first: np.ndarray | None = None
+    values: np.ndarray,
+    offsets: np.ndarray,
+    first: np.ndarray | None = None,
+    *,
+    join_siblings: bool = False,
 ) -> np.ndarray:
     """Number the groups of chains that share an example, directly or through other chains.
 
     Two chains share an example when they begin with the same ``k + 1`` concepts for a position k
-    that is a target in both of them.
+    that is a target in both of them. Siblings are chains that differ in their first concept only:
+    kinds of one thing. Their examples are near copies, so a dataset that draws siblings together
+    must not let one train what another judges.
 
     Args:
         values: flat bank ids of all chains.
         offsets: where each chain starts, (n_chains + 1,).
         first: index of each chain's first target, (n_chains,); None for 2 everywhere.
+        join_siblings: put siblings into one group too.
 
     Returns:
         int64 (n_chains,), the lowest chain id in the chain's group.
@@ -92,13 +99,18 @@ def chain_groups(
             i = parent[i]
         return i
 
-    owner: dict[bytes, int] = {}
+    def join(key: tuple[bool, bytes], i: int) -> None:
+        a, b = root(owner.setdefault(key, i)), root(i)
+        parent[max(a, b)] = min(a, b)
+
+    owner: dict[tuple[bool, bytes], int] = {}
     for i, (start, end, k) in enumerate(
         zip(offsets[:-1].tolist(), offsets[1:].tolist(), first.tolist(), strict=True)
     ):
         for stop in range(start + k + 1, end + 1):
-            a, b = root(owner.setdefault(values[start:stop].tobytes(), i)), root(i)
-            parent[max(a, b)] = min(a, b)
+            join((False, values[start:stop].tobytes()), i)
+        if join_siblings:
+            join((True, values[start + 1 : end].tobytes()), i)
     return np.array([root(i) for i in range(n)], dtype=np.int64)
 
 
@@ -109,6 +121,7 @@ def split_chains(
     *,
     seed: int,
     first: np.ndarray | None = None,
+    join_siblings: bool = False,
 ) -> np.ndarray:
     """Split 70/15/15 by chain, stratified by source and length, groups kept whole.
 
@@ -123,11 +136,12 @@ def split_chains(
         source: source number of each chain, (n_chains,).
         seed: the split depends on it and on the other arguments alone.
         first: index of each chain's first target, (n_chains,); None for 2 everywhere.
+        join_siblings: as in `chain_groups`.
 
     Returns:
         uint8 (n_chains,), index into `SPLITS`.
     """
-    groups = chain_groups(values, offsets, first)
+    groups = chain_groups(values, offsets, first, join_siblings=join_siblings)
     sources = source.tolist()
     strata = list(zip(sources, np.diff(offsets).tolist(), strict=True))
     room = {s: [ceil(share * n) for share in FRACTIONS] for s, n in Counter(sources).items()}
@@ -172,6 +186,7 @@ def split_report(
     names: Sequence[str],
     *,
     first: np.ndarray | None = None,
+    join_siblings: bool = False,
 ) -> SplitReport:
     """Count chains per source and split, and the groups that had to stay together.
 
@@ -182,8 +197,9 @@ def split_report(
         split: index into `SPLITS` of each chain, (n_chains,).
         names: names of the sources.
         first: index of each chain's first target, (n_chains,); None for 2 everywhere.
+        join_siblings: as in `chain_groups`.
     """
-    groups = chain_groups(values, offsets, first)
+    groups = chain_groups(values, offsets, first, join_siblings=join_siblings)
     rows = []
     for number, name in enumerate(names):
         mine = source == number
