@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import pytest
+
+from ocp_mamba.data import DatasetError
+from ocp_mamba.data.chains import Chain
+from ocp_mamba.data.tmd import Codes
+from ocp_mamba.data.wordnet import draw_chains, read_wordnet, wordnet_chains
+
+LICENCE_LINES = "  1 This software and database is being provided to you\n  2 and so on  \n"
+
+
+def line(offset, lexfile, pos, words, pointers, frames=None) -> str:
+    parts = [f"{offset:08d} {lexfile:02d} {pos} {len(words):02x}"]
+    parts += [f"{word} 0" for word in words]
+    parts.append(f"{len(pointers):03d}")
+    parts += [f"{symbol} {target:08d} {p} 0000" for symbol, target, p in pointers]
+    if frames is not None:
+        parts.append(f"{len(frames):02d}")
+        parts += [f"+ {frame:02d} 00" for frame in frames]
+    return " ".join(parts) + " | a gloss; with | a bar and @ 1 n 0000\n"
+
+
+NOUNS = [
+    line(1, 3, "n", ["entity"], [("~", 2, "n")]),
+    line(2, 5, "n", ["living_thing", "animate_thing"], [("@", 1, "n"), ("~", 3, "n")]),
+    line(3, 5, "n", [f"w{i}" for i in range(17)], [("@", 2, "n"), ("~", 4, "n"), ("~i", 9, "n")]),
+    line(4, 5, "n", ["sea_snail"], [("#m", 1, "n"), ("@", 3, "n"), ("@", 1, "n")]),
+    line(5, 20, "n", ["moss"], [("@", 3, "n")]),
+    line(6, 20, "n", ["lone_root"], []),
+    line(7, 20, "n", ["too_short"], [("@", 1, "n")]),
+    line(8, 20, "n", ["w0"], [("@", 3, "n")]),  # the text of its own hypernym
+    line(9, 18, "n", ["Einstein"], [("@i", 3, "n")]),
+]
+VERBS = [
+    line(1, 38, "v", ["move"], [("~", 2, "v")], [1]),
+    line(2, 38, "v", ["travel"], [("@", 1, "v"), ("~", 3, "v")], [2]),
+    line(3, 38, "v", ["walk"], [("@", 2, "v")], [2, 8]),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data.noun").write_text(LICENCE_LINES + "".join(NOUNS), encoding="utf-8")
+    (tmp_path / "data.verb").write_text(LICENCE_LINES + "".join(VERBS), encoding="utf-8")
+    return tmp_path
+
+
+def test_leaves_climb_by_their_first_hypernym_to_the_root(folder):
+    chains, report = wordnet_chains(folder, sequences=5, siblings=1, seed=0)
+    assert sorted(chains, key=lambda c: c.concepts) == [
+        Chain(("moss", "w0", "living thing", "entity"), "wordnet", Codes(1, 1, 21)),
+        Chain(("sea snail", "w0", "living thing", "entity"), "wordnet", Codes(1, 1, 6)),
+        Chain(("walk", "travel", "move"), "wordnet", Codes(15, 10, 39)),
+    ]
+    assert (report.found, report.kept, report.short, report.repeating) == (5, 3, 1, 1)
+
+
+def test_synsets_are_read_whole(folder):
+    synsets = read_wordnet(folder)
+    assert len(synsets) == len(NOUNS) + len(VERBS)
+    assert synsets["n", 3].has_hyponyms
+    assert synsets["n", 3].hypernym == ("n", 2)
+    assert synsets["n", 9].hypernym is None
+    assert synsets["v", 3].frames == (2, 8)
+    assert synsets["n", 5].lexname == "noun.plant"
+
+
+def test_more_sequences_than_there_are(folder):
+    with pytest.raises(DatasetError, match="the 3 chains give 5 sequences, 6 wanted"):
+        wordnet_chains(folder, sequences=6, siblings=1, seed=0)
+
+
+def test_a_circle_of_hypernyms_ends(folder):
+    circle = [
+        line(1, 38, "v", ["inhibit"], [("@", 2, "v"), ("~", 2, "v")], [8]),
+        line(2, 38, "v", ["restrain"], [("@", 1, "v"), ("~", 1, "v"), ("~", 3, "v")], [8]),
+        line(3, 38, "v", ["hold"], [("@", 2, "v")], [8]),
+    ]
+    (folder / "data.verb").write_text("".join(circle), encoding="utf-8")
+    chains, _ = wordnet_chains(folder, sequences=5, siblings=1, seed=0)
+    assert ("hold", "restrain", "inhibit") in {c.concepts for c in chains}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "00000001 03 n 01 entity\n",  # ends too early
+        "00000001 99 n 01 entity 0 000 | gloss\n",  # no such lexicographer file
+        "00000001 03 n zz entity 0 000 | gloss\n",
+        "00000001 03 n 00 000 | gloss\n",  # no word
+        "hello\n",
+    ],
+)
+def test_bad_lines_are_named(folder, bad):
+    (folder / "data.noun").write_text(LICENCE_LINES + bad, encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"data\.noun:3: is no synset in WordNet's format"):
+        read_wordnet(folder)
+
+
+def test_dangling_hypernym(folder):
+    (folder / "data.verb").write_text(line(3, 38, "v", ["walk"], [("@", 2, "v")], [2]))
+    with pytest.raises(DatasetError, match="synset v 00000002 is pointed to but does not exist"):
+        wordnet_chains(folder, sequences=1, siblings=1, seed=0)
+
+
+def test_folder_without_the_files(tmp_path):
+    with pytest.raises(DatasetError, match=r"data\.noun cannot be read.*holds data\.noun and"):
+        read_wordnet(tmp_path)
+    for name in ("data.noun", "data.verb"):
+        (tmp_path / name).write_text(LICENCE_LINES)
+    with pytest.raises(DatasetError, match="hold no synsets"):
+        read_wordnet(tmp_path)
+
+
+def families(n: int, size: int) -> list[Chain]:
+    return [Chain((f"leaf {i} {j}", f"p{i}", "root"), "s") for i in range(n) for j in range(size)]
+
+
+def test_siblings_trade_concepts_for_sequences():
+    chains = families(200, 6)
+    parents = {}
+    for siblings in (1, 3, 6):
+        drawn = draw_chains(chains, sequences=300, siblings=siblings, seed=0)
+        assert 300 <= len(drawn) < 300 + siblings
+        assert len(set(drawn)) == len(drawn)
+        parents[siblings] = len({c.concepts[1] for c in drawn})
+    assert parents[6] == 50
+    assert parents[1] > parents[3] > parents[6]
+
+
+def test_drawing_depends_on_the_seed_alone():
+    chains = families(50, 4)
+
+    def draw(seed):
+        return draw_chains(chains, sequences=60, siblings=2, seed=seed)
+
+    assert draw(1) == draw(1)
+    assert set(draw(1)) != set(draw(2))
+    everything = draw_chains(chains, sequences=200, siblings=2, seed=0)
+    assert sorted(c.concepts for c in everything) == sorted(c.concepts for c in chains)
+
+
+@pytest.mark.parametrize("name", ["sequences", "siblings"])
+def test_drawing_nothing_is_refused(name):
+    with pytest.raises(DatasetError, match=f"{name} must be at least 1, got 0"):
+        draw_chains(families(2, 2), **{"sequences": 1, "siblings": 1, "seed": 0} | {name: 0})
