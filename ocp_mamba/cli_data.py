@@ -33,8 +33,12 @@ def data() -> None:
 
 
 @data.command(
-    epilog="Example: ocp-mamba data build --wordnet /usr/share/wordnet "
-    "--encoder sentence-transformers/all-mpnet-base-v2 --out ocp_training_9k.npz"
+    epilog="""
+    \b
+    Example:
+      ocp-mamba data build --wordnet /usr/share/wordnet --out ocp_training_9k.npz \\
+        --encoder sentence-transformers/all-mpnet-base-v2
+    """
 )
 @click.option(
     "--wordnet",
