@@ -46,6 +46,11 @@ def beats_gate(evaluation: Evaluation, baselines: Mapping[str, Evaluation], metr
     return _verdict(all(low is not None and low > 0 for low in lows))
 
 
+def leak_gate(leaks: bool | None) -> str:
+    """No example's context and target stand in two splits."""
+    return _verdict(None if leaks is None else not leaks)
+
+
 def judge(
     evaluation: Evaluation,
     baselines: Mapping[str, Evaluation],
@@ -63,5 +68,5 @@ def judge(
         "inference_ready": _verdict(inference_ready),
         "beats_baselines_cosine": beats_gate(evaluation, baselines, "next_vec_cosine"),
         "beats_baselines_p1": beats_gate(evaluation, baselines, "faiss_retrieval_p1"),
-        "no_leak": _verdict(None if leaks is None else not leaks),
+        "no_leak": leak_gate(leaks),
     }

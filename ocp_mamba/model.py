@@ -38,7 +38,7 @@ class RMSNorm(nn.Module):
         """Return ``(..., width)`` from ``(..., width)`` and an optional gate of the same shape."""
         if gate is not None:
             x = x * F.silu(gate)
-        return F.rms_norm(x, (x.shape[-1],), self.weight, NORM_EPS)
+        return F.rms_norm(x.to(self.weight.dtype), (x.shape[-1],), self.weight, NORM_EPS)
 
 
 class Mamba2Mixer(nn.Module):

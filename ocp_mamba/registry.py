@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from ocp_mamba.model import CheckpointError, OCPMambaLVM, load_model
+from ocp_mamba.model import CheckpointError, OCPMambaLVM, load_checkpoint
 from ocp_mamba.serving import CHECKPOINT
 from ocp_mamba.tracking_ops import DIGEST_TAG
 from ocp_mamba.tracking_store import first_line
@@ -84,7 +85,7 @@ def _version_tags(model: LoggedModel, run: Run) -> dict[str, str]:
     return tags | {k: run.data.tags[k] for k in kept}
 
 
-def load_version(uri: str) -> OCPMambaLVM:
+def load_version(uri: str) -> tuple[OCPMambaLVM, dict[str, Any]]:
     """Load the model out of a registered version or a LoggedModel, in evaluation mode.
 
     Only the ``.pt`` is read, with ``weights_only=True``; the version's code is not run.
@@ -92,6 +93,9 @@ def load_version(uri: str) -> OCPMambaLVM:
     Args:
         uri: such as ``models:/ocp-mamba-lvm@candidate``, ``models:/ocp-mamba-lvm/3`` or
             ``models:/m-…``.
+
+    Returns:
+        The model, and the identity of the encoder whose vectors it was trained on.
 
     Raises:
         RegistryError: there is no such version, or it holds no weights that can be read.
@@ -101,6 +105,7 @@ def load_version(uri: str) -> OCPMambaLVM:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)
-            return load_model(Path(folder) / "artifacts" / CHECKPOINT)
+            checkpoint = load_checkpoint(Path(folder) / "artifacts" / CHECKPOINT)
+            return checkpoint.build_model(), checkpoint.encoder
         except (MlflowException, OSError, CheckpointError) as error:
             raise RegistryError(f"{uri}: no model to load: {first_line(error)}") from error

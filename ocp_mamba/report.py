@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from ocp_mamba.evaluate import Evaluation
 from ocp_mamba.train import EpochRecord
 
 if TYPE_CHECKING:
@@ -81,6 +82,35 @@ def epoch_table(history: Sequence[EpochRecord]) -> str:
     headers = ["epoch", "val cosine", "val P@1", "trend", "train loss", "seconds"]
     floats = ("", ".4f", ".4f", "+.4f", ".4f", ".1f")
     return tabulate(rows, headers=headers, floatfmt=floats, missingval="-")
+
+
+def baseline_table(judged: Mapping[str, Evaluation]) -> str:
+    """Return one row a predictor: cosine and P@1, overall and on unseen transitions.
+
+    The last line says what the figures were taken over: a P@1 means nothing without its pool.
+    """
+    columns = {
+        "cosine": "next_vec_cosine",
+        "P@1": "faiss_retrieval_p1",
+        "cosine, unseen": "next_vec_cosine_unseen",
+        "P@1, unseen": "faiss_retrieval_p1_unseen",
+    }
+    rows = [
+        [
+            name,
+            *(str(e.figures[key]) if key in e.figures else "not run" for key in columns.values()),
+        ]
+        for name, e in judged.items()
+    ]
+    first = next(iter(judged.values()))
+    unseen = first.figures.get("next_vec_cosine_unseen")
+    note = (
+        f"{first.split} split: {first.n_examples:,} sequences of {first.n_chains:,} chains, "
+        f"{unseen.n if unseen else 0:,} unseen transitions; pool {first.pool_size:,} concepts, "
+        f"chance P@1 {first.chance_p1:.5f}; [95% interval, by chain]"
+    )
+    table = tabulate(rows, headers=["predictor", *columns], disable_numparse=True)
+    return f"{table}\n{note}"
 
 
 def result_table(

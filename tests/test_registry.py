@@ -54,7 +54,8 @@ def test_version_says_what_it_is_and_serves_the_checkpoint(
     assert wanted.items() <= first.tags.items()
 
     local = load_model(tmp_path / "model.pt")
-    loaded = load_version(URI)
+    loaded, encoder = load_version(URI)
+    assert encoder == {k: str(v) for k, v in encoder.items()}
     assert not loaded.training
     for name, value in local.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
@@ -80,7 +81,7 @@ def test_row_without_weights_is_refused(trained: tuple[TrackedRun, str]) -> None
 
 
 def test_loads_by_model_id(trained: tuple[TrackedRun, str], tiny_config: ModelConfig) -> None:
-    assert load_version(f"models:/{trained[1]}").config == tiny_config
+    assert load_version(f"models:/{trained[1]}")[0].config == tiny_config
 
 
 def test_unknown_models_are_refused(store: str) -> None:

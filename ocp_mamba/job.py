@@ -1,0 +1,366 @@
+"""The main jobs, whole: train, judge, track and register a model; judge a model; check a dataset.
+
+This is where training and evaluation, which know no tracker, meet MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from mlflow.entities.model_registry import ModelVersion
+
+from ocp_mamba import gates, ssm_ops
+from ocp_mamba.baselines import Predictor, cheap_baselines
+from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
+from ocp_mamba.data import Dataset, DatasetError
+from ocp_mamba.data.file import is_dataset_file
+from ocp_mamba.data.leak import LeakReport, check
+from ocp_mamba.data.legacy import import_legacy
+from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
+from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
+from ocp_mamba.registry import load_version, register_best
+from ocp_mamba.report import baseline_table, epoch_table, plot_cosine, plot_losses, result_table
+from ocp_mamba.retrieval import BankIndex
+from ocp_mamba.tracking import EXPERIMENT, config_params, track
+from ocp_mamba.tracking_run import TrackedRun
+from ocp_mamba.tracking_store import ui_link
+from ocp_mamba.train import FitResult, fit, resolve_precision
+
+Echo = Callable[[str], None]
+
+SEED_METRICS = (
+    "next_vec_cosine",
+    "faiss_retrieval_p1",
+    "echo_loop_similarity",
+    "train_time_minutes",
+    "inference_latency_ms",
+)
+BASELINE_PREFIX = "baseline:"
+READY_TOLERANCE = 1e-5
+
+
+class JobError(RuntimeError):
+    """What was asked for does not fit together: a model, a dataset, an encoder."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that a training run is started with."""
+
+    data: Path
+    output: Path
+    model: ModelConfig
+    train: TrainConfig
+    experiment: str = EXPERIMENT
+    run_name: str | None = None
+    checkpoint_every: int = 0
+    resume: bool = False
+    allow_pickle: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training run came to; ``version`` is None where the store did not take the model."""
+
+    run_id: str
+    fit: FitResult
+    evaluation: Evaluation
+    numbers: Mapping[str, float]
+    gates: Mapping[str, str]
+    version: ModelVersion | None
+
+
+def open_data(path: Path, *, allow_pickle: bool, echo: Echo) -> Dataset:
+    """Open a dataset file, or import an older npz and say what was done to it.
+
+    Raises:
+        DatasetError: the file is neither, or has faults.
+    """
+    if is_dataset_file(path):
+        return Dataset.load(path)
+    dataset, report = import_legacy(path, allow_pickle=allow_pickle)
+    echo(report.to_markdown())
+    return dataset
+
+
+def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
+    """Train, judge, track and register one model.
+
+    Raises:
+        DatasetError, ConfigError, TrainingError, TrackingError, RegistryError: see their modules.
+    """
+    dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    _require(dataset, job)
+    leaks = _check_loudly(dataset, echo)
+    index = BankIndex(dataset.bank)
+    echo(f"Judging the baselines on {dataset.n_examples('val'):,} validation sequences")
+    baselines = _judge_baselines(dataset, index)
+    echo(baseline_table(baselines))
+
+    torch.manual_seed(job.train.seed)
+    model = OCPMambaLVM(job.model)
+    params = config_params(model=job.model, train=job.train) | what_ran(model, job.train)
+    echo(f"\nTraining {model.num_parameters():,} parameters, {params['ran.precision']}")
+    with track(
+        dataset,
+        job.data,
+        output_dir=job.output.parent,
+        experiment=job.experiment,
+        run_name=job.run_name,
+        params=params,
+        tags={"metrics.version": next(iter(baselines.values())).metrics_version},
+        checkpoint_every=job.checkpoint_every,
+    ) as run:
+        run.log_results(leaks.figures())
+        for name, judged in baselines.items():
+            _log_baseline(run, name, judged)
+        fitted = fit(
+            model,
+            dataset,
+            job.train,
+            validate=validator(dataset, index),
+            output=job.output,
+            resume=job.resume,
+            on_epoch=run.on_epoch,
+            progress=job.progress,
+        )
+        echo(epoch_table(fitted.history))
+        return _conclude(run, job, model.eval(), dataset, index, baselines, fitted, leaks, echo)
+
+
+def _require(dataset: Dataset, job: TrainJob) -> None:
+    """Refuse what would fail only after minutes of work."""
+    for split in ("train", "val"):
+        if dataset.n_examples(split) == 0:
+            raise DatasetError(
+                f"{job.data}: the {split} split has no OCP sequences; a training needs a train and "
+                "a val split"
+            )
+    if job.model.d_tmd and dataset.chain_tmd is None:
+        raise ConfigError(
+            f"{job.data} has no chain_tmd, which TMD conditioning needs; train without --tmd, or "
+            "build the dataset from a source with TMD codes"
+        )
+
+
+def what_ran(model: OCPMambaLVM, config: TrainConfig) -> dict[str, object]:
+    """Return the params that say what really runs, whatever was asked for."""
+    device = next(model.parameters()).device
+    return {
+        "ran.backend": ssm_ops.resolve_backend("auto"),
+        "ran.device": str(device),
+        "ran.precision": resolve_precision(config.precision, device),
+        "ran.compile": False,
+        "ran.threads": config.threads or torch.get_num_threads(),
+        "ran.parameters": model.num_parameters(),
+    }
+
+
+def _check_loudly(dataset: Dataset, echo: Echo) -> LeakReport:
+    report = check(dataset)
+    for warning in report.warnings:
+        echo(f"WARNING: {warning}")
+    return report
+
+
+def _judge_baselines(dataset: Dataset, index: BankIndex) -> dict[str, Evaluation]:
+    return {
+        name: evaluate(predictor, dataset, "val", name=name, index=index)
+        for name, predictor in cheap_baselines(dataset).items()
+    }
+
+
+def _log_baseline(run: TrackedRun, name: str, judged: Evaluation) -> None:
+    """Log a baseline as a child run, and its headline beside the model's on the run itself."""
+    run.log_child(f"baseline {name}", {"predictor": name}, judged.flat(), {"kind": "baseline"})
+    numbers = judged.flat()
+    headline = {f"baseline_{name}_{key}": numbers.get(key) for key in SEED_METRICS[:2]}
+    run.log_results(headline)
+
+
+def _conclude(
+    run: TrackedRun,
+    job: TrainJob,
+    model: OCPMambaLVM,
+    dataset: Dataset,
+    index: BankIndex,
+    baselines: Mapping[str, Evaluation],
+    fitted: FitResult,
+    leaks: LeakReport,
+    echo: Echo,
+) -> TrainOutcome:
+    """Judge the best epoch, log everything, register it and say where to look."""
+    judged = evaluate(model, dataset, "val", name="model", index=index)
+    minutes = sum(r.seconds for r in fitted.history) / 60
+    numbers = judged.flat() | inference_latency(model) | {"train_time_minutes": minutes}
+    verdicts = gates.judge(
+        judged,
+        baselines,
+        cosines=[r.val["next_vec_cosine"] for r in fitted.history],
+        train_minutes=minutes,
+        inference_ready=_same_predictions(model, job.output, dataset),
+        leaks=leaks.leaks,
+    )
+    model_id = run.log_models(job.output, fitted.best_epoch)
+    run.log_results(
+        numbers, verdicts, {"echo_encoder": judged.echo_encoder}, epoch=fitted.best_epoch
+    )
+    for path in _plots(job.output.parent / run.run_id, fitted, baselines):
+        run.log_artifact(path, "plots")
+    _log_report(run, job.output.parent / run.run_id, judged, leaks)
+    version = register_best(model_id) if model_id is not None else None
+    run.log_cost()
+    echo("\n" + result_table(numbers, verdicts, SEED_METRICS))
+    echo(_where_to_look(run, job, version))
+    return TrainOutcome(run.run_id, fitted, judged, numbers, verdicts, version)
+
+
+def _same_predictions(model: OCPMambaLVM, path: Path, dataset: Dataset) -> bool:
+    """Whether the saved file, loaded anew, predicts what the model does."""
+    loaded = load_model(path)
+    chain = torch.from_numpy(dataset.bank[dataset.chain(0)[:-1]])[None]
+    tmd = None if dataset.chain_tmd is None else torch.from_numpy(dataset.chain_tmd[:1])
+    tmd = tmd if model.config.d_tmd else None
+    with torch.inference_mode():
+        return torch.allclose(loaded(chain, tmd), model(chain, tmd), atol=READY_TOLERANCE)
+
+
+def _plots(folder: Path, fitted: FitResult, baselines: Mapping[str, Evaluation]) -> list[Path]:
+    cosines = {name: e.figures["next_vec_cosine"].value for name, e in baselines.items()}
+    known = {name: value for name, value in cosines.items() if value is not None}
+    return [
+        *plot_cosine(fitted.history, known, folder / "cosine.png"),
+        *plot_losses(fitted.history, folder / "loss.png"),
+    ]
+
+
+def _log_report(run: TrackedRun, folder: Path, judged: Evaluation, leaks: LeakReport) -> None:
+    evaluation = folder / "evaluation.json"
+    evaluation.write_text(json.dumps(judged.to_dict(), indent=1) + "\n", encoding="utf-8")
+    leak_report = folder / "leak_report.md"
+    leak_report.write_text(leaks.to_markdown() + "\n", encoding="utf-8")
+    for path in (evaluation, leak_report):
+        run.log_artifact(path, "reports")
+
+
+def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None) -> str:
+    link, command = ui_link(run.store, run.experiment_id)
+    lines = [f"\nmodel file   {job.output}"]
+    if version is None:
+        lines.append("registered   not-run: the store did not take the model, see below")
+    else:
+        uri = f"models:/{version.name}@candidate"
+        lines += [
+            f"registered   {version.name} version {version.version}, alias candidate",
+            f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
+            f"               mlflow models serve -m {uri} --env-manager local --port 5001",
+        ]
+    if command:
+        lines.append(f"open the UI  {command}")
+    return "\n".join([*lines, f"then look at {link}"])
+
+
+def run_evaluation(
+    model: str, data: Path, split: str, output: Path, *, allow_pickle: bool, echo: Echo
+) -> Evaluation:
+    """Judge a ``.pt`` file, a registered version or ``baseline:<name>`` on a split, and track it.
+
+    Args:
+        model: a path, ``models:/…``, or a name of `cheap_baselines` after ``baseline:``.
+        data: a dataset file, or an older npz.
+        split: "train", "val" or "test".
+        output: folder for ``evaluation.json``, made where it does not exist.
+        allow_pickle: see `open_data`.
+        echo: where lines go.
+
+    Raises:
+        JobError: the baseline is unknown, or model and dataset are of different encoders.
+    """
+    dataset = open_data(data, allow_pickle=allow_pickle, echo=echo)
+    if dataset.n_examples(split) == 0:
+        raise DatasetError(f"{data}: the {split} split has no OCP sequences to judge on")
+    predictor = _open_predictor(model, dataset)
+    output.mkdir(parents=True, exist_ok=True)
+    with track(
+        dataset,
+        data,
+        output_dir=output,
+        run_name=f"evaluate {split}",
+        params={"evaluated.model": model, "evaluated.split": split},
+        tags={"kind": "evaluation"},
+        system_metrics=False,
+    ) as run:
+        judged = evaluate(predictor, dataset, split, name=model)
+        numbers = judged.flat()
+        if isinstance(predictor, OCPMambaLVM):
+            numbers |= inference_latency(predictor)
+        run.log_results(
+            numbers,
+            {"next_vec_cosine": gates.cosine_gate(judged)},
+            {"echo_encoder": judged.echo_encoder, "metrics.version": judged.metrics_version},
+            split=split,
+        )
+        path = output / "evaluation.json"
+        path.write_text(json.dumps(judged.to_dict(), indent=1) + "\n", encoding="utf-8")
+        run.log_artifact(path, "reports")
+    echo(baseline_table({model: judged}))
+    echo(f"\nwrote {path}, run {run.run_id}")
+    return judged
+
+
+def _open_predictor(model: str, dataset: Dataset) -> Predictor:
+    if model.startswith(BASELINE_PREFIX):
+        known = cheap_baselines(dataset)
+        name = model.removeprefix(BASELINE_PREFIX)
+        if name not in known:
+            raise JobError(f"baseline {name!r} is unknown; choose one of {', '.join(known)}")
+        return known[name]
+    if model.startswith("models:/"):
+        loaded, trained_on = load_version(model)
+    else:
+        checkpoint = load_checkpoint(model)
+        loaded, trained_on = checkpoint.build_model(), checkpoint.encoder
+    _require_encoder(model, trained_on, dataset)
+    if loaded.config.d_tmd and dataset.chain_tmd is None:
+        raise JobError(f"{model} takes TMD vectors, and the dataset has none (no chain_tmd)")
+    return loaded
+
+
+def _require_encoder(model: str, trained_on: Mapping[str, object], dataset: Dataset) -> None:
+    """Refuse a model and a bank whose vectors come from different encoders."""
+    bank = dataset.meta.get("encoder", {})
+    hashes = [str(e.get("weight_hash", "unknown")) for e in (trained_on, bank)]
+    if "unknown" not in hashes and hashes[0] != hashes[1]:
+        raise JobError(
+            f"encoder mismatch: {model} was trained on vectors of {trained_on.get('name')} "
+            f"(weights {hashes[0][:12]}), the bank's are of {bank.get('name')} "
+            f"(weights {hashes[1][:12]}); retrieval between them means nothing"
+        )
+
+
+def track_check(dataset: Dataset, data: Path, report: LeakReport) -> str:
+    """Log a leak report as a run of its own; returns the run's id."""
+    with track(
+        dataset,
+        data,
+        output_dir=Path.cwd(),
+        run_name=f"check {data.name}",
+        tags={"kind": "data check"},
+        system_metrics=False,
+    ) as run:
+        run.log_results(report.figures(), {"no_leak": gates.leak_gate(report.leaks)})
+    return run.run_id
+
+
+def with_stopping(config: TrainConfig, early: bool | None, patience: int | None) -> TrainConfig:
+    """Apply the early-stopping flags: off is patience 0, on without a patience keeps or takes 3."""
+    if early is False:
+        return replace(config, patience=0)
+    if patience is not None:
+        return replace(config, patience=patience)
+    return replace(config, patience=config.patience or 3) if early else config
