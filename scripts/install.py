@@ -56,14 +56,8 @@ def make_environment(folder: Path) -> Path:
     """Return the interpreter of the environment in ``folder``, made if it is not there.
 
     Raises:
-        InstallError: Python is older than 3.11, cannot make environments, or the folder holds a
-            broken or too old one.
+        InstallError: Python cannot make environments, or the folder holds a broken or too old one.
     """
-    if sys.version_info < (3, 11):
-        raise InstallError(
-            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]} ({sys.executable}); "
-            "name another one: make PYTHON=/path/to/python3.12 ..."
-        )
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not folder.exists():
         say(f"a virtual environment in {folder} with Python {sys.version.split()[0]}")
@@ -163,7 +157,7 @@ def _try(command: list[str | Path]) -> str | None:
     if done.returncode == 0:
         return None
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith(("error", "×", "cause"))]
+    errors = [line for line in lines if line.lower().startswith(("error", "\u00d7", "cause"))]
     return (errors or lines or [f"exit status {done.returncode}"])[-1]
 
 

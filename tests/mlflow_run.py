@@ -1,0 +1,29 @@
+"""``mlflow run`` as a person types it, in a folder, with this environment's programs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def mlflow_run(folder: Path, *arguments: str) -> str:
+    """Run ``mlflow run ARGUMENTS --env-manager local`` in a folder; returns what it printed."""
+    programs = str(Path(sys.executable).parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", "run", *arguments, "--env-manager", "local"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
