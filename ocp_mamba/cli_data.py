@@ -12,6 +12,7 @@ from ocp_mamba.data import Dataset, DatasetError, load_dataset
 from ocp_mamba.data.build import build_dataset
 from ocp_mamba.data.chains import Chain, read_chains
 from ocp_mamba.data.file import is_dataset_file
+from ocp_mamba.data.leak import LeakReport
 from ocp_mamba.data.leak import check as check_leaks
 from ocp_mamba.data.legacy import import_legacy
 from ocp_mamba.data.wordnet import LICENCE as WORDNET_LICENCE
@@ -193,9 +194,12 @@ def import_(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures too.")
 @click.option("--strict", is_flag=True, help="End with exit code 1 if a split leaks.")
+@click.option("--track/--no-track", default=True, help="Log the report to MLflow.  [default: yes]")
 @ALLOW_PICKLE
-def check(file: Path, json_path: Path | None, strict: bool, allow_pickle: bool) -> None:
-    """Report leaks between the splits of FILE, and faults of its bank.
+def check(
+    file: Path, json_path: Path | None, strict: bool, track: bool, allow_pickle: bool
+) -> None:
+    """Report leaks between the splits of FILE, and faults of its bank; log them as a run.
 
     FILE is a dataset file, or an older .npz, which is imported for the check only. docs/import.md
     explains every figure.
@@ -217,8 +221,20 @@ def check(file: Path, json_path: Path | None, strict: bool, allow_pickle: bool) 
     except (DatasetError, OSError) as error:
         raise DataError(str(error)) from error
     click.echo(report.to_markdown())
+    if track:
+        _track(dataset, file, report)
     if strict and report.leaks:
         raise click.exceptions.Exit(1)
+
+
+def _track(dataset: Dataset, file: Path, report: LeakReport) -> None:
+    from ocp_mamba.job import track_check
+    from ocp_mamba.tracking import TrackingError
+
+    try:
+        click.echo(f"\nlogged as run {track_check(dataset, file, report)}")
+    except TrackingError as error:
+        raise DataError(f"{error}; or give --no-track") from error
 
 
 def _open(file: Path, allow_pickle: bool) -> Dataset:

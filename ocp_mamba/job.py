@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from mlflow.entities.model_registry import ModelVersion
 
 from ocp_mamba import gates, ssm_ops
 from ocp_mamba.baselines import Predictor, cheap_baselines
@@ -22,7 +21,7 @@ from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
-from ocp_mamba.registry import load_version, register_best
+from ocp_mamba.registry import CANDIDATE, ModelVersion, load_version, register_best
 from ocp_mamba.report import baseline_table, epoch_table, plot_cosine, plot_losses, result_table
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.tracking import EXPERIMENT, config_params, track
@@ -254,9 +253,9 @@ def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None)
     if version is None:
         lines.append("registered   not-run: the store did not take the model, see below")
     else:
-        uri = f"models:/{version.name}@candidate"
+        uri = f"models:/{version.name}@{CANDIDATE}"
         lines += [
-            f"registered   {version.name} version {version.version}, alias candidate",
+            f"registered   {version.name} version {version.version}, alias {CANDIDATE}",
             f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
             f"               mlflow models serve -m {uri} --env-manager local --port 5001",
         ]

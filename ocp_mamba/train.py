@@ -124,7 +124,7 @@ def batch_losses(
     """
     assert isinstance(model, OCPMambaLVM)
     tmd = batch.tmd if model.config.d_tmd else None
-    predictions = model.predict_all(batch.vectors, tmd)[batch.mask].float()
+    predictions = model.predict_all(batch.vectors, tmd)[batch.mask]
     target_ids = batch.targets[batch.mask]
     targets = bank[target_ids]
     losses = {"cosine": metrics.cosine_loss(predictions, targets)}

@@ -243,7 +243,7 @@ def leaking() -> Dataset:
 def test_check_command(tmp_path: Path, dataset: Dataset, options: list[str], code: int) -> None:
     file, figures = tmp_path / "dataset.npz", tmp_path / "figures.json"
     dataset.save(file)
-    result = CliRunner().invoke(data, ["check", str(file), "--json", str(figures), *options])
+    result = CliRunner().invoke(data, ["check", str(file), "--no-track", "--json", str(figures), *options])
     report = check(dataset)
     assert result.exit_code == code, result.output
     assert result.output == report.to_markdown() + "\n"
@@ -261,7 +261,7 @@ def test_check_command_imports_older_files_and_says_so(tmp_path: Path) -> None:
     old = tmp_path / "old.npz"
     windows = {"context_sequences": bank[None, :5], "target_vectors": bank[5:6]}
     np.savez(old, **windows, **{f"val_{key}": array for key, array in windows.items()})
-    result = CliRunner().invoke(data, ["check", str(old), "--strict"])
+    result = CliRunner().invoke(data, ["check", str(old), "--no-track", "--strict"])
     assert result.exit_code == 1
     assert "old.npz: fixed windows" in result.output
     assert "1 examples of val (100.0%) also are in train" in result.output
@@ -270,7 +270,7 @@ def test_check_command_imports_older_files_and_says_so(tmp_path: Path) -> None:
 
 def test_check_command_refuses_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
-    result = CliRunner().invoke(data, ["check", str(file)])
+    result = CliRunner().invoke(data, ["check", str(file), "--no-track"])
     assert (result.exit_code, result.output) == (2, f"Error: {file}: no such file\n")
     leaking().save(file)
     result = CliRunner().invoke(data, ["check", str(file), "--json", str(tmp_path / "a" / "b")])

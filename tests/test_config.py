@@ -1,0 +1,59 @@
+import pytest
+
+from ocp_mamba.config import (
+    MODEL_SIZES,
+    ConfigError,
+    ModelConfig,
+    TrainConfig,
+    model_config,
+    override,
+    read_config_file,
+)
+
+
+def test_small_is_the_reference_shape():
+    small = MODEL_SIZES["small"]
+    assert (small.d_model, small.n_layers, small.d_state) == (768, 6, 16)
+    assert (small.d_inner, small.nheads) == (1536, 24)
+
+
+def test_none_keeps_a_value_and_an_unknown_name_is_refused():
+    assert override(TrainConfig(lr=3e-4), lr=None, seed=5) == TrainConfig(lr=3e-4, seed=5)
+    with pytest.raises(ConfigError, match=r"TrainConfig has no setting 'learning_rate'.*'lr'"):
+        override(TrainConfig(), learning_rate=1.0)
+    with pytest.raises(ConfigError, match="tiny, small, base"):
+        model_config("huge")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(n_layers=0), "n_layers must be at least 1, got 0"),
+        (lambda: ModelConfig(d_model=100), "200 must be a multiple of headdim = 64"),
+        (lambda: ModelConfig(d_tmd=3), "d_tmd must be 0 or 16, got 3"),
+        (lambda: ModelConfig(dropout=1.0), "dropout"),
+        (lambda: TrainConfig(lr=0), "lr must be positive, got 0"),
+        (lambda: TrainConfig(batch_size=0), "batch_size must be at least 1"),
+        (lambda: TrainConfig(patience=-1), "patience must not be negative"),
+        (lambda: TrainConfig(trend_epochs=1), "trend_epochs"),
+        (lambda: TrainConfig(warmup_fraction=1.5), "warmup_fraction"),
+        (lambda: TrainConfig(precision="fp8"), "auto, float32 or bf16, got 'fp8'"),
+    ],
+)
+def test_a_value_out_of_range_is_named(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_config_file_is_read_and_its_faults_are_named(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("[model]\nn_layers = 3\n[train]\nlr = 0.01\n")
+    assert read_config_file(path) == {"model": {"n_layers": 3}, "train": {"lr": 0.01}}
+    path.write_text("[optimiser]\nlr = 0.01\n")
+    with pytest.raises(ConfigError, match=r"run\.toml: unknown tables \['optimiser'\]"):
+        read_config_file(path)
+    path.write_text("lr = = 1")
+    with pytest.raises(ConfigError, match=r"run\.toml"):
+        read_config_file(path)
+    with pytest.raises(ConfigError, match=r"absent\.toml"):
+        read_config_file(tmp_path / "absent.toml")

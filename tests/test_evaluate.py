@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from data_maker import make_dataset
+
+from ocp_mamba import gates
+from ocp_mamba.baselines import ContextMean, Persistence
+from ocp_mamba.config import ModelConfig
+from ocp_mamba.data.leak import strata
+from ocp_mamba.evaluate import (
+    evaluate,
+    inference_latency,
+    paired_difference,
+    predict_examples,
+    validator,
+)
+from ocp_mamba.metrics import Figure
+from ocp_mamba.model import OCPMambaLVM
+from ocp_mamba.retrieval import BankIndex
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_dataset(n_chains=120, n_concepts=80, seed=5)
+
+
+class Oracle:
+    """Knows the next vector at every position: a bank where each concept has one successor."""
+
+    def __init__(self, bank, ahead=1):
+        self.bank = torch.from_numpy(bank)
+        self.ahead = ahead
+
+    def predict_all(self, seq_vectors, tmd=None):
+        ids = (seq_vectors @ self.bank.T).argmax(-1)
+        return self.bank[(ids + self.ahead) % len(self.bank)]
+
+
+@pytest.fixture(scope="module")
+def counting():
+    """Chains that count upwards: the successor of concept i is always i + 1."""
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, 60, 100)
+    lengths = rng.integers(3, 10, 100)
+    chains = [np.arange(s, s + n) % 70 for s, n in zip(starts, lengths, strict=True)]
+    return make_dataset(
+        n_chains=100,
+        n_concepts=70,
+        chain_values=np.concatenate(chains).astype(np.int32),
+        chain_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def test_predictions_stand_in_the_order_of_the_examples(data):
+    predicted = predict_examples(Persistence(), data, "val")
+    examples = data.examples("val")
+    np.testing.assert_array_equal(predicted.numpy(), data.bank[examples.last])
+
+
+def test_each_prediction_is_that_of_its_own_prefix_alone(data):
+    torch.manual_seed(0)
+    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16)).eval()
+    predicted = predict_examples(model, data, "val")
+    examples = data.examples("val")
+    for row in range(0, len(examples.target), 17):
+        chain, k = examples.chain[row], examples.position[row]
+        context = torch.from_numpy(data.bank[data.chain(chain)[:k]])[None]
+        with torch.inference_mode():
+            alone = model(context, torch.from_numpy(data.chain_tmd[[chain]]))[0]
+        torch.testing.assert_close(predicted[row], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_an_oracle_scores_one_and_persistence_scores_what_it_must(counting):
+    judged = evaluate(Oracle(counting.bank), counting, "val", name="oracle")
+    for metric in ("next_vec_cosine", "faiss_retrieval_p1", "echo_loop_similarity"):
+        assert judged.figures[metric].value == pytest.approx(1.0, abs=1e-5)
+    lazy = evaluate(Persistence(), counting, "val", name="persistence")
+    examples = counting.examples("val")
+    cosines = (counting.bank[examples.last] * counting.bank[examples.target]).sum(1)
+    assert lazy.figures["next_vec_cosine"].value == pytest.approx(cosines.mean(), abs=1e-6)
+    assert lazy.figures["faiss_retrieval_p1"].value == 0.0
+    assert lazy.figures["echo_to_prediction"].value == pytest.approx(1.0, abs=1e-5)
+
+
+def test_targets_off_by_one_are_seen_in_the_figures(counting):
+    for ahead in (0, 2):
+        judged = evaluate(Oracle(counting.bank, ahead), counting, "val", name="off by one")
+        assert judged.figures["faiss_retrieval_p1"].value == 0.0
+        assert judged.figures["next_vec_cosine"].value < 0.2
+
+
+def test_figures_carry_pool_chance_strata_and_interval(data):
+    judged = evaluate(ContextMean(), data, "val", name="context_mean")
+    numbers = judged.flat()
+    assert numbers["retrieval_pool_size"] == 80
+    assert numbers["retrieval_chance_p1"] == 1 / 80
+    chosen = strata(data, "val")
+    for stratum, members in chosen.items():
+        assert numbers[f"next_vec_cosine_{stratum}_n"] == members.sum()
+    low, value, high = (numbers["next_vec_cosine" + s] for s in ("_low", "", "_high"))
+    assert low <= value <= high
+    written = judged.to_dict()
+    assert written["figures"]["next_vec_cosine"]["n"] == judged.n_examples
+    assert written["dataset_fingerprint"] == data.fingerprint
+
+
+def test_an_empty_split_is_not_run_everywhere(data):
+    emptied = make_dataset(n_chains=120, n_concepts=80, seed=5, split=np.zeros(120, np.uint8))
+    judged = evaluate(Persistence(), emptied, "val", name="persistence")
+    assert judged.n_examples == 0
+    assert judged.flat()["retrieval_pool_size"] == 80
+    assert set(gates.judge(judged, {"persistence": judged}).values()) == {gates.NOT_RUN}
+    with pytest.raises(ValueError, match="val split has no examples"):
+        validator(emptied, BankIndex(emptied.bank))
+
+
+def test_validator_agrees_with_the_whole_judgement(data):
+    torch.manual_seed(0)
+    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16)).eval()
+    quick = validator(data, BankIndex(data.bank))(model)
+    judged = evaluate(model, data, "val", name="model")
+    assert quick["next_vec_cosine"] == pytest.approx(judged.figures["next_vec_cosine"].value)
+    assert quick["retrieval_p1"] == pytest.approx(judged.figures["faiss_retrieval_p1"].value)
+
+
+def test_paired_difference_is_by_example_and_refuses_other_data(data, counting):
+    a = evaluate(ContextMean(), data, "val", name="a")
+    b = evaluate(Persistence(), data, "val", name="b")
+    difference = paired_difference(a, b, "next_vec_cosine")
+    expected = a.figures["next_vec_cosine"].value - b.figures["next_vec_cosine"].value
+    assert difference.value == pytest.approx(expected, abs=1e-6)
+    assert paired_difference(a, a, "next_vec_cosine") == Figure(0.0, 0.0, 0.0, a.n_examples)
+    other = evaluate(Persistence(), counting, "val", name="other")
+    with pytest.raises(ValueError, match="differ in dataset_fingerprint"):
+        paired_difference(a, other, "next_vec_cosine")
+
+
+def test_a_prediction_that_is_not_finite_is_an_error_not_a_figure(data):
+    class Broken:
+        def predict_all(self, seq_vectors, tmd=None):
+            return seq_vectors * float("nan")
+
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate(Broken(), data, "val", name="broken")
+
+
+def test_latency_is_positive_and_ordered():
+    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16)).eval()
+    latency = inference_latency(model)
+    assert 0 < latency["inference_latency_ms"] <= latency["inference_latency_ms_p95"]
+
+
+def test_gates_pass_and_fail_on_what_they_name(counting):
+    oracle = evaluate(Oracle(counting.bank), counting, "val", name="oracle")
+    lazy = evaluate(Persistence(), counting, "val", name="persistence")
+    good = gates.judge(
+        oracle, {"persistence": lazy}, cosines=[0.1, 0.2, 0.3], train_minutes=5.0,
+        inference_ready=True, leaks=False,
+    )  # fmt: skip
+    assert set(good.values()) == {gates.PASS}
+    bad = gates.judge(
+        lazy, {"oracle": oracle}, cosines=[0.3, 0.2, 0.1], train_minutes=500.0,
+        inference_ready=False, leaks=True,
+    )  # fmt: skip
+    assert set(bad.values()) == {gates.FAIL}
+    assert gates.beats_gate(oracle, {"itself": oracle}, "next_vec_cosine") == gates.FAIL
+    unknown = gates.judge(oracle, {}, cosines=[0.1, 0.2])
+    assert unknown["improvement_trend"] == gates.NOT_RUN
+    assert unknown["beats_baselines_cosine"] == gates.NOT_RUN
+    assert unknown["train_time"] == unknown["inference_ready"] == unknown["no_leak"] == "not-run"
+    assert unknown["next_vec_cosine"] == gates.PASS
+
+
+def test_random_vectors_score_chance(data):
+    class Noise:
+        def predict_all(self, seq_vectors, tmd=None):
+            generator = torch.Generator().manual_seed(0)
+            return F.normalize(torch.randn(seq_vectors.shape, generator=generator), dim=-1)
+
+    judged = evaluate(Noise(), data, "val", name="noise")
+    assert abs(judged.figures["next_vec_cosine"].value) < 0.02
+    assert judged.figures["faiss_retrieval_p1"].value < 0.06

@@ -1,0 +1,76 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ocp_mamba import metrics
+
+
+def test_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered, trials = 0, 200
+    for trial in range(trials):
+        groups = np.repeat(np.arange(60), 5)
+        values = rng.normal(size=60)[groups] + 0.1 * rng.normal(size=300)
+        figure = metrics.bootstrap_mean(values, groups, seed=trial)
+        assert figure.low < figure.value < figure.high
+        covered += figure.low <= 0 <= figure.high
+    assert 0.90 <= covered / trials <= 0.99
+
+
+def test_bootstrap_by_group_is_wider_than_by_example_when_groups_agree():
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(40), 10)
+    values = rng.normal(size=40)[groups]
+    by_group = metrics.bootstrap_mean(values, groups)
+    by_example = metrics.bootstrap_mean(values, np.arange(400))
+    assert by_group.value == pytest.approx(values.mean())
+    assert by_group.high - by_group.low > 2 * (by_example.high - by_example.low)
+
+
+def test_nothing_to_average_is_not_run_and_never_nan():
+    figure = metrics.bootstrap_mean(np.array([]), np.array([]))
+    assert figure == metrics.Figure(None, None, None, 0)
+    assert str(figure) == "not run (n = 0)"
+    assert str(metrics.Figure(0.5, 0.25, 0.75, 3)) == "0.500 [0.250, 0.750]"
+
+
+def test_info_nce_is_cross_entropy_over_the_distinct_targets():
+    bank = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    ids = torch.tensor([3, 1, 3, 0])
+    predictions = F.normalize(bank[ids] + 0.1, dim=-1)
+    candidates = bank[[0, 1, 3]]
+    expected = F.cross_entropy(predictions @ candidates.T / 0.1, torch.tensor([2, 1, 2, 0]))
+    torch.testing.assert_close(metrics.info_nce(predictions, ids, bank[ids], 0.1), expected)
+
+
+def test_info_nce_of_equal_candidates_is_chance():
+    same = F.normalize(torch.ones(5, 8), dim=-1)
+    assert metrics.info_nce(same, torch.arange(5), same, 0.07).item() == pytest.approx(math.log(5))
+
+
+def test_cosine_loss_by_hand():
+    a, b = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    assert metrics.cosine_loss(a, b).item() == pytest.approx(0.5)
+
+
+def test_slope_by_hand():
+    assert metrics.slope([1.0, 3.0, 5.0]) == pytest.approx(2.0)
+    assert metrics.slope([4.0, 1.0]) == pytest.approx(-3.0)
+    assert metrics.slope([4.0]) is None
+
+
+def test_precision_and_chance_by_hand():
+    found, targets = np.array([[1, 2, 3], [4, 5, 6]]), np.array([2, 6])
+    assert metrics.precision_at(found, targets, 1).tolist() == [False, False]
+    assert metrics.precision_at(found, targets, 2).tolist() == [True, False]
+    assert metrics.precision_at(found, targets, 3).tolist() == [True, True]
+    assert metrics.chance_precision_at(5, 100) == 0.05
+    assert metrics.chance_precision_at(5, 3) == 1.0
+
+
+def test_percentile_is_in_milliseconds():
+    assert metrics.percentile_ms([0.001, 0.002, 0.003], 50) == pytest.approx(2.0)
+    assert math.isnan(metrics.percentile_ms([], 50))
