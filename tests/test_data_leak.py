@@ -243,7 +243,9 @@ def leaking() -> Dataset:
 def test_check_command(tmp_path: Path, dataset: Dataset, options: list[str], code: int) -> None:
     file, figures = tmp_path / "dataset.npz", tmp_path / "figures.json"
     dataset.save(file)
-    result = CliRunner().invoke(data, ["check", str(file), "--no-track", "--json", str(figures), *options])
+    result = CliRunner().invoke(
+        data, ["check", str(file), "--no-track", "--json", str(figures), *options]
+    )
     report = check(dataset)
     assert result.exit_code == code, result.output
     assert result.output == report.to_markdown() + "\n"
