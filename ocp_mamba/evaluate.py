@@ -31,8 +31,8 @@ class Evaluation:
     """Figures of one predictor on one split, with what they were taken over.
 
     ``figures`` holds a mean with its interval for each metric, and for each metric and stratum
-    under ``<metric>_<stratum>``. ``per_example`` holds the numbers behind them, for paired
-    comparison.
+    under ``<stratum>/<metric>``; MLflow's charts have a section for what stands before the slash.
+    ``per_example`` holds the numbers behind them, for paired comparison.
     """
 
     predictor: str
@@ -49,17 +49,18 @@ class Evaluation:
     chains: np.ndarray = field(repr=False)
 
     def flat(self) -> dict[str, float]:
-        """Return every number by name: each figure, its ``_low``, ``_high`` and ``_n``.
+        """Return every number by name: each figure, its interval and its number of examples.
 
-        A figure over no examples has its ``_n`` of 0 and nothing else.
+        These are ``<name>``, ``interval/<name>_low``, ``interval/<name>_high`` and ``n/<name>``; a
+        figure over no examples has its ``n`` of 0 and nothing else.
         """
         numbers: dict[str, float] = {}
         for name, figure in self.figures.items():
-            numbers[f"{name}_n"] = figure.n
+            numbers[f"n/{name}"] = figure.n
             if figure.value is not None and figure.low is not None and figure.high is not None:
                 numbers[name] = figure.value
-                numbers[f"{name}_low"] = figure.low
-                numbers[f"{name}_high"] = figure.high
+                numbers[f"interval/{name}_low"] = figure.low
+                numbers[f"interval/{name}_high"] = figure.high
         numbers["retrieval_pool_size"] = self.pool_size
         numbers["retrieval_chance_p1"] = self.chance_p1
         return numbers
@@ -120,10 +121,10 @@ def evaluate(
         per_example = _judge(predict_examples(predictor, dataset, split), examples, dataset, index)
     figures = {}
     selections = {"": np.ones(len(examples.target), bool)}
-    selections |= {f"_{stratum}": chosen for stratum, chosen in strata(dataset, split).items()}
+    selections |= {f"{stratum}/": chosen for stratum, chosen in strata(dataset, split).items()}
     for metric, values in per_example.items():
-        for suffix, chosen in selections.items():
-            figures[metric + suffix] = metrics.bootstrap_mean(
+        for prefix, chosen in selections.items():
+            figures[prefix + metric] = metrics.bootstrap_mean(
                 values[chosen], examples.chain[chosen], seed
             )
     return Evaluation(

@@ -178,7 +178,7 @@ def _log_baseline(run: TrackedRun, name: str, judged: Evaluation) -> None:
     """Log a baseline as a child run, and its headline beside the model's on the run itself."""
     run.log_child(f"baseline {name}", {"predictor": name}, judged.flat(), {"kind": "baseline"})
     numbers = judged.flat()
-    headline = {f"baseline_{name}_{key}": numbers.get(key) for key in SEED_METRICS[:2]}
+    headline = {f"baseline/{name}_{key}": numbers.get(key) for key in SEED_METRICS[:2]}
     run.log_results(headline)
 
 

@@ -92,8 +92,8 @@ def baseline_table(judged: Mapping[str, Evaluation]) -> str:
     columns = {
         "cosine": "next_vec_cosine",
         "P@1": "faiss_retrieval_p1",
-        "cosine, unseen": "next_vec_cosine_unseen",
-        "P@1, unseen": "faiss_retrieval_p1_unseen",
+        "cosine, unseen": "unseen/next_vec_cosine",
+        "P@1, unseen": "unseen/faiss_retrieval_p1",
     }
     rows = [
         [
@@ -103,7 +103,7 @@ def baseline_table(judged: Mapping[str, Evaluation]) -> str:
         for name, e in judged.items()
     ]
     first = next(iter(judged.values()))
-    unseen = first.figures.get("next_vec_cosine_unseen")
+    unseen = first.figures.get("unseen/next_vec_cosine")
     note = (
         f"{first.split} split: {first.n_examples:,} sequences of {first.n_chains:,} chains, "
         f"{unseen.n if unseen else 0:,} unseen transitions; pool {first.pool_size:,} concepts, "
@@ -119,13 +119,14 @@ def result_table(
     """Return headline figures with their intervals, then each gate's verdict, as two tables.
 
     Args:
-        numbers: figures by name, with ``<name>_low`` and ``<name>_high`` where there are any.
+        numbers: figures by name, with ``interval/<name>_low`` and ``_high`` where there are any.
         gates: verdicts by name.
         shown: the figures to show, in order; one that is absent is shown as ``not-run``.
     """
     rows = []
     for name in shown:
-        value, low, high = (numbers.get(name + suffix) for suffix in ("", "_low", "_high"))
+        value = numbers.get(name)
+        low, high = (numbers.get(f"interval/{name}_{end}") for end in ("low", "high"))
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
         rows.append([name, "not-run" if value is None else f"{value:.4f}", interval])
     figures = tabulate(rows, headers=["figure", "value", "95% interval"], disable_numparse=True)

@@ -58,9 +58,9 @@ def test_train_tracks_judges_registers_and_says_where_to_look(file, store, tmp_p
     assert int(params["ran.parameters"]) == load_model(tmp_path / "out/model.pt").num_parameters()
     assert params["train.patience"] == "3"
     assert metrics["retrieval_pool_size"] == 60
-    assert metrics["next_vec_cosine_low"] <= metrics["next_vec_cosine"]
-    assert "baseline_persistence_next_vec_cosine" in metrics
-    assert "data_val_targets_seen_share" in metrics
+    assert metrics["interval/next_vec_cosine_low"] <= metrics["next_vec_cosine"]
+    assert "baseline/persistence_next_vec_cosine" in metrics
+    assert "data/val_targets_seen_share" in metrics
     assert tags["gate.inference_ready"] == "pass"
     assert tags["gate.next_vec_cosine"] == "fail"
     assert tags["echo_encoder"] == "bank"
@@ -195,7 +195,7 @@ def test_check_is_logged_as_a_run_unless_told_not_to(file, store):
     tracked = last_run()
     assert tracked.info.run_id in said
     assert tracked.data.tags["kind"] == "data check"
-    assert "data_val_targets_seen_share" in tracked.data.metrics
+    assert "data/val_targets_seen_share" in tracked.data.metrics
     assert tracked.data.tags["gate.no_leak"] in ("pass", "fail")
     assert "run" not in run("data", "check", file, "--no-track").splitlines()[-1]
 

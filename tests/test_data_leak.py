@@ -82,8 +82,8 @@ def test_identical_examples_are_counted_for_each_pair_of_splits() -> None:
         ("val", "test"): (1, pytest.approx(1 / 3)),
     }
     figures = report.figures()
-    assert figures["data_val_in_train_examples"] == 1
-    assert figures["data_test_in_val_share"] == pytest.approx(1 / 3)
+    assert figures["data/val_in_train_examples"] == 1
+    assert figures["data/test_in_val_share"] == pytest.approx(1 / 3)
     assert any("1 examples of val (33.3%) also are in train" in w for w in report.warnings)
     assert "**LEAKS**" in report.to_markdown()
 
@@ -107,22 +107,22 @@ def test_seen_shares_and_strata_by_hand() -> None:
     assert parts["unseen"].tolist() == [False, True, True, True]
     assert parts["unseen_target"].tolist() == [False, True, False, True]
     figures = check(dataset).figures()
-    assert figures["data_val_targets_seen_share"] == 0.5
-    assert figures["data_val_transitions_seen_share"] == 0.25
-    assert figures["data_val_seen_examples"] == 1
-    assert figures["data_val_unseen_examples"] == 3
-    assert figures["data_val_unseen_target_examples"] == 2
-    assert not any(name.startswith("data_test_") for name in figures)
-    assert "data_train_targets_seen_share" not in figures
+    assert figures["data/val_targets_seen_share"] == 0.5
+    assert figures["data/val_transitions_seen_share"] == 0.25
+    assert figures["data/val_seen_examples"] == 1
+    assert figures["data/val_unseen_examples"] == 3
+    assert figures["data/val_unseen_target_examples"] == 2
+    assert not any(name.startswith("data/test_") for name in figures)
+    assert "data/train_targets_seen_share" not in figures
 
 
 def test_ceiling_by_hand() -> None:
     chains = [[0, 1, 2], [0, 1, 2], [0, 1, 3], [4, 5, 6], [4, 5, 7, 8]]
     figures = check(dataset_of({"train": [[9, 8, 7]], "val": chains})).figures()
     # 0 1 → 2, 2, 3: two of three; 4 5 → 6, 7: one of two; 4 5 7 → 8: one of one
-    assert figures["data_val_top1_ceiling"] == pytest.approx(4 / 6)
-    assert figures["data_val_repeated_examples"] == 1
-    assert figures["data_train_top1_ceiling"] == 1.0
+    assert figures["data/val_top1_ceiling"] == pytest.approx(4 / 6)
+    assert figures["data/val_repeated_examples"] == 1
+    assert figures["data/train_top1_ceiling"] == 1.0
 
 
 def test_shuffled_targets_are_noticed() -> None:
@@ -135,7 +135,7 @@ def test_shuffled_targets_are_noticed() -> None:
     assert not any("no nearer" in w for w in check(single).warnings)
     assert sum("no nearer" in w for w in check(shuffled).warnings) == 3
     figures = check(single).figures()
-    assert figures["data_train_paired_cosine"] > figures["data_train_permuted_cosine"]
+    assert figures["data/train_paired_cosine"] > figures["data/train_permuted_cosine"]
 
 
 def test_targets_that_repeat_the_last_context_concept_are_noticed() -> None:
@@ -165,21 +165,21 @@ def test_bank_faults_are_counted() -> None:
 
 
 def test_no_tmd_has_no_tmd_figure() -> None:
-    assert "data_zero_tmd_share" not in check(walk_dataset(chain_tmd=None)).figures()
+    assert "data/zero_tmd_share" not in check(walk_dataset(chain_tmd=None)).figures()
 
 
 def test_sources_are_counted_and_named_for_mlflow() -> None:
     meta = walk_dataset().meta | {"sources": ["wordnet", "häßlich (v2)"]}
     figures = check(walk_dataset(meta=meta)).figures()
-    train = figures["data_train_source_wordnet_examples"]
-    assert train + figures["data_train_source_h__lich _v2__examples"] == 17 * 4
+    train = figures["data/train_source_wordnet_examples"]
+    assert train + figures["data/train_source_h__lich _v2__examples"] == 17 * 4
     assert all(isinstance(value, float) for value in figures.values())
     assert all(np.isfinite(list(figures.values())))
     json.dumps(figures)
 
 
 def test_the_permutation_comes_from_the_seed() -> None:
-    name = "data_val_permuted_cosine"
+    name = "data/val_permuted_cosine"
     values = [check(walk_dataset(), seed=seed).figures()[name] for seed in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
 

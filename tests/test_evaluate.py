@@ -97,9 +97,9 @@ def test_figures_carry_pool_chance_strata_and_interval(data):
     assert numbers["retrieval_chance_p1"] == 1 / 80
     chosen = strata(data, "val")
     for stratum, members in chosen.items():
-        assert numbers[f"next_vec_cosine_{stratum}_n"] == members.sum()
-    low, value, high = (numbers["next_vec_cosine" + s] for s in ("_low", "", "_high"))
-    assert low <= value <= high
+        assert numbers[f"n/{stratum}/next_vec_cosine"] == members.sum()
+    low, high = (numbers[f"interval/next_vec_cosine_{end}"] for end in ("low", "high"))
+    assert low <= numbers["next_vec_cosine"] <= high
     written = judged.to_dict()
     assert written["figures"]["next_vec_cosine"]["n"] == judged.n_examples
     assert written["dataset_fingerprint"] == data.fingerprint

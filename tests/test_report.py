@@ -66,7 +66,11 @@ def test_epoch_table_marks_the_best() -> None:
 
 
 def test_result_table_shows_intervals_gates_and_what_was_not_run() -> None:
-    numbers = {"next_vec_cosine": 0.7, "next_vec_cosine_low": 0.69, "next_vec_cosine_high": 0.71}
+    numbers = {
+        "next_vec_cosine": 0.7,
+        "interval/next_vec_cosine_low": 0.69,
+        "interval/next_vec_cosine_high": 0.71,
+    }
     text = result_table(numbers, {"train_time": "fail"}, ["next_vec_cosine", "echo"])
     rows = [line.split() for line in text.splitlines()]
     assert ["next_vec_cosine", "0.7000", "0.6900", "to", "0.7100"] in rows

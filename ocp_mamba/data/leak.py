@@ -53,16 +53,16 @@ class LeakReport:
         return any(count for count, _ in self.pairs.values())
 
     def figures(self) -> dict[str, float]:
-        """All numbers by names that MLflow takes, such as ``data_val_targets_seen_share``."""
-        flat = {f"data_{name}": float(value) for name, value in self.bank.items()}
+        """All numbers by names that MLflow takes, such as ``data/val_targets_seen_share``."""
+        flat = {f"data/{name}": float(value) for name, value in self.bank.items()}
         for split, values in self.splits.items():
-            flat |= {f"data_{split}_{name}": float(value) for name, value in values.items()}
+            flat |= {f"data/{split}_{name}": float(value) for name, value in values.items()}
         for (one, other), (count, share) in self.pairs.items():
-            flat[f"data_{other}_in_{one}_examples"] = float(count)
-            flat[f"data_{other}_in_{one}_share"] = share
+            flat[f"data/{other}_in_{one}_examples"] = float(count)
+            flat[f"data/{other}_in_{one}_share"] = share
         for source, counts in self.sources.items():
             name = re.sub(r"[^\w\-. /]", "_", source, flags=re.ASCII)
-            flat |= {f"data_{s}_source_{name}_examples": float(n) for s, n in counts.items()}
+            flat |= {f"data/{s}_source_{name}_examples": float(n) for s, n in counts.items()}
         return flat
 
     def to_markdown(self) -> str:
