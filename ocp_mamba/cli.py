@@ -128,7 +128,7 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
     """Merge defaults, config file and flags, in that order of precedence."""
     from ocp_mamba import job
     from ocp_mamba.config import D_TMD
-    from ocp_mamba.paths import resolve_data, resolve_output
+    from ocp_mamba.paths import resolve_file, resolve_output
 
     path = flags["config_file"]
     tables = read_config_file(path) if path else {"model": {}, "train": {}}
@@ -139,7 +139,7 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
     settings = override(TrainConfig(), **tables["train"])
     settings = override(settings, **{k: flags[k] for k in TRAIN_FLAGS})
     return job.TrainJob(
-        data=resolve_data(flags["data"]),
+        data=resolve_file(flags["data"]),
         output=resolve_output(flags["output"]),
         model=model,
         train=job.with_stopping(settings, flags["early_stopping"], flags["patience"]),
@@ -169,12 +169,12 @@ def evaluate(model: str, data: str, split: str, output: str, allow_pickle: bool)
       ocp-mamba evaluate --model baseline:ridge --data ocp_training_9k.npz --split test
     """
     from ocp_mamba import job
-    from ocp_mamba.paths import resolve_data, resolve_output
+    from ocp_mamba.paths import resolve_file, resolve_output
 
     def run() -> None:
         job.run_evaluation(
-            model,
-            resolve_data(data),
+            str(resolve_file(model)) if model.endswith(".pt") else model,
+            resolve_file(data),
             split,
             resolve_output(output),
             allow_pickle=allow_pickle,

@@ -20,6 +20,7 @@ from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
+from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
 from ocp_mamba.registry import CANDIDATE, ModelVersion, load_version, register_best
 from ocp_mamba.report import baseline_table, epoch_table, plot_cosine, plot_losses, result_table
@@ -80,6 +81,7 @@ def open_data(path: Path, *, allow_pickle: bool, echo: Echo) -> Dataset:
     Raises:
         DatasetError: the file is neither, or has faults.
     """
+    echo(f"data {path}")
     if is_dataset_file(path):
         return Dataset.load(path)
     dataset, report = import_legacy(path, allow_pickle=allow_pickle)
@@ -95,12 +97,7 @@ def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
     _require(dataset, job)
-    leaks = _check_loudly(dataset, echo)
-    index = BankIndex(dataset.bank)
-    echo(f"Judging the baselines on {dataset.n_examples('val'):,} validation sequences")
-    baselines = _judge_baselines(dataset, index)
-    echo(baseline_table(baselines))
-
+    ground = _break_ground(dataset, echo)
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
     params = config_params(model=job.model, train=job.train) | what_ran(model, job.train)
@@ -112,24 +109,48 @@ def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
         experiment=job.experiment,
         run_name=job.run_name,
         params=params,
-        tags={"metrics.version": next(iter(baselines.values())).metrics_version},
+        tags={"metrics.version": METRICS_VERSION},
         checkpoint_every=job.checkpoint_every,
     ) as run:
-        run.log_results(leaks.figures())
-        for name, judged in baselines.items():
+        run.log_results(ground.leaks.figures())
+        for name, judged in ground.baselines.items():
             _log_baseline(run, name, judged)
         fitted = fit(
             model,
             dataset,
             job.train,
-            validate=validator(dataset, index),
+            validate=validator(dataset, ground.index),
             output=job.output,
             resume=job.resume,
             on_epoch=run.on_epoch,
             progress=job.progress,
         )
-        echo(epoch_table(fitted.history))
-        return _conclude(run, job, model.eval(), dataset, index, baselines, fitted, leaks, echo)
+        return _conclude(run, job, model.eval(), ground, fitted, echo)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What is known of a dataset before a model is trained on it."""
+
+    dataset: Dataset
+    index: BankIndex
+    leaks: LeakReport
+    baselines: Mapping[str, Evaluation]
+
+
+def _break_ground(dataset: Dataset, echo: Echo) -> _Ground:
+    """Check the dataset, aloud where it leaks, and judge the baselines on its val split."""
+    leaks = check(dataset)
+    for warning in leaks.warnings:
+        echo(f"WARNING: {warning}")
+    index = BankIndex(dataset.bank)
+    echo(f"Judging the baselines on {dataset.n_examples('val'):,} validation sequences")
+    baselines = {
+        name: evaluate(predictor, dataset, "val", name=name, index=index)
+        for name, predictor in cheap_baselines(dataset).items()
+    }
+    echo(baseline_table(baselines))
+    return _Ground(dataset, index, leaks, baselines)
 
 
 def _require(dataset: Dataset, job: TrainJob) -> None:
@@ -160,20 +181,6 @@ def what_ran(model: OCPMambaLVM, config: TrainConfig) -> dict[str, object]:
     }
 
 
-def _check_loudly(dataset: Dataset, echo: Echo) -> LeakReport:
-    report = check(dataset)
-    for warning in report.warnings:
-        echo(f"WARNING: {warning}")
-    return report
-
-
-def _judge_baselines(dataset: Dataset, index: BankIndex) -> dict[str, Evaluation]:
-    return {
-        name: evaluate(predictor, dataset, "val", name=name, index=index)
-        for name, predictor in cheap_baselines(dataset).items()
-    }
-
-
 def _log_baseline(run: TrackedRun, name: str, judged: Evaluation) -> None:
     """Log a baseline as a child run, and its headline beside the model's on the run itself."""
     run.log_child(f"baseline {name}", {"predictor": name}, judged.flat(), {"kind": "baseline"})
@@ -186,35 +193,37 @@ def _conclude(
     run: TrackedRun,
     job: TrainJob,
     model: OCPMambaLVM,
-    dataset: Dataset,
-    index: BankIndex,
-    baselines: Mapping[str, Evaluation],
+    ground: _Ground,
     fitted: FitResult,
-    leaks: LeakReport,
     echo: Echo,
 ) -> TrainOutcome:
     """Judge the best epoch, log everything, register it and say where to look."""
-    judged = evaluate(model, dataset, "val", name="model", index=index)
+    judged = evaluate(model, ground.dataset, "val", name="model", index=ground.index)
     minutes = sum(r.seconds for r in fitted.history) / 60
     numbers = judged.flat() | inference_latency(model) | {"train_time_minutes": minutes}
     verdicts = gates.judge(
         judged,
-        baselines,
+        ground.baselines,
         cosines=[r.val["next_vec_cosine"] for r in fitted.history],
         train_minutes=minutes,
-        inference_ready=_same_predictions(model, job.output, dataset),
-        leaks=leaks.leaks,
+        inference_ready=_same_predictions(model, job.output, ground.dataset),
+        leaks=ground.leaks.leaks,
     )
     model_id = run.log_models(job.output, fitted.best_epoch)
     run.log_results(
         numbers, verdicts, {"echo_encoder": judged.echo_encoder}, epoch=fitted.best_epoch
     )
-    for path in _plots(job.output.parent / run.run_id, fitted, baselines):
-        run.log_artifact(path, "plots")
-    _log_report(run, job.output.parent / run.run_id, judged, leaks)
+    summary = "\n\n".join(
+        [
+            epoch_table(fitted.history),
+            baseline_table({**ground.baselines, "this model": judged}),
+            result_table(numbers, verdicts, SEED_METRICS),
+        ]
+    )
+    _log_files(run, job.output.parent / run.run_id, ground, fitted, judged, summary)
     version = register_best(model_id) if model_id is not None else None
     run.log_cost()
-    echo("\n" + result_table(numbers, verdicts, SEED_METRICS))
+    echo(f"\n{summary}")
     echo(_where_to_look(run, job, version))
     return TrainOutcome(run.run_id, fitted, judged, numbers, verdicts, version)
 
@@ -229,22 +238,31 @@ def _same_predictions(model: OCPMambaLVM, path: Path, dataset: Dataset) -> bool:
         return torch.allclose(loaded(chain, tmd), model(chain, tmd), atol=READY_TOLERANCE)
 
 
-def _plots(folder: Path, fitted: FitResult, baselines: Mapping[str, Evaluation]) -> list[Path]:
-    cosines = {name: e.figures["next_vec_cosine"].value for name, e in baselines.items()}
+def _log_files(
+    run: TrackedRun,
+    folder: Path,
+    ground: _Ground,
+    fitted: FitResult,
+    judged: Evaluation,
+    summary: str,
+) -> None:
+    """Write plots and reports to a folder and log them as artifacts."""
+    cosines = {name: e.figures["next_vec_cosine"].value for name, e in ground.baselines.items()}
     known = {name: value for name, value in cosines.items() if value is not None}
-    return [
+    plots = [
         *plot_cosine(fitted.history, known, folder / "cosine.png"),
         *plot_losses(fitted.history, folder / "loss.png"),
     ]
-
-
-def _log_report(run: TrackedRun, folder: Path, judged: Evaluation, leaks: LeakReport) -> None:
-    evaluation = folder / "evaluation.json"
-    evaluation.write_text(json.dumps(judged.to_dict(), indent=1) + "\n", encoding="utf-8")
-    leak_report = folder / "leak_report.md"
-    leak_report.write_text(leaks.to_markdown() + "\n", encoding="utf-8")
-    for path in (evaluation, leak_report):
-        run.log_artifact(path, "reports")
+    reports = {
+        "evaluation.json": json.dumps(judged.to_dict(), indent=1),
+        "leak_report.md": ground.leaks.to_markdown(),
+        "summary.txt": summary,
+    }
+    for path in plots:
+        run.log_artifact(path, "plots")
+    for name, text in reports.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+        run.log_artifact(folder / name, "reports")
 
 
 def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None) -> str:

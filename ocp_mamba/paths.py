@@ -18,7 +18,7 @@ PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 
 class DataNotFoundError(FileNotFoundError):
-    """A data file is in none of the places where it is looked for."""
+    """A file is in none of the places where it is looked for."""
 
 
 def caller_folder() -> Path:
@@ -36,8 +36,8 @@ def caller_folder() -> Path:
     return Path.cwd()
 
 
-def resolve_data(value: str | Path) -> Path:
-    """Return the absolute path of a data file that exists.
+def resolve_file(value: str | Path) -> Path:
+    """Return the absolute path of a file that exists.
 
     A relative path is looked for in the caller's folder, then the current one, then the project's.
 
@@ -54,9 +54,9 @@ def resolve_data(value: str | Path) -> Path:
         f"  {c} {'is a folder' if c.is_dir() else 'does not exist'}" for c in candidates
     )
     raise DataNotFoundError(
-        f"data file {str(value)!r} not found; looked for\n{looked}\n"
-        "Give the path of a file that exists, or make one: `ocp-mamba data build --help` builds a "
-        "dataset from chains, `ocp-mamba data import --help` turns an older npz into one."
+        f"file {str(value)!r} not found; looked for\n{looked}\n"
+        "Give the path of a file that exists. `ocp-mamba data build --help` makes a dataset from "
+        "chains, `ocp-mamba data import --help` turns an older npz into one."
     )
 
 

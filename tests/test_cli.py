@@ -92,7 +92,7 @@ def test_evaluate_judges_a_baseline_and_a_file(file, store, tmp_path):
     said = run("evaluate", "--model", "baseline:oracle", "--data", file, code=2)
     assert "baseline 'oracle' is unknown; choose one of persistence, context_mean" in said
     said = run("evaluate", "--model", tmp_path / "absent.pt", "--data", file, code=2)
-    assert "absent.pt: there is no such file" in said
+    assert "absent.pt' not found; looked for" in said
 
 
 def test_model_and_bank_of_different_encoders_are_refused(file, store, tmp_path):
@@ -161,7 +161,7 @@ def test_early_stopping_flag_forms(file):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "absent.npz"], "data file 'absent.npz' not found; looked for"),
+        (["--data", "absent.npz"], "file 'absent.npz' not found; looked for"),
         (["--data", "{file}", "--lr", "-1"], "lr"),
         (["--data", "{file}", "--n-layers", "many"], "many"),
         (["--data", "{file}", "--early-stopping", "perhaps"], "perhaps"),

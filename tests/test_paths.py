@@ -6,13 +6,13 @@ import pytest
 from mlflow_run import mlflow_run
 
 from ocp_mamba import paths
-from ocp_mamba.paths import PROJECT_FOLDER, DataNotFoundError, resolve_data, resolve_output
+from ocp_mamba.paths import PROJECT_FOLDER, DataNotFoundError, resolve_file, resolve_output
 
 PROBE = """
 import json, pathlib, sys
-from ocp_mamba.paths import caller_folder, resolve_data, resolve_output
+from ocp_mamba.paths import caller_folder, resolve_file, resolve_output
 found = {"caller": caller_folder(), "output": resolve_output("out/model.pt")}
-found |= {name: resolve_data(name) for name in sys.argv[1:]}
+found |= {name: resolve_file(name) for name in sys.argv[1:]}
 pathlib.Path("found.json").write_text(json.dumps({k: str(v) for k, v in found.items()}))
 """
 
@@ -34,42 +34,42 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_absolute_path_stays(here: Path) -> None:
     file = here / "a.npz"
     file.touch()
-    assert resolve_data(file) == file
+    assert resolve_file(file) == file
     assert resolve_output(here / "o.pt") == here / "o.pt"
 
 
 def test_a_relative_path_leads_from_the_current_folder(here: Path) -> None:
     (here / "sub").mkdir()
     (here / "sub" / "a.npz").touch()
-    assert resolve_data("sub/a.npz") == here / "sub" / "a.npz"
-    assert resolve_data(Path("sub/../sub/a.npz")) == here / "sub" / "a.npz"
+    assert resolve_file("sub/a.npz") == here / "sub" / "a.npz"
+    assert resolve_file(Path("sub/../sub/a.npz")) == here / "sub" / "a.npz"
     assert resolve_output("sub/new/o.pt") == here / "sub" / "new" / "o.pt"
 
 
 def test_the_home_folder_is_known(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(here))
     (here / "a.npz").touch()
-    assert resolve_data("~/a.npz") == here / "a.npz"
+    assert resolve_file("~/a.npz") == here / "a.npz"
     assert resolve_output("~/o.pt") == here / "o.pt"
 
 
 def test_the_project_folder_is_the_last_resort(here: Path) -> None:
-    assert resolve_data("pyproject.toml") == PROJECT_FOLDER / "pyproject.toml"
+    assert resolve_file("pyproject.toml") == PROJECT_FOLDER / "pyproject.toml"
     (here / "pyproject.toml").touch()
-    assert resolve_data("pyproject.toml") == here / "pyproject.toml"
+    assert resolve_file("pyproject.toml") == here / "pyproject.toml"
     assert resolve_output("pyproject.toml") == here / "pyproject.toml"
 
 
 def test_a_missing_file_names_the_places_and_the_way_out(here: Path) -> None:
     (here / "a.npz").mkdir()
     with pytest.raises(DataNotFoundError) as caught:
-        resolve_data("a.npz")
+        resolve_file("a.npz")
     message = str(caught.value)
     assert f"{here / 'a.npz'} is a folder" in message
     assert f"{PROJECT_FOLDER / 'a.npz'} does not exist" in message
     assert "ocp-mamba data build" in message
     with pytest.raises(DataNotFoundError) as caught:
-        resolve_data(here / "b.npz")
+        resolve_file(here / "b.npz")
     assert str(caught.value).count("does not exist") == 1
 
 
