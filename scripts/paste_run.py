@@ -26,7 +26,7 @@ def shown(log: str) -> str:
     Raises:
         SystemExit: the log is not that of a run that ended well.
     """
-    lines = log.splitlines()
+    lines = [line.rsplit("\r", 1)[-1] for line in log.split("\n")]
     starts = [i for i, line in enumerate(lines) if line.startswith(FIRST)]
     ends = [i for i, line in enumerate(lines) if line.startswith(LAST)]
     if not starts or not ends:
