@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ocp_training_9k.npz
 ENV_MANAGER ?= local
+EXPERIMENT ?= ocp_mamba
 PORT ?= 5000
 SERVE_PORT ?= 5001
 ARGS ?=
@@ -30,7 +31,7 @@ help: ## list the targets
 
 run: install ## install and run the main job in MLflow: train, judge, register
 	$(if $(filter uv,$(ENV_MANAGER)),$(BIN)/uv --version || $(BIN)/pip install -q -c constraints.txt uv)
-	$(BIN)/mlflow run . --env-manager $(ENV_MANAGER) -P data="$(DATA)" $(ARGS)
+	$(BIN)/mlflow run . --env-manager $(ENV_MANAGER) --experiment-name $(EXPERIMENT) -P data="$(DATA)" $(ARGS)
 
 test: install-dev ## install and run the tests
 	$(BIN)/python -m pytest $(ARGS)

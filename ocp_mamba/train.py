@@ -6,6 +6,7 @@ Knows no tracker: ``on_epoch`` receives every epoch's result and may raise to st
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from ocp_mamba.model import CheckpointError, OCPMambaLVM, load_checkpoint, save_
 
 BETAS = (0.9, 0.95)
 EPOCH_SEED_STRIDE = 1_000_003
+TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
+"""How often the progress bar is drawn: a log file is no place for ten a second."""
 
 Validate = Callable[[OCPMambaLVM], dict[str, float]]
 
@@ -278,7 +281,13 @@ class _ProgressBar:
         steps = n_batches(dataset, "train", config.batch_size) * config.max_epochs
         self._epochs = config.max_epochs
         self._val: dict[str, float] = {}
-        self._bar = tqdm(total=steps, initial=state.step, unit="step", disable=not enabled)
+        self._bar = tqdm(
+            total=steps,
+            initial=state.step,
+            unit="step",
+            mininterval=TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS,
+            disable=not enabled,
+        )
 
     def step(self, epoch: int, losses: dict[str, float]) -> None:
         self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
