@@ -22,6 +22,7 @@ from ocp_mamba.retrieval import BankIndex
 
 EVALUATION_BATCH = 256
 TOP_K = 10
+RANK = "rank"
 LATENCY_CONTEXT = 10
 LATENCY_WARMUP, LATENCY_RUNS = 20, 200
 
@@ -32,7 +33,10 @@ class Evaluation:
 
     ``figures`` holds a mean with its interval for each metric, and for each metric and stratum
     under ``<stratum>/<metric>``; MLflow's charts have a section for what stands before the slash.
-    ``per_example`` holds the numbers behind them, for paired comparison.
+    ``per_example`` holds the numbers behind them, for paired comparison, and ``rank``, the place of
+    the target among all bank rows (1 is best; ties count against the predictor). ``found`` holds
+    the bank ids of the nearest rows, ``(n, 10)``, best first. Both are in the order of
+    ``dataset.examples(split)``, as is ``chains``. ``scalars`` holds numbers with no interval.
     """
 
     predictor: str
@@ -47,6 +51,8 @@ class Evaluation:
     figures: dict[str, Figure]
     per_example: dict[str, np.ndarray] = field(repr=False)
     chains: np.ndarray = field(repr=False)
+    found: np.ndarray = field(repr=False)
+    scalars: dict[str, float]
 
     def flat(self) -> dict[str, float]:
         """Return every number by name: each figure, its interval and its number of examples.
@@ -63,11 +69,11 @@ class Evaluation:
                 numbers[f"interval/{name}_high"] = figure.high
         numbers["retrieval_pool_size"] = self.pool_size
         numbers["retrieval_chance_p1"] = self.chance_p1
-        return numbers
+        return numbers | self.scalars
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth writing as JSON: all but the numbers of single examples."""
-        skipped = ("per_example", "chains", "figures")
+        skipped = ("per_example", "chains", "found", "figures")
         plain = {k: v for k, v in vars(self).items() if k not in skipped}
         return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}
 
@@ -117,15 +123,18 @@ def evaluate(
     index = index or BankIndex(dataset.bank)
     examples = dataset.examples(split)
     per_example: dict[str, np.ndarray] = {}
+    found = np.zeros((0, min(TOP_K, index.size)), np.int64)
     if len(examples.target):
-        per_example = _judge(predict_examples(predictor, dataset, split), examples, dataset, index)
+        predictions = predict_examples(predictor, dataset, split)
+        _, found = index.search(predictions.numpy(), TOP_K)
+        per_example = _judge(predictions, found, examples, dataset)
     figures = {}
     selections = {"": np.ones(len(examples.target), bool)}
     selections |= {f"{stratum}/": chosen for stratum, chosen in strata(dataset, split).items()}
-    for metric, values in per_example.items():
-        for prefix, chosen in selections.items():
+    for prefix, chosen in selections.items():
+        for metric in [m for m in per_example if m != RANK]:
             figures[prefix + metric] = metrics.bootstrap_mean(
-                values[chosen], examples.chain[chosen], seed
+                per_example[metric][chosen], examples.chain[chosen], seed
             )
     return Evaluation(
         predictor=name,
@@ -140,25 +149,30 @@ def evaluate(
         figures=figures,
         per_example=per_example,
         chains=examples.chain,
+        found=found,
+        scalars={},
     )
 
 
 def _judge(
-    predictions: Tensor, examples: Examples, dataset: Dataset, index: BankIndex
+    predictions: Tensor, found: np.ndarray, examples: Examples, dataset: Dataset
 ) -> dict[str, np.ndarray]:
     """One number an example for each metric.
 
     The echo loop's text is encoded again by looking its vector up in the bank.
     """
     bank = torch.from_numpy(dataset.bank)
-    targets = bank[torch.from_numpy(examples.target).long()]
-    _, found = index.search(predictions.numpy(), TOP_K)
+    target_ids = torch.from_numpy(examples.target).long()
+    targets = bank[target_ids]
+    rank = metrics.rank_in_bank(predictions, target_ids, bank).numpy()
     echo = bank[torch.from_numpy(found[:, 0])]
     return {
+        RANK: rank,
         "next_vec_cosine": metrics.cosine(predictions, targets).numpy(),
         "faiss_retrieval_p1": metrics.precision_at(found, examples.target, 1).astype(float),
         "faiss_retrieval_p5": metrics.precision_at(found, examples.target, 5).astype(float),
         "faiss_retrieval_p10": metrics.precision_at(found, examples.target, 10).astype(float),
+        "mrr": 1.0 / rank,
         "echo_loop_similarity": metrics.cosine(echo, targets).numpy(),
         "echo_to_prediction": metrics.cosine(echo, predictions).numpy(),
     }

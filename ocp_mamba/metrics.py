@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ METRICS_VERSION = "1"
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+TIE = 1e-6
+"""Two cosines nearer than this are one: float32 rounds a sum of 768 products by about as much."""
+RANK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,18 @@ def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Fig
     _, index = np.unique(groups, return_inverse=True)
     sums = np.bincount(index, weights=values.astype(np.float64))
     counts = np.bincount(index).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+    drawn = _resamples(len(sums), seed)
     means = (drawn @ sums) / (drawn @ counts)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Figure(float(sums.sum() / counts.sum()), float(low), float(high), len(values))
+
+
+@functools.lru_cache(maxsize=4)
+def _resamples(groups: int, seed: int) -> np.ndarray:
+    """How often each group is drawn, ``(RESAMPLES, groups)``; many figures ask for the same."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES).astype(np.float64)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -102,6 +112,24 @@ def slope(values: Sequence[float]) -> float | None:
 def precision_at(found: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     """Whether each target ``(n,)`` is among the first k found ``(n, >= k)``: bool ``(n,)``."""
     return (found[:, :k] == targets[:, None]).any(axis=1)
+
+
+def rank_in_bank(predictions: Tensor, target_ids: Tensor, bank: Tensor) -> Tensor:
+    """Place of each target among all bank rows by inner product: int64 ``(n,)``, 1 is best.
+
+    A row within `TIE` of the target's own score stands before it: ties count against the predictor.
+
+    Args:
+        predictions: ``(n, D)`` unit rows.
+        target_ids: int64 ``(n,)`` bank rows.
+        bank: ``(n_concepts, D)`` unit rows.
+    """
+    ranks = []
+    for rows, ids in zip(predictions.split(RANK_ROWS), target_ids.split(RANK_ROWS), strict=True):
+        scores = rows @ bank.T
+        own = scores.gather(1, ids[:, None])
+        ranks.append((scores >= own - TIE).sum(dim=1))
+    return torch.cat(ranks)
 
 
 def chance_precision_at(k: int, pool_size: int) -> float:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from data_maker import make_dataset
 
 from ocp_mamba import gates
-from ocp_mamba.baselines import ContextMean, Persistence
+from ocp_mamba.baselines import ContextMean, GlobalMean, Persistence
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.leak import strata
 from ocp_mamba.evaluate import (
@@ -103,6 +103,21 @@ def test_figures_carry_pool_chance_strata_and_interval(data):
     written = judged.to_dict()
     assert written["figures"]["next_vec_cosine"]["n"] == judged.n_examples
     assert written["dataset_fingerprint"] == data.fingerprint
+
+
+def test_found_and_rank_stand_in_the_order_of_the_examples(data):
+    judged = evaluate(GlobalMean(data), data, "val", name="global_mean")
+    examples = data.examples("val")
+    assert judged.found.shape == (len(examples.target), 10)
+    rank = judged.per_example["rank"]
+    where = judged.found == examples.target[:, None]
+    inside = where.any(axis=1)
+    assert 0 < inside.sum() < len(inside)
+    np.testing.assert_array_equal(rank[inside], where[inside].argmax(axis=1) + 1)
+    assert (rank[~inside] > 10).all()
+    assert judged.figures["mrr"].value == pytest.approx((1 / rank).mean())
+    assert "rank" not in judged.figures
+    assert "found" not in judged.to_dict()
 
 
 def test_an_empty_split_is_not_run_everywhere(data):

@@ -74,3 +74,21 @@ def test_precision_and_chance_by_hand():
 def test_percentile_is_in_milliseconds():
     assert metrics.percentile_ms([0.001, 0.002, 0.003], 50) == pytest.approx(2.0)
     assert math.isnan(metrics.percentile_ms([], 50))
+
+
+def test_rank_by_hand_counts_ties_against_the_predictor():
+    bank = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), dim=-1)
+    predictions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    targets = torch.tensor([1, 2, 0, 0])
+    assert metrics.rank_in_bank(predictions, targets, bank).tolist() == [3, 1, 4, 2]
+
+
+def test_rank_agrees_with_sorting_past_one_block(monkeypatch):
+    monkeypatch.setattr(metrics, "RANK_ROWS", 7)
+    generator = torch.Generator().manual_seed(0)
+    bank = F.normalize(torch.randn(50, 16, generator=generator), dim=-1)
+    predictions = F.normalize(torch.randn(30, 16, generator=generator), dim=-1)
+    targets = torch.randint(50, (30,), generator=generator)
+    order = (predictions @ bank.T).argsort(dim=1, descending=True)
+    expected = (order == targets[:, None]).int().argmax(dim=1) + 1
+    torch.testing.assert_close(metrics.rank_in_bank(predictions, targets, bank), expected)
