@@ -22,8 +22,9 @@ from ocp_mamba.data.legacy import import_legacy
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
 from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
+from ocp_mamba.plots import plot_cosine, plot_losses
 from ocp_mamba.registry import CANDIDATE, ModelVersion, load_version, register_best
-from ocp_mamba.report import baseline_table, epoch_table, plot_cosine, plot_losses, result_table
+from ocp_mamba.report import baseline_table, epoch_table, result_table
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.tracking import EXPERIMENT, config_params, track
 from ocp_mamba.tracking_run import TrackedRun
@@ -247,10 +248,8 @@ def _log_files(
     summary: str,
 ) -> None:
     """Write plots and reports to a folder and log them as artifacts."""
-    cosines = {name: e.figures["next_vec_cosine"].value for name, e in ground.baselines.items()}
-    known = {name: value for name, value in cosines.items() if value is not None}
     plots = [
-        *plot_cosine(fitted.history, known, folder / "cosine.png"),
+        *plot_cosine(fitted.history, ground.baselines, folder / "cosine.png"),
         *plot_losses(fitted.history, folder / "loss.png"),
     ]
     reports = {

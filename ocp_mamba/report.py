@@ -1,68 +1,13 @@
-"""Plots and tables from results; knows no tracker and no model."""
+"""Tables from results; knows no tracker and no model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from ocp_mamba.evaluate import Evaluation
 from ocp_mamba.train import EpochRecord
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-SIZE_INCHES, DPI = (8.0, 4.5), 120
-
-
-def plot_cosine(
-    history: Sequence[EpochRecord], baselines: Mapping[str, float], path: Path
-) -> list[Path]:
-    """Draw validation cosine per epoch, with each baseline's cosine as a labelled line.
-
-    Args:
-        history: the epochs.
-        baselines: cosine on the same split by the baseline's name.
-        path: a ``.png``; the numbers go beside it as ``.json``.
-
-    Returns:
-        The two files.
-    """
-    epochs = [r.epoch for r in history]
-    cosines = [r.val["next_vec_cosine"] for r in history]
-    figure, axes = _axes("epoch", "cosine, validation split")
-    axes.plot(epochs, cosines, marker="o", label="model")
-    for number, (name, value) in enumerate(baselines.items(), 1):
-        axes.axhline(value, color=f"C{number}", linestyle="--", linewidth=1, label=name)
-        axes.annotate(
-            f"{name} {value:.3f}",
-            (1, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, 2),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-        )
-    axes.set_title("Next-vector cosine per epoch against its baselines")
-    axes.legend(loc="lower right", fontsize=8)
-    numbers = {"epoch": epochs, "val_next_vec_cosine": cosines, "baselines": dict(baselines)}
-    return _write(figure, numbers, path)
-
-
-def plot_losses(history: Sequence[EpochRecord], path: Path) -> list[Path]:
-    """Draw every training loss term per epoch; returns the ``.png`` and a ``.json`` beside it."""
-    epochs = [r.epoch for r in history]
-    terms = [t for t in (history[0].losses if history else {}) if t != "grad_norm"]
-    losses = {term: [r.losses[term] for r in history] for term in terms}
-    figure, axes = _axes("epoch", "mean loss, train split")
-    for term, values in losses.items():
-        axes.plot(epochs, values, marker="o", label=term)
-    axes.set_title("Training loss per epoch")
-    axes.legend(fontsize=8)
-    return _write(figure, {"epoch": epochs, "losses": losses}, path)
 
 
 def epoch_table(history: Sequence[EpochRecord]) -> str:
@@ -131,24 +76,3 @@ def result_table(
         rows.append([name, "not-run" if value is None else f"{value:.4f}", interval])
     figures = tabulate(rows, headers=["figure", "value", "95% interval"], disable_numparse=True)
     return figures + "\n\n" + tabulate(list(gates.items()), headers=["gate", "verdict"])
-
-
-def _axes(x: str, y: str) -> tuple[Any, Axes]:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _write(figure: Any, numbers: dict[str, Any], path: Path) -> list[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    data = path.with_suffix(".json")
-    data.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    return [path, data]

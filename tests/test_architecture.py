@@ -37,7 +37,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "retrieval": ("retrieval",),
     },
     2: {"judging": ("baselines", "evaluate", "gates"), "train": ("train",)},
-    3: {"report": ("report",), "serving": ("serving", "pyfunc_model")},
+    3: {"report": ("report", "plots"), "serving": ("serving", "pyfunc_model")},
     4: {
         "tracking": (
             "tracking",
@@ -60,7 +60,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "click": ("cli", "cli_data", "cli_runs"),
     "faiss": ("retrieval",),
     "mamba_ssm": ("ssm_ops",),
-    "matplotlib": ("report",),
+    "matplotlib": ("plots",),
     "mlflow": (*FLOORS[3]["serving"], *FLOORS[4]["tracking"], "registry"),
     "optuna": ("sweep",),
     "psutil": ("lifecycle", "paths"),
