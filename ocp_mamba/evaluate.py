@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ocp_mamba import metrics
-from ocp_mamba.baselines import Predictor
+from ocp_mamba.baselines import ContextMean, GlobalMean, Predictor
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.data.leak import strata
 from ocp_mamba.metrics import Figure
 from ocp_mamba.model import OCPMambaLVM
+from ocp_mamba.probes import rollout, sensitivity, takes_tmd
 from ocp_mamba.retrieval import BankIndex
 
 EVALUATION_BATCH = 256
@@ -36,7 +38,8 @@ class Evaluation:
     ``per_example`` holds the numbers behind them, for paired comparison, and ``rank``, the place of
     the target among all bank rows (1 is best; ties count against the predictor). ``found`` holds
     the bank ids of the nearest rows, ``(n, 10)``, best first. Both are in the order of
-    ``dataset.examples(split)``, as is ``chains``. ``scalars`` holds numbers with no interval.
+    ``dataset.examples(split)``, as are ``chains`` and the masks of ``strata``. ``scalars`` holds
+    numbers with no interval.
     """
 
     predictor: str
@@ -52,6 +55,7 @@ class Evaluation:
     per_example: dict[str, np.ndarray] = field(repr=False)
     chains: np.ndarray = field(repr=False)
     found: np.ndarray = field(repr=False)
+    strata: dict[str, np.ndarray] = field(repr=False)
     scalars: dict[str, float]
 
     def flat(self) -> dict[str, float]:
@@ -73,7 +77,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth writing as JSON: all but the numbers of single examples."""
-        skipped = ("per_example", "chains", "found", "figures")
+        skipped = ("per_example", "chains", "found", "strata", "figures")
         plain = {k: v for k, v in vars(self).items() if k not in skipped}
         return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}
 
@@ -85,13 +89,13 @@ def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tens
         float32 ``(n_examples, 768)`` unit rows, in the order of ``dataset.examples(split)``.
     """
     examples = dataset.examples(split)
-    d_tmd = predictor.config.d_tmd if isinstance(predictor, OCPMambaLVM) else 0
+    tmd = takes_tmd(predictor)
     bank = torch.from_numpy(dataset.bank)
     out = torch.empty(len(examples.target), bank.shape[1])
     starts = np.searchsorted(examples.chain, np.arange(dataset.n_chains + 1))
     with torch.inference_mode():
         for batch in batches(dataset, split, EVALUATION_BATCH, bank=bank):
-            predictions = predictor.predict_all(batch.vectors, batch.tmd if d_tmd else None)
+            predictions = predictor.predict_all(batch.vectors, batch.tmd if tmd else None)
             ids = batch.chain_ids.numpy()
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ids])
             out[torch.from_numpy(rows)] = predictions[batch.mask]
@@ -122,20 +126,22 @@ def evaluate(
     """
     index = index or BankIndex(dataset.bank)
     examples = dataset.examples(split)
+    members = strata(dataset, split)
     per_example: dict[str, np.ndarray] = {}
+    figures: dict[str, Figure] = {}
+    scalars: dict[str, float] = {}
     found = np.zeros((0, min(TOP_K, index.size)), np.int64)
     if len(examples.target):
         predictions = predict_examples(predictor, dataset, split)
         _, found = index.search(predictions.numpy(), TOP_K)
-        per_example = _judge(predictions, found, examples, dataset)
-    figures = {}
-    selections = {"": np.ones(len(examples.target), bool)}
-    selections |= {f"{stratum}/": chosen for stratum, chosen in strata(dataset, split).items()}
-    for prefix, chosen in selections.items():
-        for metric in [m for m in per_example if m != RANK]:
-            figures[prefix + metric] = metrics.bootstrap_mean(
-                per_example[metric][chosen], examples.chain[chosen], seed
-            )
+        per_example = _judge(predictions, found, examples, dataset, split, seed)
+        figures = _figures(per_example, members, examples, dataset, seed)
+        figures |= sensitivity(predictor, dataset, examples, predictions, seed)
+        figures |= rollout(predictor, dataset, examples, predictions, seed)
+        scalars = {
+            "prediction_variance": metrics.variance(predictions),
+            "target_variance": metrics.variance(_rows(dataset, examples.target)),
+        }
     return Evaluation(
         predictor=name,
         split=split,
@@ -150,36 +156,94 @@ def evaluate(
         per_example=per_example,
         chains=examples.chain,
         found=found,
-        scalars={},
+        strata=members,
+        scalars=scalars,
     )
 
 
+def _rows(dataset: Dataset, ids: np.ndarray) -> Tensor:
+    return torch.from_numpy(dataset.bank[ids])
+
+
 def _judge(
-    predictions: Tensor, found: np.ndarray, examples: Examples, dataset: Dataset
+    predictions: Tensor,
+    found: np.ndarray,
+    examples: Examples,
+    dataset: Dataset,
+    split: str,
+    seed: int,
 ) -> dict[str, np.ndarray]:
     """One number an example for each metric.
 
     The echo loop's text is encoded again by looking its vector up in the bank.
     """
     bank = torch.from_numpy(dataset.bank)
-    target_ids = torch.from_numpy(examples.target).long()
-    targets = bank[target_ids]
-    rank = metrics.rank_in_bank(predictions, target_ids, bank).numpy()
-    echo = bank[torch.from_numpy(found[:, 0])]
-    return {
+    targets, last = _rows(dataset, examples.target), _rows(dataset, examples.last)
+    rank = metrics.rank_in_bank(predictions, torch.from_numpy(examples.target).long(), bank).numpy()
+    echo = _rows(dataset, found[:, 0])
+    untrained = predict_examples(ContextMean(), dataset, split)
+    judged = {
         RANK: rank,
         "next_vec_cosine": metrics.cosine(predictions, targets).numpy(),
         "faiss_retrieval_p1": metrics.precision_at(found, examples.target, 1).astype(float),
         "faiss_retrieval_p5": metrics.precision_at(found, examples.target, 5).astype(float),
         "faiss_retrieval_p10": metrics.precision_at(found, examples.target, 10).astype(float),
         "mrr": 1.0 / rank,
+        "margin": metrics.margin(predictions, targets, last).numpy(),
+        "context_mean_margin": metrics.margin(untrained, targets, last).numpy(),
         "echo_loop_similarity": metrics.cosine(echo, targets).numpy(),
         "echo_to_prediction": metrics.cosine(echo, predictions).numpy(),
     }
+    others = metrics.other_targets(examples.target, seed)
+    if others is not None:
+        beaten = metrics.margin(predictions, targets, _rows(dataset, others)) > 0
+        judged["contrastive_accuracy"] = beaten.numpy().astype(float)
+    if dataset.n_examples("train"):
+        mean = GlobalMean(dataset).predict_all(predictions)
+        judged["cosine_to_global_mean"] = metrics.cosine(predictions, mean).numpy()
+        judged["target_cosine_to_global_mean"] = metrics.cosine(targets, mean).numpy()
+    return judged
 
 
-def paired_difference(ours: Evaluation, theirs: Evaluation, metric: str) -> Figure:
+def _figures(
+    per_example: dict[str, np.ndarray],
+    members: dict[str, np.ndarray],
+    examples: Examples,
+    dataset: Dataset,
+    seed: int,
+) -> dict[str, Figure]:
+    """Every metric, overall and per stratum; cosine and P@1 per position and per source too."""
+
+    def over(chosen: np.ndarray, metric: str) -> Figure:
+        return metrics.bootstrap_mean(per_example[metric][chosen], examples.chain[chosen], seed)
+
+    figures = {}
+    everything = {"": np.ones(len(examples.target), bool)}
+    for prefix, chosen in (everything | {f"{name}/": m for name, m in members.items()}).items():
+        for metric in per_example:
+            if metric != RANK:
+                figures[prefix + metric] = over(chosen, metric)
+    parts = {f"position/k{k}": examples.position == k for k in np.unique(examples.position)}
+    sources = dataset.chain_source[examples.chain]
+    for number in np.unique(sources):
+        name = re.sub(r"[^\w\-. ]", "_", dataset.meta["sources"][number], flags=re.ASCII)
+        parts[f"source/{name}"] = sources == number
+    for part, chosen in parts.items():
+        for short, metric in {"cosine": "next_vec_cosine", "p1": "faiss_retrieval_p1"}.items():
+            figures[f"{part}_{short}"] = over(chosen, metric)
+    return figures
+
+
+def paired_difference(
+    ours: Evaluation, theirs: Evaluation, metric: str, stratum: str | None = None
+) -> Figure:
     """Mean of ours minus theirs over the same examples, with its interval by chain.
+
+    Args:
+        ours: a judgement.
+        theirs: another one of the same split.
+        metric: a key of ``per_example``.
+        stratum: a key of ``strata``; None for all examples.
 
     Raises:
         ValueError: the two were not taken over the same data with the same definitions.
@@ -191,12 +255,15 @@ def paired_difference(ours: Evaluation, theirs: Evaluation, metric: str) -> Figu
                 f"{ours.predictor} and {theirs.predictor} differ in {what}: {a} and {b}"
             )
     difference = ours.per_example[metric] - theirs.per_example[metric]
-    return metrics.bootstrap_mean(difference, ours.chains)
+    if stratum is None:
+        return metrics.bootstrap_mean(difference, ours.chains)
+    chosen = ours.strata[stratum]
+    return metrics.bootstrap_mean(difference[chosen], ours.chains[chosen])
 
 
 def validator(
     dataset: Dataset, index: BankIndex, split: str = "val"
-) -> Callable[[OCPMambaLVM], dict[str, float]]:
+) -> Callable[[Predictor], dict[str, float]]:
     """Return the judge of each epoch: ``next_vec_cosine`` and ``retrieval_p1`` on a split.
 
     Raises:
@@ -207,7 +274,7 @@ def validator(
         raise ValueError(f"the {split} split has no examples to validate on")
     targets = torch.from_numpy(dataset.bank[examples.target])
 
-    def validate(model: OCPMambaLVM) -> dict[str, float]:
+    def validate(model: Predictor) -> dict[str, float]:
         predictions = predict_examples(model, dataset, split)
         _, found = index.search(predictions.numpy(), 1)
         return {

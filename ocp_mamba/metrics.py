@@ -132,6 +132,39 @@ def rank_in_bank(predictions: Tensor, target_ids: Tensor, bank: Tensor) -> Tenso
     return torch.cat(ranks)
 
 
+def margin(predictions: Tensor, targets: Tensor, last: Tensor) -> Tensor:
+    """cos(p, t) - cos(p, l) of each row ``(n, D)``: ``(n,)``; below 0 p is nearer to its input."""
+    return cosine(predictions, targets) - cosine(predictions, last)
+
+
+def other_targets(target_ids: np.ndarray, seed: int) -> np.ndarray | None:
+    """Draw for each example the target of another one, never the same concept.
+
+    Args:
+        target_ids: integers ``(n,)``, bank rows.
+        seed: of the draw, which is uniform over the examples with another target.
+
+    Returns:
+        Bank rows ``(n,)``; None where all examples have one target, so that there is no other.
+    """
+    ordered = np.sort(target_ids)
+    first = np.searchsorted(ordered, target_ids, side="left")
+    same = np.searchsorted(ordered, target_ids, side="right") - first
+    if (same == len(target_ids)).any():
+        return None
+    drawn = np.random.default_rng(seed).integers(0, len(target_ids) - same)
+    others: np.ndarray = ordered[drawn + np.where(drawn >= first, same, 0)]
+    return others
+
+
+def variance(rows: Tensor) -> float:
+    """Variance of rows ``(n, D)`` summed over D; of unit rows 1 - |mean|^2, in 0..1.
+
+    0 says that all rows are one, 1 that they cancel out.
+    """
+    return float((rows - rows.mean(dim=0)).square().sum(dim=1).mean())
+
+
 def chance_precision_at(k: int, pool_size: int) -> float:
     """Precision at k of a uniformly random ranking of the pool."""
     return min(1.0, k / pool_size)

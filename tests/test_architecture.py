@@ -36,8 +36,14 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "paths": ("paths",),
         "retrieval": ("retrieval",),
     },
-    2: {"judging": ("baselines", "evaluate", "gates"), "train": ("train",)},
-    3: {"report": ("report", "plots"), "serving": ("serving", "pyfunc_model")},
+    2: {
+        "judging": ("baselines", "baselines_trained", "evaluate", "gates", "probes"),
+        "train": ("train",),
+    },
+    3: {
+        "report": ("report", "report_html", "page", "plots", "verdict"),
+        "serving": ("serving", "pyfunc_model"),
+    },
     4: {
         "tracking": (
             "tracking",

@@ -37,6 +37,12 @@ class Oracle:
         return self.bank[(ids + self.ahead) % len(self.bank)]
 
 
+class Noise:
+    def predict_all(self, seq_vectors, tmd=None):
+        generator = torch.Generator().manual_seed(0)
+        return F.normalize(torch.randn(seq_vectors.shape, generator=generator), dim=-1)
+
+
 @pytest.fixture(scope="module")
 def counting():
     """Chains that count upwards: the successor of concept i is always i + 1."""
@@ -120,6 +126,52 @@ def test_found_and_rank_stand_in_the_order_of_the_examples(data):
     assert "found" not in judged.to_dict()
 
 
+def test_a_copied_input_has_the_lowest_margin_and_the_context_mean_stands_beside_it(data):
+    examples = data.examples("val")
+    copied = evaluate(Persistence(), data, "val", name="persistence").figures
+    cosines = (data.bank[examples.last] * data.bank[examples.target]).sum(1)
+    assert copied["margin"].value == pytest.approx((cosines - 1).mean(), abs=1e-6)
+    mean = evaluate(ContextMean(), data, "val", name="context_mean").figures
+    assert copied["context_mean_margin"] == mean["margin"]
+
+
+def test_an_oracle_beats_any_other_target_and_noise_half_of_them(counting):
+    oracle = evaluate(Oracle(counting.bank), counting, "val", name="oracle")
+    assert oracle.figures["contrastive_accuracy"].value == 1.0
+    noise = evaluate(Noise(), counting, "val", name="noise").figures["contrastive_accuracy"]
+    assert noise.value == pytest.approx(0.5, abs=0.15)
+
+
+def test_collapse_shows_in_variance_and_in_the_cosine_to_the_global_mean(counting):
+    oracle = evaluate(Oracle(counting.bank), counting, "val", name="oracle")
+    scalars = oracle.scalars
+    assert scalars["prediction_variance"] == pytest.approx(scalars["target_variance"], abs=1e-5)
+    figures = oracle.figures
+    assert figures["cosine_to_global_mean"].value == pytest.approx(
+        figures["target_cosine_to_global_mean"].value, abs=1e-5
+    )
+    collapsed = evaluate(GlobalMean(counting), counting, "val", name="global_mean")
+    assert collapsed.flat()["prediction_variance"] == pytest.approx(0.0, abs=1e-6)
+    assert collapsed.to_dict()["scalars"]["target_variance"] == scalars["target_variance"]
+    assert collapsed.figures["cosine_to_global_mean"].value == pytest.approx(1.0, abs=1e-5)
+
+
+def test_positions_and_sources_part_the_examples(data):
+    judged = evaluate(ContextMean(), data, "val", name="context_mean")
+    examples = data.examples("val")
+    for family in ("position/", "source/"):
+        parts = {k: f for k, f in judged.figures.items() if k.startswith(family)}
+        cosines = {k: f for k, f in parts.items() if k.endswith("_cosine")}
+        assert 2 * len(cosines) == len(parts)
+        assert sum(f.n for f in cosines.values()) == judged.n_examples
+        whole = sum(f.n * f.value for f in cosines.values()) / judged.n_examples
+        assert whole == pytest.approx(judged.figures["next_vec_cosine"].value)
+    at_four = judged.per_example["faiss_retrieval_p1"][examples.position == 4]
+    assert judged.figures["position/k4_p1"].value == at_four.mean()
+    assert set(data.meta["sources"]) == {"wordnet", "swo"}
+    assert {"source/wordnet_p1", "source/swo_p1"} <= set(judged.figures)
+
+
 def test_an_empty_split_is_not_run_everywhere(data):
     emptied = make_dataset(n_chains=120, n_concepts=80, seed=5, split=np.zeros(120, np.uint8))
     judged = evaluate(Persistence(), emptied, "val", name="persistence")
@@ -146,6 +198,10 @@ def test_paired_difference_is_by_example_and_refuses_other_data(data, counting):
     expected = a.figures["next_vec_cosine"].value - b.figures["next_vec_cosine"].value
     assert difference.value == pytest.approx(expected, abs=1e-6)
     assert paired_difference(a, a, "next_vec_cosine") == Figure(0.0, 0.0, 0.0, a.n_examples)
+    unseen = paired_difference(a, b, "next_vec_cosine", "unseen")
+    gap = [e.figures["unseen/next_vec_cosine"].value for e in (a, b)]
+    assert unseen.n == a.strata["unseen"].sum() < a.n_examples
+    assert unseen.value == pytest.approx(gap[0] - gap[1], abs=1e-6)
     other = evaluate(Persistence(), counting, "val", name="other")
     with pytest.raises(ValueError, match="differ in dataset_fingerprint"):
         paired_difference(a, other, "next_vec_cosine")
@@ -188,11 +244,6 @@ def test_gates_pass_and_fail_on_what_they_name(counting):
 
 
 def test_random_vectors_score_chance(data):
-    class Noise:
-        def predict_all(self, seq_vectors, tmd=None):
-            generator = torch.Generator().manual_seed(0)
-            return F.normalize(torch.randn(seq_vectors.shape, generator=generator), dim=-1)
-
     judged = evaluate(Noise(), data, "val", name="noise")
     assert abs(judged.figures["next_vec_cosine"].value) < 0.02
     assert judged.figures["faiss_retrieval_p1"].value < 0.06

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ocp_mamba import metrics
 
@@ -92,3 +94,36 @@ def test_rank_agrees_with_sorting_past_one_block(monkeypatch):
     order = (predictions @ bank.T).argsort(dim=1, descending=True)
     expected = (order == targets[:, None]).int().argmax(dim=1) + 1
     torch.testing.assert_close(metrics.rank_in_bank(predictions, targets, bank), expected)
+
+
+def test_margin_by_hand():
+    p, t, last = (torch.tensor([row]) for row in ([1.0, 0.0], [0.6, 0.8], [1.0, 0.0]))
+    assert metrics.margin(p, t, last).item() == pytest.approx(0.6 - 1.0)
+    assert metrics.margin(t, t, last).item() == pytest.approx(1.0 - 0.6)
+
+
+def test_variance_is_one_less_the_squared_mean_of_unit_rows():
+    rows = F.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    expected = 1 - rows.mean(dim=0).square().sum().item()
+    assert metrics.variance(rows) == pytest.approx(expected, abs=1e-6)
+    assert metrics.variance(rows[:1].expand(5, 8)) == pytest.approx(0.0, abs=1e-12)
+    assert metrics.variance(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == pytest.approx(1.0)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(0, 5))
+def test_the_other_target_is_of_another_example_and_never_the_same_concept(ids, seed):
+    targets = np.array(ids)
+    others = metrics.other_targets(targets, seed)
+    if len(set(ids)) == 1:
+        assert others is None
+    else:
+        assert (others != targets).all()
+        assert set(others) <= set(ids)
+
+
+def test_other_targets_are_drawn_as_often_as_they_occur():
+    targets = np.array([0] * 1000 + [1] * 3000 + [2] * 1000)
+    others = metrics.other_targets(targets, 0)
+    of_zero = others[targets == 0]
+    assert (of_zero == 1).mean() == pytest.approx(0.75, abs=0.05)
+    np.testing.assert_array_equal(others, metrics.other_targets(targets, 0))

@@ -1,0 +1,167 @@
+"""What a predictor makes of a changed context, and of its own predictions fed back to it.
+
+Both ask for new forward passes, so both look at a seeded sample of the examples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ocp_mamba import metrics
+from ocp_mamba.baselines import Predictor
+from ocp_mamba.data.file import Dataset, Examples
+from ocp_mamba.metrics import Figure
+
+SAMPLE = 500
+"""Examples looked at: at most this many."""
+STEPS = 5
+BATCH = 128
+
+
+def takes_tmd(predictor: Predictor) -> bool:
+    """Whether a predictor is conditioned on TMD vectors."""
+    return bool(getattr(getattr(predictor, "config", None), "d_tmd", 0))
+
+
+def predict_next(predictor: Predictor, contexts: list[Tensor], tmd: Tensor | None) -> Tensor:
+    """Predict what follows each context.
+
+    Args:
+        predictor: as `Predictor`.
+        contexts: float32 ``(length, D)`` each, of any lengths above 0.
+        tmd: float32 ``(n, 16)``, a row for each context; None where none is taken.
+
+    Returns:
+        float32 ``(n, D)`` unit rows, in the order of ``contexts``.
+    """
+    lengths = torch.tensor([len(c) for c in contexts])
+    out = torch.empty(len(contexts), contexts[0].shape[1])
+    with torch.inference_mode():
+        for rows in lengths.argsort(stable=True).split(BATCH):
+            padded = pad_sequence([contexts[i] for i in rows.tolist()], batch_first=True)
+            predicted = predictor.predict_all(padded, None if tmd is None else tmd[rows])
+            out[rows] = predicted[torch.arange(len(rows)), lengths[rows] - 1]
+    return out
+
+
+class _Sample:
+    """Some examples of a split, with what is needed to predict from them anew."""
+
+    def __init__(self, predictor: Predictor, dataset: Dataset, examples: Examples, chosen: Tensor):
+        self.rows = chosen.numpy()
+        self.chain = examples.chain[self.rows]
+        self.position = examples.position[self.rows]
+        self.bank = torch.from_numpy(dataset.bank)
+        self.tmd = None
+        if takes_tmd(predictor) and dataset.chain_tmd is not None:
+            self.tmd = torch.from_numpy(dataset.chain_tmd[self.chain])
+        self.ids = [
+            torch.from_numpy(dataset.chain(c)[:k]).long()
+            for c, k in zip(self.chain, self.position, strict=True)
+        ]
+
+
+def _choose(candidates: np.ndarray, seed: int) -> Tensor:
+    """At most `SAMPLE` of some row numbers, drawn by seed, in rising order."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(candidates), generator=generator)[:SAMPLE]
+    return torch.from_numpy(candidates)[drawn.sort().values]
+
+
+def sensitivity(
+    predictor: Predictor, dataset: Dataset, examples: Examples, predictions: Tensor, seed: int
+) -> dict[str, Figure]:
+    """Cosine to the target when the context is shuffled, reversed, or cut to its last vector.
+
+    Examples with a context of 2 concepts or more are sampled. A shuffle is a random order other
+    than the true one.
+
+    Args:
+        predictor: what is judged.
+        dataset: gives vectors and TMD codes.
+        examples: of the split.
+        predictions: float32 ``(n, D)``, of the whole contexts.
+        seed: draws the sample and the orders.
+
+    Returns:
+        ``sensitivity/original_cosine``; for each change ``sensitivity/<change>_cosine`` and
+        ``sensitivity/<change>_drop``, the original's cosine minus it on the same examples.
+    """
+    sample = _Sample(
+        predictor, dataset, examples, _choose(np.flatnonzero(examples.position >= 2), seed)
+    )
+    rng = np.random.default_rng(seed)
+    orders = {
+        "original": [np.arange(len(ids)) for ids in sample.ids],
+        "shuffled": [_shuffle(len(ids), rng) for ids in sample.ids],
+        "reversed": [np.arange(len(ids))[::-1].copy() for ids in sample.ids],
+        "truncated": [np.array([len(ids) - 1]) for ids in sample.ids],
+    }
+    targets = sample.bank[torch.from_numpy(examples.target[sample.rows]).long()]
+    original = metrics.cosine(predictions[sample.rows], targets).numpy()
+    figures = {}
+    for change, order in orders.items():
+        cosines = original
+        if change != "original" and len(sample.rows):
+            contexts = [
+                sample.bank[ids[torch.from_numpy(o)]]
+                for ids, o in zip(sample.ids, order, strict=True)
+            ]
+            changed = predict_next(predictor, contexts, sample.tmd)
+            cosines = metrics.cosine(changed, targets).numpy()
+        figures[f"sensitivity/{change}_cosine"] = metrics.bootstrap_mean(
+            cosines, sample.chain, seed
+        )
+        if change != "original":
+            figures[f"sensitivity/{change}_drop"] = metrics.bootstrap_mean(
+                original - cosines, sample.chain, seed
+            )
+    return figures
+
+
+def _shuffle(length: int, rng: np.random.Generator) -> np.ndarray:
+    while True:
+        order = rng.permutation(length)
+        if (order != np.arange(length)).any():
+            return order
+
+
+def rollout(
+    predictor: Predictor, dataset: Dataset, examples: Examples, predictions: Tensor, seed: int
+) -> dict[str, Figure]:
+    """Feed each prediction back as the next input, and compare with the concept h steps ahead.
+
+    Step 1 is the prediction itself. An example counts at step h where its chain is long enough.
+
+    Args:
+        predictor: what is judged.
+        dataset: gives vectors and TMD codes.
+        examples: of the split.
+        predictions: float32 ``(n, D)``, of the whole contexts.
+        seed: draws the sample.
+
+    Returns:
+        ``rollout/h1_cosine`` to ``rollout/h5_cosine``; where no chain is long enough, over n = 0.
+    """
+    sample = _Sample(predictor, dataset, examples, _choose(np.arange(len(examples.target)), seed))
+    lengths = dataset.lengths[sample.chain]
+    contexts = [sample.bank[ids] for ids in sample.ids]
+    predicted = predictions[sample.rows]
+    left = np.arange(len(sample.rows))
+    figures = {}
+    for h in range(1, STEPS + 1):
+        enough = sample.position[left] + h - 1 < lengths[left]
+        left, predicted = left[enough], predicted[torch.from_numpy(enough)]
+        if h > 1 and len(left):
+            for i, row in zip(left, predicted, strict=True):
+                contexts[i] = torch.cat([contexts[i], row[None]])
+            tmd = None if sample.tmd is None else sample.tmd[torch.from_numpy(left)]
+            predicted = predict_next(predictor, [contexts[i] for i in left], tmd)
+        chains = sample.chain[left]
+        ahead = dataset.chain_values[dataset.chain_offsets[chains] + sample.position[left] + h - 1]
+        cosines = metrics.cosine(predicted, sample.bank[torch.from_numpy(ahead).long()]).numpy()
+        figures[f"rollout/h{h}_cosine"] = metrics.bootstrap_mean(cosines, chains, seed)
+    return figures
