@@ -121,7 +121,33 @@ class Mamba2Layer(nn.Module):
         return x + self.dropout(self.mixer(self.norm(x)))
 
 
-class OCPMambaLVM(nn.Module):
+class NextVectorModel(nn.Module):
+    """What the training loop needs of a model: `predict_all`, and which parameters decay."""
+
+    d_tmd: int = 0
+    """Width of the TMD vector it is conditioned on; 0 for none."""
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; row t sees positions <= t."""
+        raise NotImplementedError(f"{type(self).__name__} has no predict_all")
+
+    def num_parameters(self) -> int:
+        """Return the number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Split the parameters into those that take weight decay (matrices) and those that do not.
+
+        Biases, norms, convolutions, ``dt_bias``, ``A_log`` and ``D`` take none.
+        """
+        decay: list[nn.Parameter] = []
+        no_decay: list[nn.Parameter] = []
+        for p in self.parameters():
+            (decay if p.ndim == 2 else no_decay).append(p)
+        return decay, no_decay
+
+
+class OCPMambaLVM(NextVectorModel):
     """Next-vector predictor: Mamba-2 layers between concept vectors.
 
     Inputs may have any length but zero: only their direction counts. Predictions are unit rows.
@@ -132,6 +158,7 @@ class OCPMambaLVM(nn.Module):
         """Create a model with freshly drawn weights (torch's global generator)."""
         super().__init__()
         self.config = c = config or ModelConfig()
+        self.d_tmd = c.d_tmd
         self.input = nn.Identity() if c.d_model == c.d_vector else nn.Linear(c.d_vector, c.d_model)
         self.tmd_adapter = nn.Linear(c.d_tmd, c.d_model) if c.d_tmd else None
         self.layers = nn.ModuleList(Mamba2Layer(c) for _ in range(c.n_layers))
@@ -201,21 +228,6 @@ class OCPMambaLVM(nn.Module):
             raise ValueError(f"this model takes {wanted}, got {'none' if tmd is None else 'one'}")
         if tmd is not None and tuple(tmd.shape) != (shape[0], d_tmd):
             raise ValueError(f"tmd must have shape ({shape[0]}, {d_tmd}), got {tuple(tmd.shape)}")
-
-    def num_parameters(self) -> int:
-        """Return the number of trainable numbers."""
-        return sum(p.numel() for p in self.parameters())
-
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Split the parameters into those that take weight decay (matrices) and those that do not.
-
-        Biases, norms, the convolution, ``dt_bias``, ``A_log`` and ``D`` take none.
-        """
-        decay: list[nn.Parameter] = []
-        no_decay: list[nn.Parameter] = []
-        for p in self.parameters():
-            (decay if p.ndim == 2 else no_decay).append(p)
-        return decay, no_decay
 
 
 @dataclass(frozen=True)

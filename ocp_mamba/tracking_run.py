@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 
 from ocp_mamba.data.file import Dataset
-from ocp_mamba.model import save_checkpoint
+from ocp_mamba.model import OCPMambaLVM, save_checkpoint
 from ocp_mamba.spool import Operation, Spool
 from ocp_mamba.tracking_dataset import DatasetInput
 from ocp_mamba.tracking_ops import apply, metric_entry, model_entry
@@ -220,6 +220,7 @@ class TrackedRun:
         return metrics, notes
 
     def _save(self, result: EpochResult) -> Path:
+        assert isinstance(result.model, OCPMambaLVM)
         path = self._output_dir / f"{self.run_id}.epoch-{result.epoch:03d}.pt"
         save_checkpoint(
             path,

@@ -22,14 +22,20 @@ from ocp_mamba import metrics
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch, batches, n_batches
 from ocp_mamba.data.file import Dataset
-from ocp_mamba.model import CheckpointError, OCPMambaLVM, load_checkpoint, save_checkpoint
+from ocp_mamba.model import (
+    CheckpointError,
+    NextVectorModel,
+    OCPMambaLVM,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 BETAS = (0.9, 0.95)
 EPOCH_SEED_STRIDE = 1_000_003
 TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
 """How often the progress bar is drawn: a log file is no place for ten a second."""
 
-Validate = Callable[[OCPMambaLVM], dict[str, float]]
+Validate = Callable[[NextVectorModel], dict[str, float]]
 
 
 class TrainingError(RuntimeError):
@@ -56,14 +62,14 @@ class EpochResult(EpochRecord):
     """What ``on_epoch`` receives: the record, and the live model with this epoch's weights."""
 
     max_epochs: int
-    model: OCPMambaLVM
+    model: NextVectorModel
 
 
 @dataclass
 class TrainState:
     """Everything that a resumed run needs beside the dataset and the configs."""
 
-    model: OCPMambaLVM
+    model: NextVectorModel
     optimizer: torch.optim.Optimizer
     precision: str
     history: list[EpochRecord] = field(default_factory=list)
@@ -107,7 +113,7 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def make_optimizer(model: OCPMambaLVM, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: NextVectorModel, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; matrices take weight decay, biases, norms and state-space parameters none."""
     decay, no_decay = model.decay_groups()
     groups = [
@@ -118,15 +124,14 @@ def make_optimizer(model: OCPMambaLVM, config: TrainConfig) -> torch.optim.Optim
 
 
 def batch_losses(
-    model: nn.Module, batch: Batch, bank: Tensor, config: TrainConfig
+    model: NextVectorModel, batch: Batch, bank: Tensor, config: TrainConfig
 ) -> dict[str, Tensor]:
     """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
 
     One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
     per example.
     """
-    assert isinstance(model, OCPMambaLVM)
-    tmd = batch.tmd if model.config.d_tmd else None
+    tmd = batch.tmd if model.d_tmd else None
     predictions = model.predict_all(batch.vectors, tmd)[batch.mask]
     target_ids = batch.targets[batch.mask]
     targets = bank[target_ids]
@@ -166,7 +171,7 @@ def train_step(
 
 
 def fit(
-    model: OCPMambaLVM,
+    model: NextVectorModel,
     dataset: Dataset,
     config: TrainConfig,
     *,
@@ -184,14 +189,14 @@ def fit(
         config: schedule, loss, seed, precision.
         validate: judges the model after each epoch; must give ``next_vec_cosine``.
         output: where the best epoch's ``.pt`` is kept; beside it ``<stem>.last.pt`` holds the
-            state to resume from until training ends.
+            state to resume from until training ends. Only an `OCPMambaLVM` has such a file.
         resume: go on from ``<stem>.last.pt``.
         on_epoch: called after each epoch; what it raises ends training and is not caught.
         progress: show a progress bar on standard error.
 
     Raises:
-        TrainingError: the train split is empty, the loss is not finite, or there is nothing to
-            resume that fits.
+        TrainingError: the train split is empty, the loss is not finite, there is nothing to
+            resume that fits, or a model that has no ``.pt`` was given an output.
     """
     if dataset.n_examples("train") == 0:
         raise TrainingError("the train split has no examples")
@@ -201,7 +206,7 @@ def fit(
     state = TrainState(
         model, make_optimizer(model, config), resolve_precision(config.precision, bank.device)
     )
-    files = _Files(output, dataset, config)
+    files = _Files(output, model, dataset, config)
     if resume:
         files.restore(state)
     best_weights = files.read_best() if resume else None
@@ -307,7 +312,11 @@ class _ProgressBar:
 class _Files:
     """The best epoch's ``.pt`` and, until training ends, the state to resume from."""
 
-    def __init__(self, output: Path | None, dataset: Dataset, config: TrainConfig) -> None:
+    def __init__(
+        self, output: Path | None, model: NextVectorModel, dataset: Dataset, config: TrainConfig
+    ) -> None:
+        if output is not None and not isinstance(model, OCPMambaLVM):
+            raise TrainingError(f"a {type(model).__name__} has no .pt file; leave the output out")
         self._best = output
         self._last = output and resume_path(output)
         self._fingerprint = dataset.fingerprint
@@ -339,6 +348,7 @@ class _Files:
         then = TrainConfig(**checkpoint.loop["train_config"])
         if replace(then, threads=0) != replace(self._config, threads=0):
             raise TrainingError(f"cannot resume {self._last}: it was trained with {then}")
+        assert isinstance(state.model, OCPMambaLVM)
         if checkpoint.model_config != state.model.config:
             raise TrainingError(
                 f"cannot resume {self._last}: its model is {checkpoint.model_config}"
@@ -362,6 +372,7 @@ class _Files:
             self._last.unlink(missing_ok=True)
 
     def _save(self, path: Path, state: TrainState, loop: dict[str, Any]) -> None:
+        assert isinstance(state.model, OCPMambaLVM)
         save_checkpoint(
             path,
             state.model,
