@@ -177,6 +177,7 @@ def rank_figure(judged: Mapping[str, Evaluation]) -> Figure | None:
         at, [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(edges[:-1], ends, strict=True)],
         rotation=35, ha="right",
     )  # fmt: skip
+    axes.set_xlim(-0.6, len(at) - 0.4)
     axes.set_ylabel("share of examples")
     axes.set_xlabel(f"rank of the truth among {model.pool_size:,} concepts")
     axes.set_title("How far down the list the truth stands", loc="left")
