@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -83,6 +85,30 @@ def html_report(report: Report) -> str:
         section("Examples", *_examples(report)),
         section("Every figure", _every_figure(report.judged)),
     )
+
+
+def write_judgement(report: Report, folder: Path) -> list[Path]:
+    """Write what a judgement leaves behind, and return the files.
+
+    These are ``report.html``; ``evaluation.json``, its figures; and ``per_example.npz``, the
+    numbers behind them, by which two judgements can be compared example by example: each metric,
+    ``chains``, and each stratum's mask as ``stratum/<name>``.
+
+    Args:
+        report: what was judged.
+        folder: where to write; made where it does not exist.
+    """
+    judged = report.judged
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in ("report.html", "evaluation.json", "per_example.npz")]
+    files[0].write_text(html_report(report), encoding="utf-8")
+    files[1].write_text(json.dumps(judged.to_dict(), indent=1) + "\n", encoding="utf-8")
+    arrays: dict[str, np.ndarray] = {
+        **{name: values.astype(np.float32) for name, values in judged.per_example.items()},
+        **{f"stratum/{name}": mask for name, mask in judged.strata.items()},
+    }
+    np.savez_compressed(files[2], allow_pickle=False, chains=judged.chains, **arrays)
+    return files
 
 
 def _head(report: Report) -> str:

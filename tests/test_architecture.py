@@ -55,7 +55,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         )
     },
     5: {"registry": ("registry",)},
-    6: {"job": ("job",)},
+    6: {"job": ("job", "job_baselines", "job_report")},
     7: {"sweep": ("sweep",)},
     8: {"cli": ("cli", "cli_data", "cli_runs")},
 }

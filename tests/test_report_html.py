@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from judged import HISTORY, judge_baselines
 from ocp_mamba import verdict
 from ocp_mamba.baselines import Persistence
 from ocp_mamba.evaluate import Evaluation, evaluate
-from ocp_mamba.report_html import Report, html_report
+from ocp_mamba.report_html import Report, html_report, write_judgement
 
 DATA = make_dataset(n_chains=150, n_concepts=60, seed=3)
 
@@ -165,3 +166,16 @@ def test_nothing_to_judge_is_said() -> None:
 def test_a_clean_dataset_is_called_clean(oracle) -> None:
     page = html_report(Report("x", oracle, DATA, warnings=[]))
     assert "no sequence stands in two splits" in page
+
+
+def test_the_figures_and_the_numbers_behind_them_are_written(report, tmp_path) -> None:
+    page, figures, numbers = write_judgement(report, tmp_path / "new")
+    assert page.read_text() == html_report(report)
+    judged = report.judged
+    assert json.loads(figures.read_text()) == judged.to_dict()
+    with np.load(numbers) as arrays:
+        np.testing.assert_array_equal(arrays["chains"], judged.chains)
+        np.testing.assert_array_equal(arrays["stratum/unseen"], judged.strata["unseen"])
+        np.testing.assert_array_equal(arrays["rank"], judged.per_example["rank"])
+        for name, values in judged.per_example.items():
+            np.testing.assert_allclose(arrays[name], values, rtol=1e-6)
