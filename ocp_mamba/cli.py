@@ -95,6 +95,9 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(min=0))
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
 @click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice.")
+@click.option("--baselines", type=click.Choice(["cheap", "full"]), default="cheap",
+              show_default=True,
+              help="full: train a GRU and a Transformer of the model's size too.")  # fmt: skip
 @click.option("--output", default="outputs/model.pt", show_default=True, help="The .pt to write.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML; flags win.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of this output.")
@@ -143,6 +146,7 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
         output=resolve_output(flags["output"]),
         model=model,
         train=job.with_stopping(settings, flags["early_stopping"], flags["patience"]),
+        baselines=flags["baselines"],
         experiment=flags["experiment"],
         run_name=flags["run_name"],
         checkpoint_every=flags["checkpoint_every"],

@@ -20,6 +20,14 @@ from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
+from ocp_mamba.job_baselines import (
+    CHEAP,
+    FULL,
+    judge_cheap,
+    log_baseline,
+    train_and_judge,
+    trained_gates,
+)
 from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
 from ocp_mamba.plots import plot_cosine, plot_losses
@@ -50,12 +58,13 @@ class JobError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Everything that a training run is started with."""
+    """Everything that a training run is started with; ``baselines`` is "cheap" or "full"."""
 
     data: Path
     output: Path
     model: ModelConfig
     train: TrainConfig
+    baselines: str = CHEAP
     experiment: str = EXPERIMENT
     run_name: str | None = None
     checkpoint_every: int = 0
@@ -102,6 +111,7 @@ def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
     params = config_params(model=job.model, train=job.train) | what_ran(model, job.train)
+    params["ran.baselines"] = job.baselines
     echo(f"\nTraining {model.num_parameters():,} parameters, {params['ran.precision']}")
     with track(
         dataset,
@@ -115,7 +125,7 @@ def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
     ) as run:
         run.log_results(ground.leaks.figures())
         for name, judged in ground.baselines.items():
-            _log_baseline(run, name, judged)
+            log_baseline(run, name, judged)
         fitted = fit(
             model,
             dataset,
@@ -146,10 +156,7 @@ def _break_ground(dataset: Dataset, echo: Echo) -> _Ground:
         echo(f"WARNING: {warning}")
     index = BankIndex(dataset.bank)
     echo(f"Judging the baselines on {dataset.n_examples('val'):,} validation sequences")
-    baselines = {
-        name: evaluate(predictor, dataset, "val", name=name, index=index)
-        for name, predictor in cheap_baselines(dataset).items()
-    }
+    baselines = judge_cheap(dataset, index)
     echo(baseline_table(baselines))
     return _Ground(dataset, index, leaks, baselines)
 
@@ -182,14 +189,6 @@ def what_ran(model: OCPMambaLVM, config: TrainConfig) -> dict[str, object]:
     }
 
 
-def _log_baseline(run: TrackedRun, name: str, judged: Evaluation) -> None:
-    """Log a baseline as a child run, and its headline beside the model's on the run itself."""
-    run.log_child(f"baseline {name}", {"predictor": name}, judged.flat(), {"kind": "baseline"})
-    numbers = judged.flat()
-    headline = {f"baseline/{name}_{key}": numbers.get(key) for key in SEED_METRICS[:2]}
-    run.log_results(headline)
-
-
 def _conclude(
     run: TrackedRun,
     job: TrainJob,
@@ -198,7 +197,7 @@ def _conclude(
     fitted: FitResult,
     echo: Echo,
 ) -> TrainOutcome:
-    """Judge the best epoch, log everything, register it and say where to look."""
+    """Judge the best epoch, train baselines if asked, log all, register, say where to look."""
     judged = evaluate(model, ground.dataset, "val", name="model", index=ground.index)
     minutes = sum(r.seconds for r in fitted.history) / 60
     numbers = judged.flat() | inference_latency(model) | {"train_time_minutes": minutes}
@@ -211,6 +210,13 @@ def _conclude(
         leaks=ground.leaks.leaks,
     )
     model_id = run.log_models(job.output, fitted.best_epoch)
+    trained: dict[str, Evaluation] = {}
+    if job.baselines == FULL:
+        trained = train_and_judge(
+            run, model, ground.dataset, ground.index, job.train, echo=echo, progress=job.progress
+        )
+    verdicts |= trained_gates(judged, trained)
+    ground = replace(ground, baselines={**ground.baselines, **trained})
     run.log_results(
         numbers, verdicts, {"echo_encoder": judged.echo_encoder}, epoch=fitted.best_epoch
     )

@@ -78,6 +78,7 @@ def test_the_defaults_are_those_of_the_package() -> None:
     assert flags["d_state"] is None
     assert flags["early_stopping"] is True
     assert flags["tmd"] is False
+    assert flags["baselines"] == "cheap"
     assert (ROOT / flags["data"]).is_file(), "the default dataset ships with the project"
 
 

@@ -1,0 +1,95 @@
+"""The baselines of a training run: judged, trained where asked for, and tracked as child runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+
+from ocp_mamba import gates
+from ocp_mamba.baselines import cheap_baselines
+from ocp_mamba.baselines_trained import LEARNING_RATES, TRAINED_BASELINES
+from ocp_mamba.config import TrainConfig
+from ocp_mamba.data import Dataset
+from ocp_mamba.evaluate import Evaluation, evaluate, validator
+from ocp_mamba.model import OCPMambaLVM
+from ocp_mamba.retrieval import BankIndex
+from ocp_mamba.tracking_run import TrackedRun
+from ocp_mamba.train import fit
+
+CHEAP, FULL = "cheap", "full"
+HEADLINE = ("next_vec_cosine", "faiss_retrieval_p1")
+
+
+def judge_cheap(dataset: Dataset, index: BankIndex) -> dict[str, Evaluation]:
+    """Judge the baselines that need no gradient on the validation split, by name."""
+    return {
+        name: evaluate(predictor, dataset, "val", name=name, index=index)
+        for name, predictor in cheap_baselines(dataset).items()
+    }
+
+
+def train_and_judge(
+    run: TrackedRun,
+    like: OCPMambaLVM,
+    dataset: Dataset,
+    index: BankIndex,
+    config: TrainConfig,
+    *,
+    echo: Callable[[str], None],
+    progress: bool,
+) -> dict[str, Evaluation]:
+    """Train each baseline of the model's size as the model was, judge it and log it as a child.
+
+    Everything is the model's, from the seed to early stopping, but the peak learning rate: each
+    gets the one that served it best, see `LEARNING_RATES`.
+
+    Returns:
+        Judgements of the best epochs on the validation split, by name.
+    """
+    judged = {}
+    for name, make in TRAINED_BASELINES.items():
+        torch.manual_seed(config.seed)
+        model = make(like.config, like.num_parameters())
+        settings = replace(config, lr=config.lr * LEARNING_RATES[name])
+        echo(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
+        fitted = fit(
+            model, dataset, settings, validate=validator(dataset, index), progress=progress
+        )
+        judged[name] = evaluate(model.eval(), dataset, "val", name=name, index=index)
+        params = {
+            "ran.parameters": model.num_parameters(),
+            "train.lr": settings.lr,
+            "best_epoch": fitted.best_epoch,
+            "epochs": len(fitted.history),
+        }
+        minutes = sum(r.seconds for r in fitted.history) / 60
+        log_baseline(run, name, judged[name], params, {"train_time_minutes": minutes})
+    return judged
+
+
+def log_baseline(
+    run: TrackedRun,
+    name: str,
+    judged: Evaluation,
+    params: Mapping[str, object] | None = None,
+    numbers: Mapping[str, float] | None = None,
+) -> None:
+    """Log a baseline as a child run, and its headline beside the model's on the run itself."""
+    figures = judged.flat()
+    run.log_child(
+        f"baseline {name}",
+        {"predictor": name, **(params or {})},
+        {**figures, **(numbers or {})},
+        {"kind": "baseline"},
+    )
+    run.log_results({f"baseline/{name}_{key}": figures.get(key) for key in HEADLINE})
+
+
+def trained_gates(judged: Evaluation, trained: Mapping[str, Evaluation]) -> dict[str, str]:
+    """Whether the model beats every trained baseline; ``not-run`` where none was trained."""
+    return {
+        "beats_trained_baselines_cosine": gates.beats_gate(judged, trained, HEADLINE[0]),
+        "beats_trained_baselines_p1": gates.beats_gate(judged, trained, HEADLINE[1]),
+    }

@@ -1,0 +1,58 @@
+"""``ocp-mamba train --baselines full``, tracked for real in a sqlite store."""
+
+import json
+
+import mlflow
+import pytest
+from click.testing import CliRunner
+from data_maker import make_dataset
+
+from ocp_mamba.baselines_trained import TRAINED_BASELINES
+from ocp_mamba.cli import main
+
+TRAIN = ["train", "--model-size", "tiny", "--n-layers", "1", "--batch-size", "16", "--max-epochs",
+         "2", "--quiet"]  # fmt: skip
+GATES = ("gate.beats_trained_baselines_cosine", "gate.beats_trained_baselines_p1")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    make_dataset(n_chains=120, n_concepts=60, seed=4).save(path)
+    return path
+
+
+def train(file, *words):
+    result = CliRunner().invoke(main, [*TRAIN, "--data", str(file), *words])
+    if result.exception is not None:
+        raise result.exception
+    runs = mlflow.search_runs(experiment_names=["ocp_mamba"], output_format="list")
+    (top,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    return result.output, top, {r.info.run_name: r for r in runs if r is not top}
+
+
+def test_full_trains_judges_and_tracks_each_beside_the_model(file, store, tmp_path):
+    said, top, children = train(file, "--baselines", "full", "--seed", "3")
+    size = int(top.data.params["ran.parameters"])
+    for name in TRAINED_BASELINES:
+        child = children[f"baseline {name}"].data
+        assert child.tags["kind"] == "baseline"
+        assert int(child.params["ran.parameters"]) == pytest.approx(size, rel=0.05)
+        assert child.params["epochs"] == "2"
+        assert child.metrics["train_time_minutes"] > 0
+        cosine = child.metrics["next_vec_cosine"]
+        assert child.metrics["interval/next_vec_cosine_low"] <= cosine
+        assert top.data.metrics[f"baseline/{name}_next_vec_cosine"] == pytest.approx(cosine)
+        assert f"Training the {name} baseline" in said
+        assert any(line.startswith(name) for line in said.splitlines()), "a row of the last table"
+    assert top.data.params["ran.baselines"] == "full"
+    assert all(top.data.tags[gate] in ("pass", "fail") for gate in GATES)
+    artifact = mlflow.artifacts.load_text(f"{top.info.artifact_uri}/plots/cosine.json")
+    assert set(TRAINED_BASELINES) <= set(json.loads(artifact)["baselines"])
+
+
+def test_cheap_is_the_default_and_says_not_run(file, store, tmp_path):
+    said, top, children = train(file)
+    assert not any(name in " ".join(children) for name in TRAINED_BASELINES)
+    assert [top.data.tags[gate] for gate in GATES] == ["not-run", "not-run"]
+    assert "beats_trained_baselines_cosine" in said
