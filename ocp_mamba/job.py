@@ -5,14 +5,13 @@ This is where training and evaluation, which know no tracker, meet MLflow.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ocp_mamba import gates, ssm_ops
+from ocp_mamba import alarms, gates, ssm_ops
 from ocp_mamba.baselines import Predictor, cheap_baselines
 from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
 from ocp_mamba.data import Dataset, DatasetError
@@ -28,11 +27,12 @@ from ocp_mamba.job_baselines import (
     train_and_judge,
     trained_gates,
 )
+from ocp_mamba.job_report import log_judgement, log_training
 from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
-from ocp_mamba.plots import plot_cosine, plot_losses
 from ocp_mamba.registry import CANDIDATE, ModelVersion, load_version, register_best
 from ocp_mamba.report import baseline_table, epoch_table, result_table
+from ocp_mamba.report_html import Report
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.tracking import EXPERIMENT, config_params, track
 from ocp_mamba.tracking_run import TrackedRun
@@ -222,16 +222,26 @@ def _conclude(
     )
     summary = "\n\n".join(
         [
-            epoch_table(fitted.history),
+            f"{epoch_table(fitted.history)}\n\n{alarms.listing(fitted.alarms)}",
             baseline_table({**ground.baselines, "this model": judged}),
             result_table(numbers, verdicts, SEED_METRICS),
         ]
     )
-    _log_files(run, job.output.parent / run.run_id, ground, fitted, judged, summary)
+    report = Report(
+        title=f"Training run {run.name}: epoch {fitted.best_epoch} on the val split",
+        judged=judged,
+        dataset=ground.dataset,
+        baselines=ground.baselines,
+        gates=verdicts,
+        facts={"run": run.run_id, "training": f"{minutes:.1f} minutes"},
+        history=fitted.history,
+        warnings=ground.leaks.warnings,
+    )
+    page = log_training(run, report, ground.leaks, summary, job.output.parent / run.run_id)
     version = register_best(model_id) if model_id is not None else None
     run.log_cost()
     echo(f"\n{summary}")
-    echo(_where_to_look(run, job, version))
+    echo(_where_to_look(run, job, version, page))
     return TrainOutcome(run.run_id, fitted, judged, numbers, verdicts, version)
 
 
@@ -245,34 +255,9 @@ def _same_predictions(model: OCPMambaLVM, path: Path, dataset: Dataset) -> bool:
         return torch.allclose(loaded(chain, tmd), model(chain, tmd), atol=READY_TOLERANCE)
 
 
-def _log_files(
-    run: TrackedRun,
-    folder: Path,
-    ground: _Ground,
-    fitted: FitResult,
-    judged: Evaluation,
-    summary: str,
-) -> None:
-    """Write plots and reports to a folder and log them as artifacts."""
-    plots = [
-        *plot_cosine(fitted.history, ground.baselines, folder / "cosine.png"),
-        *plot_losses(fitted.history, folder / "loss.png"),
-    ]
-    reports = {
-        "evaluation.json": json.dumps(judged.to_dict(), indent=1),
-        "leak_report.md": ground.leaks.to_markdown(),
-        "summary.txt": summary,
-    }
-    for path in plots:
-        run.log_artifact(path, "plots")
-    for name, text in reports.items():
-        (folder / name).write_text(text + "\n", encoding="utf-8")
-        run.log_artifact(folder / name, "reports")
-
-
-def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None) -> str:
+def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None, page: Path) -> str:
     link, command = ui_link(run.store, run.experiment_id)
-    lines = [f"\nmodel file   {job.output}"]
+    lines = [f"\nmodel file   {job.output}", f"report       {page}"]
     if version is None:
         lines.append("registered   not-run: the store did not take the model, see below")
     else:
@@ -296,7 +281,7 @@ def run_evaluation(
         model: a path, ``models:/…``, or a name of `cheap_baselines` after ``baseline:``.
         data: a dataset file, or an older npz.
         split: "train", "val" or "test".
-        output: folder for ``evaluation.json``, made where it does not exist.
+        output: folder for ``report.html`` and the figures, made where it does not exist.
         allow_pickle: see `open_data`.
         echo: where lines go.
 
@@ -321,17 +306,23 @@ def run_evaluation(
         numbers = judged.flat()
         if isinstance(predictor, OCPMambaLVM):
             numbers |= inference_latency(predictor)
+        verdicts = {"next_vec_cosine": gates.cosine_gate(judged)}
         run.log_results(
             numbers,
-            {"next_vec_cosine": gates.cosine_gate(judged)},
+            verdicts,
             {"echo_encoder": judged.echo_encoder, "metrics.version": judged.metrics_version},
             split=split,
         )
-        path = output / "evaluation.json"
-        path.write_text(json.dumps(judged.to_dict(), indent=1) + "\n", encoding="utf-8")
-        run.log_artifact(path, "reports")
+        report = Report(
+            title=f"Judgement of {model} on the {split} split",
+            judged=judged,
+            dataset=dataset,
+            gates=verdicts,
+            facts={"run": run.run_id},
+        )
+        page = log_judgement(run, report, output)
     echo(baseline_table({model: judged}))
-    echo(f"\nwrote {path}, run {run.run_id}")
+    echo(f"\nwrote {page}, run {run.run_id}")
     return judged
 
 

@@ -69,6 +69,12 @@ def test_train_tracks_judges_registers_and_says_where_to_look(file, store, tmp_p
     assert {a.path for a in client.list_artifacts(tracked.info.run_id, "plots")} == {
         f"plots/{n}" for n in ("cosine.png", "cosine.json", "loss.png", "loss.json")
     }
+    reports = {a.path for a in client.list_artifacts(tracked.info.run_id, "reports")}
+    assert reports >= {
+        f"reports/{n}" for n in ("report.html", "evaluation.json", "per_example.npz")
+    }
+    page = (tmp_path / "out" / tracked.info.run_id / "report.html").read_text()
+    assert all(name in page for name in (tracked.info.run_id, "nearest_neighbour", "Training"))
     children = mlflow.search_runs(
         experiment_names=["ocp_mamba"], output_format="list",
         filter_string=f"tags.mlflow.parentRunId = '{tracked.info.run_id}'",
@@ -82,6 +88,7 @@ def test_train_tracks_judges_registers_and_says_where_to_look(file, store, tmp_p
     assert judged.data.tags["kind"] == "evaluation"
     written = json.loads((tmp_path / "outputs/evaluation/evaluation.json").read_text())
     assert written["split"] == "val"
+    assert "Judgement of models:/" in (tmp_path / "outputs/evaluation/report.html").read_text()
 
 
 def test_evaluate_judges_a_baseline_and_a_file(file, store, tmp_path):
