@@ -17,6 +17,8 @@ from ocp_mamba.baselines import ContextMean, GlobalMean, Predictor
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.data.leak import strata
+from ocp_mamba.echo import Parity, check_parity, encode_again
+from ocp_mamba.encoders import Encoder
 from ocp_mamba.metrics import Figure
 from ocp_mamba.model import OCPMambaLVM
 from ocp_mamba.probes import rollout, sensitivity, takes_tmd
@@ -25,6 +27,7 @@ from ocp_mamba.retrieval import BankIndex
 EVALUATION_BATCH = 256
 TOP_K = 10
 RANK = "rank"
+BANK_ECHO = "bank"
 LATENCY_CONTEXT = 10
 LATENCY_WARMUP, LATENCY_RUNS = 20, 200
 
@@ -50,7 +53,9 @@ class Evaluation:
     n_chains: int
     pool_size: int
     chance_p1: float
+    index: str
     echo_encoder: str
+    parity: Parity | None
     figures: dict[str, Figure]
     per_example: dict[str, np.ndarray] = field(repr=False)
     chains: np.ndarray = field(repr=False)
@@ -75,10 +80,20 @@ class Evaluation:
         numbers["retrieval_chance_p1"] = self.chance_p1
         return numbers | self.scalars
 
+    def tags(self) -> dict[str, str]:
+        """Return what the figures cannot say: definitions, and what stood in or did not run."""
+        return {
+            "metrics.version": self.metrics_version,
+            "echo_encoder": self.echo_encoder,
+            "retrieval.index": self.index,
+            "metric.vec2text": "not-run",
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth writing as JSON: all but the numbers of single examples."""
         skipped = ("per_example", "chains", "found", "strata", "figures")
         plain = {k: v for k, v in vars(self).items() if k not in skipped}
+        plain["parity"] = asdict(self.parity) if self.parity else None
         return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}
 
 
@@ -109,6 +124,7 @@ def evaluate(
     *,
     name: str,
     index: BankIndex | None = None,
+    encoder: Encoder | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Judge a predictor on a split, overall and per stratum, with intervals by chain.
@@ -118,12 +134,16 @@ def evaluate(
         dataset: gives the split and the bank that retrieval searches.
         split: "train", "val" or "test".
         name: how results call the predictor.
-        index: the bank's index, to share it between predictors; built when None.
+        index: the bank's index, to share it between predictors; an exact one is built when None.
+        encoder: encodes the echo loop's texts again, after `check_parity`; None lets the bank stand
+            in for it.
         seed: seed of the bootstrap.
 
     Raises:
         ValueError: the split is unknown, or a prediction is not finite.
+        EncoderMismatchError: the encoder does not give the bank's vectors.
     """
+    parity = check_parity(encoder, dataset, seed) if encoder else None
     index = index or BankIndex(dataset.bank)
     examples = dataset.examples(split)
     members = strata(dataset, split)
@@ -134,7 +154,11 @@ def evaluate(
     if len(examples.target):
         predictions = predict_examples(predictor, dataset, split)
         _, found = index.search(predictions.numpy(), TOP_K)
-        per_example = _judge(predictions, found, examples, dataset, split, seed)
+        nearest = found[:, 0]
+        echo = encode_again(encoder, dataset, nearest) if encoder else dataset.bank[nearest]
+        per_example = _judge(
+            predictions, found, torch.from_numpy(echo), examples, dataset, split, seed
+        )
         figures = _figures(per_example, members, examples, dataset, seed)
         figures |= sensitivity(predictor, dataset, examples, predictions, seed)
         figures |= rollout(predictor, dataset, examples, predictions, seed)
@@ -142,6 +166,8 @@ def evaluate(
             "prediction_variance": metrics.variance(predictions),
             "target_variance": metrics.variance(_rows(dataset, examples.target)),
         }
+        if index.kind != "exact":
+            scalars["faiss_recall_at_1"] = index.recall_at_1(predictions.numpy())
     return Evaluation(
         predictor=name,
         split=split,
@@ -151,7 +177,9 @@ def evaluate(
         n_chains=len(np.unique(examples.chain)),
         pool_size=index.size,
         chance_p1=metrics.chance_precision_at(1, index.size),
-        echo_encoder="bank",
+        index=index.kind,
+        echo_encoder=encoder.name if encoder else BANK_ECHO,
+        parity=parity,
         figures=figures,
         per_example=per_example,
         chains=examples.chain,
@@ -168,19 +196,16 @@ def _rows(dataset: Dataset, ids: np.ndarray) -> Tensor:
 def _judge(
     predictions: Tensor,
     found: np.ndarray,
+    echo: Tensor,
     examples: Examples,
     dataset: Dataset,
     split: str,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """One number an example for each metric.
-
-    The echo loop's text is encoded again by looking its vector up in the bank.
-    """
+    """One number an example for each metric; ``echo`` is the nearest text, encoded again."""
     bank = torch.from_numpy(dataset.bank)
     targets, last = _rows(dataset, examples.target), _rows(dataset, examples.last)
     rank = metrics.rank_in_bank(predictions, torch.from_numpy(examples.target).long(), bank).numpy()
-    echo = _rows(dataset, found[:, 0])
     untrained = predict_examples(ContextMean(), dataset, split)
     judged = {
         RANK: rank,
@@ -248,7 +273,10 @@ def paired_difference(
     Raises:
         ValueError: the two were not taken over the same data with the same definitions.
     """
-    for what in ("split", "dataset_fingerprint", "metrics_version", "pool_size"):
+    same = ["split", "dataset_fingerprint", "metrics_version", "pool_size", "index"]
+    if metric.startswith("echo"):
+        same.append("echo_encoder")
+    for what in same:
         a, b = getattr(ours, what), getattr(theirs, what)
         if a != b:
             raise ValueError(
@@ -266,6 +294,8 @@ def validator(
 ) -> Callable[[Predictor], dict[str, float]]:
     """Return the judge of each epoch: ``next_vec_cosine`` and ``retrieval_p1`` on a split.
 
+    ``variance_ratio`` is the predictions' variance over the targets': near 0, they are all one.
+
     Raises:
         ValueError: the split has no examples.
     """
@@ -273,6 +303,7 @@ def validator(
     if len(examples.target) == 0:
         raise ValueError(f"the {split} split has no examples to validate on")
     targets = torch.from_numpy(dataset.bank[examples.target])
+    variance = max(metrics.variance(targets), torch.finfo(targets.dtype).eps)
 
     def validate(model: Predictor) -> dict[str, float]:
         predictions = predict_examples(model, dataset, split)
@@ -280,6 +311,7 @@ def validator(
         return {
             "next_vec_cosine": float(metrics.cosine(predictions, targets).mean()),
             "retrieval_p1": float((found[:, 0] == examples.target).mean()),
+            "variance_ratio": metrics.variance(predictions) / variance,
         }
 
     return validate

@@ -172,6 +172,18 @@ def test_positions_and_sources_part_the_examples(data):
     assert {"source/wordnet_p1", "source/swo_p1"} <= set(judged.figures)
 
 
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_reports_its_recall_and_is_not_paired_with_exact(data, kind):
+    exact = evaluate(ContextMean(), data, "val", name="exact")
+    quick = evaluate(ContextMean(), data, "val", name="quick", index=BankIndex(data.bank, kind))
+    assert "faiss_recall_at_1" not in exact.flat()
+    assert 0.5 < quick.flat()["faiss_recall_at_1"] <= 1.0
+    assert quick.tags()["retrieval.index"] == kind
+    assert quick.figures["mrr"] == exact.figures["mrr"]
+    with pytest.raises(ValueError, match=f"differ in index: exact and {kind}"):
+        paired_difference(exact, quick, "faiss_retrieval_p1")
+
+
 def test_an_empty_split_is_not_run_everywhere(data):
     emptied = make_dataset(n_chains=120, n_concepts=80, seed=5, split=np.zeros(120, np.uint8))
     judged = evaluate(Persistence(), emptied, "val", name="persistence")
@@ -227,13 +239,16 @@ def test_gates_pass_and_fail_on_what_they_name(counting):
     lazy = evaluate(Persistence(), counting, "val", name="persistence")
     good = gates.judge(
         oracle, {"persistence": lazy}, cosines=[0.1, 0.2, 0.3], train_minutes=5.0,
-        inference_ready=True, leaks=False,
+        inference_ready=True, leaks=False, same_encoder=True,
     )  # fmt: skip
+    assert good.pop("unseen_beats_ridge") == gates.NOT_RUN
     assert set(good.values()) == {gates.PASS}
     bad = gates.judge(
         lazy, {"oracle": oracle}, cosines=[0.3, 0.2, 0.1], train_minutes=500.0,
-        inference_ready=False, leaks=True,
+        inference_ready=False, leaks=True, same_encoder=False,
     )  # fmt: skip
+    assert bad.pop("unseen_beats_ridge") == gates.NOT_RUN
+    assert bad.pop("not_collapsed") == gates.PASS
     assert set(bad.values()) == {gates.FAIL}
     assert gates.beats_gate(oracle, {"itself": oracle}, "next_vec_cosine") == gates.FAIL
     unknown = gates.judge(oracle, {}, cosines=[0.1, 0.2])

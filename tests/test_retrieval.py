@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ocp_mamba import retrieval
 from ocp_mamba.retrieval import BankIndex
 
 
@@ -38,3 +39,46 @@ def test_numbers_that_are_not_finite_are_refused():
     bank[1, 5] = np.inf
     with pytest.raises(ValueError, match="bank"):
         BankIndex(bank)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_says_what_it_misses(kind, monkeypatch):
+    centres = rows(40, seed=2)
+    near = centres[np.arange(2000) % 40] + 0.02 * np.random.default_rng(3).standard_normal(
+        (2000, 768)
+    )
+    bank = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+    queries = bank[::50]
+    index = BankIndex(bank, kind)
+    assert index.kind == kind
+    assert index.size == 2000
+    recall = index.recall_at_1(queries)
+    _, found = index.search(queries, 1)
+    assert recall == pytest.approx((found[:, 0] == np.arange(0, 2000, 50)).mean())
+    assert recall > 0.9
+    assert BankIndex(bank).recall_at_1(queries) == 1.0
+
+
+def test_recall_is_of_what_is_found_and_not_assumed(monkeypatch):
+    monkeypatch.setattr(retrieval, "CELLS_PROBED", 1)
+    bank, queries = rows(2000), rows(200, seed=1)
+    index = BankIndex(bank, "ivf")
+    _, found = index.search(queries, 1)
+    _, exact = BankIndex(bank).search(queries, 1)
+    assert index.recall_at_1(queries) == (found == exact).mean() < 0.9
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_fills_every_place(kind, monkeypatch):
+    monkeypatch.setattr(retrieval, "CELLS_PROBED", 1)
+    bank, queries = rows(130), rows(20, seed=1)
+    scores, ids = BankIndex(bank, kind).search(queries, 120)
+    assert ids.min() >= 0
+    assert all(len(set(row)) == 120 for row in ids)
+    products = np.take_along_axis(queries @ bank.T, ids, 1)
+    np.testing.assert_allclose(scores, products, atol=1e-5)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="index 'lsh' is unknown; choose one of exact, ivf, hnsw"):
+        BankIndex(rows(3), "lsh")
