@@ -21,12 +21,16 @@ from ocp_mamba.config import (
 if TYPE_CHECKING:
     from ocp_mamba.job import TrainJob
 
-GROUPS = {"data": "ocp_mamba.cli_data", "runs": "ocp_mamba.cli_runs"}
+GROUPS = {
+    "compare": "ocp_mamba.cli_compare",
+    "data": "ocp_mamba.cli_data",
+    "runs": "ocp_mamba.cli_runs",
+}
 AUTO = "auto"
 
 
 class _Lazy(click.Group):
-    """Opens the modules of a sub-group when it is asked for: they import much."""
+    """Opens the modules of the other commands when they are asked for: they import much."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *GROUPS])

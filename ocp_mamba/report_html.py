@@ -88,26 +88,32 @@ def html_report(report: Report) -> str:
 
 
 def write_judgement(report: Report, folder: Path) -> list[Path]:
-    """Write what a judgement leaves behind, and return the files.
+    """Write ``report.html`` and what `write_figures` writes; returns the files, the page first."""
+    figures = write_figures(report.judged, folder)
+    path = folder / "report.html"
+    path.write_text(html_report(report), encoding="utf-8")
+    return [path, *figures]
 
-    These are ``report.html``; ``evaluation.json``, its figures; and ``per_example.npz``, the
-    numbers behind them, by which two judgements can be compared example by example: each metric,
-    ``chains``, and each stratum's mask as ``stratum/<name>``.
+
+def write_figures(judged: Evaluation, folder: Path) -> list[Path]:
+    """Write a judgement's figures, and the numbers behind them, by which it can be compared.
 
     Args:
-        report: what was judged.
+        judged: the judgement.
         folder: where to write; made where it does not exist.
+
+    Returns:
+        ``evaluation.json``, the figures; and ``per_example.npz``: each metric, ``chains``, and each
+        stratum's mask as ``stratum/<name>``, in the order of ``dataset.examples(split)``.
     """
-    judged = report.judged
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("report.html", "evaluation.json", "per_example.npz")]
-    files[0].write_text(html_report(report), encoding="utf-8")
-    files[1].write_text(json.dumps(judged.to_dict(), indent=1) + "\n", encoding="utf-8")
+    files = [folder / "evaluation.json", folder / "per_example.npz"]
+    files[0].write_text(json.dumps(judged.to_dict(), indent=1) + "\n", encoding="utf-8")
     arrays: dict[str, np.ndarray] = {
         **{name: values.astype(np.float32) for name, values in judged.per_example.items()},
         **{f"stratum/{name}": mask for name, mask in judged.strata.items()},
     }
-    np.savez_compressed(files[2], allow_pickle=False, chains=judged.chains, **arrays)
+    np.savez_compressed(files[1], allow_pickle=False, chains=judged.chains, **arrays)
     return files
 
 
