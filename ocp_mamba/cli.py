@@ -167,27 +167,43 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
     "--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True
 )
 @click.option("--output", default="outputs/evaluation", show_default=True, help="Folder to write.")
+@click.option("--encoder", metavar="NAME_OR_FOLDER",
+              help="Encodes the echo loop's texts; the bank stands in without it.")  # fmt: skip
+@click.option("--index", type=click.Choice(["exact", "ivf", "hnsw"]), default="exact",
+              show_default=True, help="How the bank is searched.")  # fmt: skip
+@click.option("--against", type=click.Choice(["cheap", "none"]), default="cheap",
+              show_default=True, help="Baselines to judge beside it; gates need them.")  # fmt: skip
+@click.option("--gate", is_flag=True, help="Exit with 1 when a gate fails.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
-def evaluate(model: str, data: str, split: str, output: str, allow_pickle: bool) -> None:
+def evaluate(**flags: Any) -> None:
     r"""Judge a model or a baseline on a split, and track the judgement.
 
     \b
     Examples:
-      ocp-mamba evaluate --model outputs/model.pt --data ocp_training_9k.npz
+      ocp-mamba evaluate --model outputs/model.pt --data ocp_training_9k.npz --gate
       ocp-mamba evaluate --model baseline:ridge --data ocp_training_9k.npz --split test
     """
-    from ocp_mamba import job
+    from ocp_mamba import gates, job_evaluate
     from ocp_mamba.paths import resolve_file, resolve_output
 
     def run() -> None:
-        job.run_evaluation(
-            str(resolve_file(model)) if model.endswith(".pt") else model,
-            resolve_file(data),
-            split,
-            resolve_output(output),
-            allow_pickle=allow_pickle,
-            echo=click.echo,
+        model = flags["model"]
+        outcome = job_evaluate.run_evaluation(
+            job_evaluate.EvaluationJob(
+                model=str(resolve_file(model)) if model.endswith(".pt") else model,
+                data=resolve_file(flags["data"]),
+                split=flags["split"],
+                output=resolve_output(flags["output"]),
+                encoder=flags["encoder"],
+                index=flags["index"],
+                against=flags["against"] == "cheap",
+                allow_pickle=flags["allow_pickle"],
+            ),
+            click.echo,
         )
+        failed = gates.failed(outcome.gates)
+        if flags["gate"] and failed:
+            raise click.ClickException(f"failed gates: {', '.join(failed)}")
 
     with_errors(run)
 
@@ -206,6 +222,8 @@ def sweep(data: str | None, n_trials: int | None) -> None:
 def with_errors(run: Callable[[], object]) -> None:
     """Run a command; what the user can mend ends in one line and exit code 2."""
     from ocp_mamba.data import DatasetError
+    from ocp_mamba.echo import EncoderMismatchError
+    from ocp_mamba.encoders import EncoderError
     from ocp_mamba.job import JobError
     from ocp_mamba.model import CheckpointError
     from ocp_mamba.registry import RegistryError
@@ -217,6 +235,8 @@ def with_errors(run: Callable[[], object]) -> None:
     except (
         ConfigError,
         DatasetError,
+        EncoderError,
+        EncoderMismatchError,
         JobError,
         CheckpointError,
         RegistryError,

@@ -1,4 +1,4 @@
-"""The main jobs, whole: train, judge, track and register a model; judge a model; check a dataset.
+"""The main job, whole: train, judge, track and register a model; and the check of a dataset.
 
 This is where training and evaluation, which know no tracker, meet MLflow.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from ocp_mamba import alarms, gates, ssm_ops
-from ocp_mamba.baselines import Predictor, cheap_baselines
 from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
 from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.data.file import is_dataset_file
@@ -27,10 +26,10 @@ from ocp_mamba.job_baselines import (
     train_and_judge,
     trained_gates,
 )
-from ocp_mamba.job_report import log_judgement, log_training
+from ocp_mamba.job_report import log_training
 from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
-from ocp_mamba.registry import CANDIDATE, ModelVersion, load_version, register_best
+from ocp_mamba.registry import CANDIDATE, ModelVersion, register_best
 from ocp_mamba.report import baseline_table, epoch_table, result_table
 from ocp_mamba.report_html import Report
 from ocp_mamba.retrieval import BankIndex
@@ -48,7 +47,6 @@ SEED_METRICS = (
     "train_time_minutes",
     "inference_latency_ms",
 )
-BASELINE_PREFIX = "baseline:"
 READY_TOLERANCE = 1e-5
 
 
@@ -208,6 +206,9 @@ def _conclude(
         train_minutes=minutes,
         inference_ready=_same_predictions(model, job.output, ground.dataset),
         leaks=ground.leaks.leaks,
+        same_encoder=gates.same_encoder(
+            load_checkpoint(job.output).encoder, ground.dataset.meta.get("encoder", {})
+        ),
     )
     model_id = run.log_models(job.output, fitted.best_epoch)
     trained: dict[str, Evaluation] = {}
@@ -217,9 +218,7 @@ def _conclude(
         )
     verdicts |= trained_gates(judged, trained)
     ground = replace(ground, baselines={**ground.baselines, **trained})
-    run.log_results(
-        numbers, verdicts, {"echo_encoder": judged.echo_encoder}, epoch=fitted.best_epoch
-    )
+    run.log_results(numbers, verdicts, judged.tags(), epoch=fitted.best_epoch)
     summary = "\n\n".join(
         [
             f"{epoch_table(fitted.history)}\n\n{alarms.listing(fitted.alarms)}",
@@ -270,90 +269,6 @@ def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None,
     if command:
         lines.append(f"open the UI  {command}")
     return "\n".join([*lines, f"then look at {link}"])
-
-
-def run_evaluation(
-    model: str, data: Path, split: str, output: Path, *, allow_pickle: bool, echo: Echo
-) -> Evaluation:
-    """Judge a ``.pt`` file, a registered version or ``baseline:<name>`` on a split, and track it.
-
-    Args:
-        model: a path, ``models:/…``, or a name of `cheap_baselines` after ``baseline:``.
-        data: a dataset file, or an older npz.
-        split: "train", "val" or "test".
-        output: folder for ``report.html`` and the figures, made where it does not exist.
-        allow_pickle: see `open_data`.
-        echo: where lines go.
-
-    Raises:
-        JobError: the baseline is unknown, or model and dataset are of different encoders.
-    """
-    dataset = open_data(data, allow_pickle=allow_pickle, echo=echo)
-    if dataset.n_examples(split) == 0:
-        raise DatasetError(f"{data}: the {split} split has no OCP sequences to judge on")
-    predictor = _open_predictor(model, dataset)
-    output.mkdir(parents=True, exist_ok=True)
-    with track(
-        dataset,
-        data,
-        output_dir=output,
-        run_name=f"evaluate {split}",
-        params={"evaluated.model": model, "evaluated.split": split},
-        tags={"kind": "evaluation"},
-        system_metrics=False,
-    ) as run:
-        judged = evaluate(predictor, dataset, split, name=model)
-        numbers = judged.flat()
-        if isinstance(predictor, OCPMambaLVM):
-            numbers |= inference_latency(predictor)
-        verdicts = {"next_vec_cosine": gates.cosine_gate(judged)}
-        run.log_results(
-            numbers,
-            verdicts,
-            {"echo_encoder": judged.echo_encoder, "metrics.version": judged.metrics_version},
-            split=split,
-        )
-        report = Report(
-            title=f"Judgement of {model} on the {split} split",
-            judged=judged,
-            dataset=dataset,
-            gates=verdicts,
-            facts={"run": run.run_id},
-        )
-        page = log_judgement(run, report, output)
-    echo(baseline_table({model: judged}))
-    echo(f"\nwrote {page}, run {run.run_id}")
-    return judged
-
-
-def _open_predictor(model: str, dataset: Dataset) -> Predictor:
-    if model.startswith(BASELINE_PREFIX):
-        known = cheap_baselines(dataset)
-        name = model.removeprefix(BASELINE_PREFIX)
-        if name not in known:
-            raise JobError(f"baseline {name!r} is unknown; choose one of {', '.join(known)}")
-        return known[name]
-    if model.startswith("models:/"):
-        loaded, trained_on = load_version(model)
-    else:
-        checkpoint = load_checkpoint(model)
-        loaded, trained_on = checkpoint.build_model(), checkpoint.encoder
-    _require_encoder(model, trained_on, dataset)
-    if loaded.config.d_tmd and dataset.chain_tmd is None:
-        raise JobError(f"{model} takes TMD vectors, and the dataset has none (no chain_tmd)")
-    return loaded
-
-
-def _require_encoder(model: str, trained_on: Mapping[str, object], dataset: Dataset) -> None:
-    """Refuse a model and a bank whose vectors come from different encoders."""
-    bank = dataset.meta.get("encoder", {})
-    hashes = [str(e.get("weight_hash", "unknown")) for e in (trained_on, bank)]
-    if "unknown" not in hashes and hashes[0] != hashes[1]:
-        raise JobError(
-            f"encoder mismatch: {model} was trained on vectors of {trained_on.get('name')} "
-            f"(weights {hashes[0][:12]}), the bank's are of {bank.get('name')} "
-            f"(weights {hashes[1][:12]}); retrieval between them means nothing"
-        )
 
 
 def track_check(dataset: Dataset, data: Path, report: LeakReport) -> str:

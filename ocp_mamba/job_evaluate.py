@@ -1,0 +1,174 @@
+"""The evaluation job: judge a model or a baseline beside the cheap baselines, and track it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocp_mamba import gates
+from ocp_mamba.baselines import Predictor, cheap_baselines
+from ocp_mamba.data import Dataset, DatasetError
+from ocp_mamba.data.leak import check
+from ocp_mamba.encoders import Encoder, SentenceTransformerEncoder
+from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency
+from ocp_mamba.job import Echo, JobError, open_data
+from ocp_mamba.job_report import log_judgement
+from ocp_mamba.model import OCPMambaLVM, load_checkpoint
+from ocp_mamba.registry import load_version
+from ocp_mamba.report import baseline_table, result_table
+from ocp_mamba.report_html import Report
+from ocp_mamba.retrieval import BankIndex
+from ocp_mamba.tracking import track
+
+BASELINE_PREFIX = "baseline:"
+
+SHOWN = (
+    "next_vec_cosine",
+    "faiss_retrieval_p1",
+    "mrr",
+    "margin",
+    "context_mean_margin",
+    "contrastive_accuracy",
+    "echo_loop_similarity",
+    "cosine_to_global_mean",
+    "prediction_variance",
+    "target_variance",
+    "faiss_recall_at_1",
+    "inference_latency_ms",
+)
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """What to judge, on what, and with what.
+
+    Attributes:
+        model: a path, ``models:/…``, or a name of `cheap_baselines` after ``baseline:``.
+        data: a dataset file, or an older npz.
+        split: "train", "val" or "test".
+        output: folder for the page, the figures and ``gates.json``, made where it does not exist.
+        encoder: name or folder of the echo loop's encoder; None lets the bank stand in for it.
+        index: one of `retrieval.KINDS`.
+        against: judge the cheap baselines too; gates that compare are ``not-run`` without them.
+        allow_pickle: see `open_data`.
+    """
+
+    model: str
+    data: Path
+    split: str
+    output: Path
+    encoder: str | None = None
+    index: str = "exact"
+    against: bool = True
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """What an evaluation came to."""
+
+    run_id: str
+    evaluation: Evaluation
+    baselines: Mapping[str, Evaluation]
+    gates: Mapping[str, str]
+    page: Path
+
+
+def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
+    """Judge a model on a split, track it, and write its page, its figures and its gates.
+
+    Raises:
+        DatasetError: the split has no examples, or see `open_data`.
+        JobError: the baseline is unknown, or model and dataset are of different encoders.
+        EncoderError, EncoderMismatchError: the encoder cannot be loaded, or is not the bank's.
+    """
+    dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    if dataset.n_examples(job.split) == 0:
+        raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to judge on")
+    predictor, trained_on = _open_predictor(job.model, dataset)
+    encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
+    leaks = check(dataset)
+    for warning in leaks.warnings:
+        echo(f"WARNING: {warning}")
+    job.output.mkdir(parents=True, exist_ok=True)
+    with track(
+        dataset,
+        job.data,
+        output_dir=job.output,
+        run_name=f"evaluate {job.split}",
+        params={"evaluated.model": job.model, "evaluated.split": job.split},
+        tags={"kind": "evaluation"},
+        system_metrics=False,
+    ) as run:
+        judged, baselines = _judge_all(job, predictor, dataset, encoder, echo)
+        numbers = judged.flat() | leaks.figures()
+        if isinstance(predictor, OCPMambaLVM):
+            numbers |= inference_latency(predictor)
+        verdicts = gates.judge(
+            judged,
+            baselines,
+            leaks=leaks.leaks,
+            same_encoder=gates.same_encoder(trained_on, dataset.meta.get("encoder", {})),
+        )
+        run.log_results(numbers, verdicts, judged.tags(), split=job.split)
+        report = Report(
+            title=f"Judgement of {job.model} on the {job.split} split",
+            judged=judged,
+            dataset=dataset,
+            baselines=baselines,
+            gates=verdicts,
+            facts={"run": run.run_id},
+            warnings=leaks.warnings,
+        )
+        page = log_judgement(run, report, job.output)
+        written = job.output / "gates.json"
+        written.write_text(json.dumps(verdicts, indent=1) + "\n", encoding="utf-8")
+        run.log_artifact(written, "reports")
+    echo(baseline_table({**baselines, job.model: judged}))
+    echo("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
+    echo(f"\nwrote {page}, run {run.run_id}")
+    return EvaluationOutcome(run.run_id, judged, baselines, verdicts, page)
+
+
+def _judge_all(
+    job: EvaluationJob, predictor: Predictor, dataset: Dataset, encoder: Encoder | None, echo: Echo
+) -> tuple[Evaluation, dict[str, Evaluation]]:
+    """Judge the predictor, then the baselines (but the one that it is), with the same index."""
+    index = BankIndex(dataset.bank, job.index)
+    echo(f"judging {job.model} on {dataset.n_examples(job.split):,} sequences of {job.split}")
+    judged = evaluate(predictor, dataset, job.split, name=job.model, index=index, encoder=encoder)
+    cheap = cheap_baselines(dataset) if job.against else {}
+    cheap.pop(job.model.removeprefix(BASELINE_PREFIX), None)
+    baselines = {}
+    for name, baseline in cheap.items():
+        echo(f"judging {BASELINE_PREFIX}{name}")
+        baselines[name] = evaluate(baseline, dataset, job.split, name=name, index=index)
+    return judged, baselines
+
+
+def _open_predictor(model: str, dataset: Dataset) -> tuple[Predictor, Mapping[str, object]]:
+    """Return a predictor and the encoder of the vectors that it was trained on."""
+    bank = dataset.meta.get("encoder", {})
+    if model.startswith(BASELINE_PREFIX):
+        known = cheap_baselines(dataset)
+        name = model.removeprefix(BASELINE_PREFIX)
+        if name not in known:
+            raise JobError(f"baseline {name!r} is unknown; choose one of {', '.join(known)}")
+        return known[name], bank
+    if model.startswith("models:/"):
+        loaded, trained_on = load_version(model)
+    else:
+        checkpoint = load_checkpoint(model)
+        loaded, trained_on = checkpoint.build_model(), checkpoint.encoder
+    if gates.same_encoder(trained_on, bank) is False:
+        raise JobError(
+            f"encoder mismatch: {model} was trained on vectors of {trained_on.get('name')} "
+            f"(weights {str(trained_on['weight_hash'])[:12]}), the bank's are of "
+            f"{bank.get('name')} (weights {str(bank['weight_hash'])[:12]}); retrieval between them "
+            "means nothing"
+        )
+    if loaded.config.d_tmd and dataset.chain_tmd is None:
+        raise JobError(f"{model} takes TMD vectors, and the dataset has none (no chain_tmd)")
+    return loaded, trained_on
