@@ -22,7 +22,9 @@ SAME = {
     "pool_size": "bank (pool size)",
     "metrics_version": "metric version",
 }
-ECHO = "echo_encoder"
+SEARCHED = {"index": "search index"}
+ECHOED = {"echo_encoder": "echo encoder"}
+"""What further must be the same for retrieval figures, and for the echo loop's."""
 ENDINGS = {"beats": "significant", "loses to": "significant", "ties with": "not significant"}
 HEADERS = ("run", "judged", "value", "minus the best", "")
 
@@ -120,7 +122,8 @@ def compare(candidates: Sequence[Candidate], metric: str, stratum: str = "all") 
 
 def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
     """Refuse runs that differ from the first in what a figure depends on; names all of them."""
-    wanted = SAME | ({ECHO: "echo encoder"} if metric.startswith("echo") else {})
+    wanted = SAME | (SEARCHED if metric.startswith(("faiss", "echo")) else {})
+    wanted |= ECHOED if metric.startswith("echo") else {}
     first, *others = candidates
     found = [
         f"  {other.name} differs from {first.name} in {words}: "

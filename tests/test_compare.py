@@ -139,12 +139,19 @@ def test_another_bank_or_metric_version_is_not_ranked(ids, key, value, words):
         compare([first, second], "next_vec_cosine")
 
 
-def test_echo_is_not_ranked_across_encoders(ids):
+@pytest.mark.parametrize(
+    ("key", "metric", "words"),
+    [
+        ("echo_encoder", "echo_loop_similarity", "in echo encoder: mpnet, not bank"),
+        ("index", "faiss_retrieval_p1", "in search index: mpnet, not exact"),
+    ],
+)
+def test_what_a_metric_depends_on_must_be_the_same(ids, key, metric, words):
     first, second = load_candidates(["a-ridge", "a-mean"])
-    second.evaluation["echo_encoder"] = "mpnet"
+    second.evaluation[key] = "mpnet"
     assert compare([first, second], "next_vec_cosine")
-    with pytest.raises(CompareError, match="in echo encoder: mpnet, not bank"):
-        compare([first, second], "echo_loop_similarity")
+    with pytest.raises(CompareError, match=words):
+        compare([first, second], metric)
 
 
 def test_sequences_that_differ_in_silence_are_noticed(ids):

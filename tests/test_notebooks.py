@@ -2,21 +2,27 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from data_maker import make_dataset
 from nbclient import NotebookClient
 from tracked import train_tracked
 
 from ocp_mamba import tracking
+from ocp_mamba.baselines import cheap_baselines
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.file import Dataset
+from ocp_mamba.evaluate import evaluate
+from ocp_mamba.job_report import log_judgement
+from ocp_mamba.report_html import Report
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "compare_epochs.ipynb"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+DATA = make_dataset(n_chains=150, n_concepts=60, seed=3)
 
 
-def executed(folder: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> list[str]:
+def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> list[str]:
     """Run the notebook in a kernel of its own; returns each code cell's output as text."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
@@ -28,8 +34,9 @@ def executed(folder: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> list[
     return texts
 
 
-def test_notebook_is_stored_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize("name", ["compare_epochs.ipynb", "judge_a_model.ipynb"])
+def test_notebook_is_stored_without_outputs(name: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
@@ -47,7 +54,7 @@ def test_compare_epochs_shows_a_tracked_run(
         for name, value in (("persistence", 0.0123), ("ridge", 0.0345)):
             run.log_child(name, {}, {"next_vec_cosine": value})
         run.log_results({}, {"next_vec_cosine": "fail"})
-    shown = executed(tmp_path, monkeypatch, store)
+    shown = executed("compare_epochs.ipynb", tmp_path, monkeypatch, store)
     text = "\n".join(shown)
     assert run.run_id in text
     assert f"best epoch: {result.best_epoch}, cosine {result.best_cosine:.4f}" in text
@@ -59,3 +66,32 @@ def test_compare_epochs_shows_a_tracked_run(
     assert text.count("READY") >= 1
     assert text.count("PENDING") >= 1
     assert "fail" in shown[-1]
+
+
+def test_judge_a_model_shows_a_judgement_and_refuses_another_split(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(name: str, split: str) -> Report:
+        judged = evaluate(cheap_baselines(DATA)[name], DATA, split, name=name)
+        report = Report(f"{name} on {split}", judged, DATA, gates={"no_leak": "fail"})
+        with tracking.track(
+            DATA, "d.npz", output_dir="out", run_name=f"{name} {split}", system_metrics=False
+        ) as run:
+            run.log_results(judged.flat(), report.gates)
+            log_judgement(run, report, tmp_path / run.run_id)
+        return report
+
+    judge("ridge", "test")
+    other, shown = judge("context_mean", "val"), judge("ridge", "val")
+    cells = executed("judge_a_model.ipynb", tmp_path, monkeypatch, store)
+    text = "\n".join(cells)
+    assert "run ridge val" in text
+    assert DATA.fingerprint in text
+    for stratum in ("", "seen/", "unseen/"):
+        assert str(shown.judged.figures[f"{stratum}next_vec_cosine"]) in text
+    assert "fail" in text
+    assert "image/png" in text
+    assert "ridge on val" in text
+    assert "left out: these runs are not ranked" in cells[-1]
+    assert "ridge test differs from ridge val in split: test, not val" in cells[-1]
+    assert str(other.judged.figures["faiss_retrieval_p1"]) in cells[-1]
