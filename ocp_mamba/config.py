@@ -108,6 +108,11 @@ class TrainConfig:
     precision: str = "auto"
     threads: int = 0
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight in the total of each loss term that is in use, by its name."""
+        return {"cosine": 1.0} | ({"infonce": w} if (w := self.infonce_weight) else {})
+
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value outside its range."""
         for name in ("batch_size", "max_epochs"):

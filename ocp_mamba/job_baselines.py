@@ -65,7 +65,14 @@ def train_and_judge(
             "epochs": len(fitted.history),
         }
         minutes = sum(r.seconds for r in fitted.history) / 60
-        log_baseline(run, name, judged[name], params, {"train_time_minutes": minutes})
+        log_baseline(
+            run,
+            name,
+            judged[name],
+            params,
+            {"train_time_minutes": minutes},
+            {alarm.tag: str(alarm) for alarm in fitted.alarms},
+        )
     return judged
 
 
@@ -75,6 +82,7 @@ def log_baseline(
     judged: Evaluation,
     params: Mapping[str, object] | None = None,
     numbers: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Log a baseline as a child run, and its headline beside the model's on the run itself."""
     figures = judged.flat()
@@ -82,7 +90,7 @@ def log_baseline(
         f"baseline {name}",
         {"predictor": name, **(params or {})},
         {**figures, **(numbers or {})},
-        {"kind": "baseline"},
+        {"kind": "baseline", **(tags or {})},
     )
     run.log_results({f"baseline/{name}_{key}": figures.get(key) for key in HEADLINE})
 

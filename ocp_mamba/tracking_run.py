@@ -122,6 +122,7 @@ class TrackedRun:
         if result.improvement_trend is None:  # there is no trend before the second epoch
             del numbers["improvement_trend"]
         metrics, notes = self._entries(numbers, result.epoch, _measured_on)
+        notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
         self._send({"op": "log", "epoch": result.epoch, "metrics": metrics, "tags": notes})
         if self._checkpoint_every and result.epoch % self._checkpoint_every == 0:
             self._store_model(result.epoch, self._save(result), delete=True)

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ocp_mamba import metrics
+from ocp_mamba.alarms import Alarm, find_alarms
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch, batches, n_batches
 from ocp_mamba.data.file import Dataset
@@ -32,6 +33,7 @@ from ocp_mamba.model import (
 
 BETAS = (0.9, 0.95)
 EPOCH_SEED_STRIDE = 1_000_003
+SHOWN = ("next_vec_cosine", "retrieval_p1")
 TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
 """How often the progress bar is drawn: a log file is no place for ten a second."""
 
@@ -59,10 +61,11 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class EpochResult(EpochRecord):
-    """What ``on_epoch`` receives: the record, and the live model with this epoch's weights."""
+    """What ``on_epoch`` receives: the record, the live model, and the alarms until now."""
 
     max_epochs: int
     model: NextVectorModel
+    alarms: tuple[Alarm, ...] = ()
 
 
 @dataclass
@@ -90,6 +93,7 @@ class FitResult:
     best_cosine: float
     train_seconds: float
     stopped_early: bool
+    alarms: tuple[Alarm, ...] = ()
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
@@ -136,12 +140,10 @@ def batch_losses(
     target_ids = batch.targets[batch.mask]
     targets = bank[target_ids]
     losses = {"cosine": metrics.cosine_loss(predictions, targets)}
-    total = losses["cosine"]
     if config.infonce_weight:
         losses["infonce"] = metrics.info_nce(predictions, target_ids, targets, config.temperature)
-        total = total + config.infonce_weight * losses["infonce"]
-    losses["total"] = total
-    return losses
+    weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]
+    return losses | {"total": torch.stack(weighted).sum()}
 
 
 def train_step(
@@ -215,11 +217,15 @@ def fit(
     while not (state.history and state.history[-1].is_last):
         record = _run_epoch(state, dataset, bank, config, validate, bar)
         state.history.append(record)
+        rung = find_alarms(state.history, config)
+        bar.validated(record.val, rung)
         if record.is_best:
             best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
         files.write(state)
         if on_epoch is not None:
-            on_epoch(EpochResult(**vars(record), max_epochs=config.max_epochs, model=model))
+            on_epoch(
+                EpochResult(**vars(record), max_epochs=config.max_epochs, model=model, alarms=rung)
+            )
     bar.close()
     assert best_weights is not None
     assert state.best is not None
@@ -231,6 +237,7 @@ def fit(
         best_cosine=state.best.val["next_vec_cosine"],
         train_seconds=time.perf_counter() - started,
         stopped_early=len(state.history) < config.max_epochs,
+        alarms=find_alarms(state.history, config),
     )
 
 
@@ -263,7 +270,6 @@ def _run_epoch(
     cosines = [r.val["next_vec_cosine"] for r in state.history] + [val["next_vec_cosine"]]
     is_best = state.best is None or cosines[-1] > state.best.val["next_vec_cosine"]
     since_best = 0 if is_best or state.best is None else epoch - state.best.epoch
-    bar.validated(val)
     return EpochRecord(
         epoch=epoch,
         losses={name: total / examples for name, total in sums.items()},
@@ -278,14 +284,14 @@ def _run_epoch(
 
 
 class _ProgressBar:
-    """One tqdm bar over all steps: loss, the last validation's figures, time left."""
+    """One tqdm bar over all steps: loss, the last validation's figures, alarms, time left."""
 
     def __init__(
         self, state: TrainState, dataset: Dataset, config: TrainConfig, enabled: bool
     ) -> None:
         steps = n_batches(dataset, "train", config.batch_size) * config.max_epochs
         self._epochs = config.max_epochs
-        self._val: dict[str, float] = {}
+        self._shown: dict[str, str] = {}
         self._bar = tqdm(
             total=steps,
             initial=state.step,
@@ -296,14 +302,13 @@ class _ProgressBar:
 
     def step(self, epoch: int, losses: dict[str, float]) -> None:
         self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
-        shown = {"loss": f"{losses['total']:.4f}"} | {
-            f"val_{k}": f"{v:.4f}" for k, v in self._val.items()
-        }
-        self._bar.set_postfix(shown, refresh=False)
+        self._bar.set_postfix({"loss": f"{losses['total']:.4f}"} | self._shown, refresh=False)
         self._bar.update()
 
-    def validated(self, val: dict[str, float]) -> None:
-        self._val = val
+    def validated(self, val: dict[str, float], rung: Sequence[Alarm]) -> None:
+        self._shown = {f"val_{k}": f"{v:.4f}" for k, v in val.items() if k in SHOWN}
+        for kind in {alarm.kind for alarm in rung}:
+            self._shown[kind.upper()] = " ".join(a.short for a in rung if a.kind == kind)
 
     def close(self) -> None:
         self._bar.close()
