@@ -87,7 +87,9 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
     if dataset.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to judge on")
-    predictor, trained_on = _open_predictor(job.model, dataset)
+    compared = job.against or job.model.startswith(BASELINE_PREFIX)
+    cheap = cheap_baselines(dataset) if compared else {}
+    predictor, trained_on = _open_predictor(job.model, dataset, cheap)
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
     leaks = check(dataset)
     for warning in leaks.warnings:
@@ -102,7 +104,7 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         tags={"kind": "evaluation"},
         system_metrics=False,
     ) as run:
-        judged, baselines = _judge_all(job, predictor, dataset, encoder, echo)
+        judged, baselines = _judge_all(job, predictor, cheap, dataset, encoder, echo)
         numbers = judged.flat() | leaks.figures()
         if isinstance(predictor, OCPMambaLVM):
             numbers |= inference_latency(predictor)
@@ -133,30 +135,35 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
 
 
 def _judge_all(
-    job: EvaluationJob, predictor: Predictor, dataset: Dataset, encoder: Encoder | None, echo: Echo
+    job: EvaluationJob,
+    predictor: Predictor,
+    cheap: Mapping[str, Predictor],
+    dataset: Dataset,
+    encoder: Encoder | None,
+    echo: Echo,
 ) -> tuple[Evaluation, dict[str, Evaluation]]:
     """Judge the predictor, then the baselines (but the one that it is), with the same index."""
     index = BankIndex(dataset.bank, job.index)
     echo(f"judging {job.model} on {dataset.n_examples(job.split):,} sequences of {job.split}")
     judged = evaluate(predictor, dataset, job.split, name=job.model, index=index, encoder=encoder)
-    cheap = cheap_baselines(dataset) if job.against else {}
-    cheap.pop(job.model.removeprefix(BASELINE_PREFIX), None)
     baselines = {}
-    for name, baseline in cheap.items():
-        echo(f"judging {BASELINE_PREFIX}{name}")
-        baselines[name] = evaluate(baseline, dataset, job.split, name=name, index=index)
+    for name, baseline in cheap.items() if job.against else ():
+        if baseline is not predictor:
+            echo(f"judging {BASELINE_PREFIX}{name}")
+            baselines[name] = evaluate(baseline, dataset, job.split, name=name, index=index)
     return judged, baselines
 
 
-def _open_predictor(model: str, dataset: Dataset) -> tuple[Predictor, Mapping[str, object]]:
+def _open_predictor(
+    model: str, dataset: Dataset, cheap: Mapping[str, Predictor]
+) -> tuple[Predictor, Mapping[str, object]]:
     """Return a predictor and the encoder of the vectors that it was trained on."""
     bank = dataset.meta.get("encoder", {})
     if model.startswith(BASELINE_PREFIX):
-        known = cheap_baselines(dataset)
         name = model.removeprefix(BASELINE_PREFIX)
-        if name not in known:
-            raise JobError(f"baseline {name!r} is unknown; choose one of {', '.join(known)}")
-        return known[name], bank
+        if name not in cheap:
+            raise JobError(f"baseline {name!r} is unknown; choose one of {', '.join(cheap)}")
+        return cheap[name], bank
     if model.startswith("models:/"):
         loaded, trained_on = load_version(model)
     else:

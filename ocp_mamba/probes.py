@@ -50,8 +50,10 @@ def predict_next(predictor: Predictor, contexts: list[Tensor], tmd: Tensor | Non
 class _Sample:
     """Some examples of a split, with what is needed to predict from them anew."""
 
-    def __init__(self, predictor: Predictor, dataset: Dataset, examples: Examples, chosen: Tensor):
-        self.rows = chosen.numpy()
+    def __init__(
+        self, predictor: Predictor, dataset: Dataset, examples: Examples, rows: np.ndarray
+    ):
+        self.rows = rows
         self.chain = examples.chain[self.rows]
         self.position = examples.position[self.rows]
         self.bank = torch.from_numpy(dataset.bank)
@@ -64,11 +66,18 @@ class _Sample:
         ]
 
 
-def _choose(candidates: np.ndarray, seed: int) -> Tensor:
-    """At most `SAMPLE` of some row numbers, drawn by seed, in rising order."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(candidates), generator=generator)[:SAMPLE]
-    return torch.from_numpy(candidates)[drawn.sort().values]
+def _choose(examples: Examples, candidates: np.ndarray, seed: int) -> np.ndarray:
+    """At most `SAMPLE` of some row numbers, in rising order.
+
+    They are spread evenly over positions, for the cosine depends on the position more than on
+    anything else; which ones is drawn by seed.
+    """
+    if len(candidates) <= SAMPLE:
+        return candidates
+    rng = np.random.default_rng(seed)
+    by_position = np.lexsort((rng.random(len(candidates)), examples.position[candidates]))
+    places = (np.arange(SAMPLE) + rng.random()) * len(candidates) / SAMPLE
+    return np.sort(candidates[by_position[places.astype(int)]])
 
 
 def sensitivity(
@@ -90,9 +99,8 @@ def sensitivity(
         ``sensitivity/original_cosine``; for each change ``sensitivity/<change>_cosine`` and
         ``sensitivity/<change>_drop``, the original's cosine minus it on the same examples.
     """
-    sample = _Sample(
-        predictor, dataset, examples, _choose(np.flatnonzero(examples.position >= 2), seed)
-    )
+    chosen = _choose(examples, np.flatnonzero(examples.position >= 2), seed)
+    sample = _Sample(predictor, dataset, examples, chosen)
     rng = np.random.default_rng(seed)
     orders = {
         "original": [np.arange(len(ids)) for ids in sample.ids],
@@ -146,7 +154,8 @@ def rollout(
     Returns:
         ``rollout/h1_cosine`` to ``rollout/h5_cosine``; where no chain is long enough, over n = 0.
     """
-    sample = _Sample(predictor, dataset, examples, _choose(np.arange(len(examples.target)), seed))
+    chosen = _choose(examples, np.arange(len(examples.target)), seed)
+    sample = _Sample(predictor, dataset, examples, chosen)
     lengths = dataset.lengths[sample.chain]
     contexts = [sample.bank[ids] for ids in sample.ids]
     predicted = predictions[sample.rows]

@@ -138,6 +138,19 @@ def test_a_sample_is_drawn_by_seed(counting, monkeypatch):
         assert figure.n == 30, name
 
 
+def test_a_sample_has_each_position_as_often_as_the_split(monkeypatch):
+    monkeypatch.setattr(probes, "SAMPLE", 100)
+    data = make_dataset(n_chains=400, split=np.ones(400, np.uint8))
+    examples = data.examples("val")
+    rows = np.arange(len(examples.target))
+    chosen = probes._choose(examples, rows, 0)
+    assert len(set(chosen)) == 100
+    assert not np.array_equal(chosen, probes._choose(examples, rows, 1))
+    for k in np.unique(examples.position):
+        expected = (examples.position == k).mean() * 100
+        assert abs((examples.position[chosen] == k).sum() - expected) <= 1
+
+
 def test_no_examples_is_not_run():
     empty = make_dataset(split=np.zeros(40, np.uint8))
     none = Examples(*(np.zeros(0, np.int64) for _ in range(4)))
