@@ -127,10 +127,6 @@ TRAINED_BASELINES: dict[str, Callable[[ModelConfig, int], NextVectorModel]] = {
 """Makers by the name that metrics and runs use: of a model's config and number of parameters."""
 
 
-LEARNING_RATES: dict[str, float] = {"gru": 1.0, "transformer": 1.0}
-"""Peak learning rate of each, as a multiple of the model's."""
-
-
 def _nearest(make: Callable[[int], NextVectorModel], parameters: int) -> int:
     """The width, 1 or more, whose model has a number of parameters nearest to the one given."""
 

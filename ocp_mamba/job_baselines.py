@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 
 from ocp_mamba import gates
 from ocp_mamba.baselines import cheap_baselines
-from ocp_mamba.baselines_trained import LEARNING_RATES, TRAINED_BASELINES
+from ocp_mamba.baselines_trained import TRAINED_BASELINES
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data import Dataset
 from ocp_mamba.evaluate import Evaluation, evaluate, validator
@@ -42,8 +41,7 @@ def train_and_judge(
 ) -> dict[str, Evaluation]:
     """Train each baseline of the model's size as the model was, judge it and log it as a child.
 
-    Everything is the model's, from the seed to early stopping, but the peak learning rate: each
-    gets the one that served it best, see `LEARNING_RATES`.
+    Everything is the model's: seed, batches, loss, schedule, precision, early stopping.
 
     Returns:
         Judgements of the best epochs on the validation split, by name.
@@ -52,15 +50,11 @@ def train_and_judge(
     for name, make in TRAINED_BASELINES.items():
         torch.manual_seed(config.seed)
         model = make(like.config, like.num_parameters())
-        settings = replace(config, lr=config.lr * LEARNING_RATES[name])
         echo(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
-        fitted = fit(
-            model, dataset, settings, validate=validator(dataset, index), progress=progress
-        )
+        fitted = fit(model, dataset, config, validate=validator(dataset, index), progress=progress)
         judged[name] = evaluate(model.eval(), dataset, "val", name=name, index=index)
         params = {
             "ran.parameters": model.num_parameters(),
-            "train.lr": settings.lr,
             "best_epoch": fitted.best_epoch,
             "epochs": len(fitted.history),
         }
