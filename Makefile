@@ -33,7 +33,7 @@ run: install ## install and run the main job in MLflow: train, judge, register
 	$(if $(filter uv,$(ENV_MANAGER)),$(BIN)/uv --version || $(BIN)/pip install -q -c constraints.txt uv)
 	$(BIN)/mlflow run . --env-manager $(ENV_MANAGER) --experiment-name $(EXPERIMENT) -P data="$(DATA)" $(ARGS)
 
-test: install-dev ## install and run the tests
+test: install-dev ## install and run the tests; screenshots need chromium (apt-get install chromium)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-all: install-dev ## the tests, with those that take minutes
