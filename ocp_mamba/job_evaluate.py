@@ -121,7 +121,7 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
             dataset=dataset,
             baselines=baselines,
             gates=verdicts,
-            facts={"run": run.run_id},
+            facts={"run": run.run_id, "margin": margin_note(judged)},
             warnings=leaks.warnings,
         )
         page = log_judgement(run, report, job.output)
@@ -130,8 +130,18 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         run.log_artifact(written, "reports")
     echo(baseline_table({**baselines, job.model: judged}))
     echo("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
+    echo(f"\nmargin {margin_note(judged)}")
     echo(f"\nwrote {page}, run {run.run_id}")
     return EvaluationOutcome(run.run_id, judged, baselines, verdicts, page)
+
+
+def margin_note(judged: Evaluation) -> str:
+    """Return the margin beside the context mean's, in words that keep it from misleading."""
+    ours, mean = (judged.figures[name] for name in ("margin", "context_mean_margin"))
+    return (
+        f"{ours}; the untrained context mean has {mean} on the same examples. Below 0 is no fault "
+        "by itself: a good regressor that is unsure stays near its input (docs/metrics.md)"
+    )
 
 
 def _judge_all(

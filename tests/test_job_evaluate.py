@@ -72,6 +72,8 @@ def test_without_gate_the_same_judgement_ends_with_0(file, store):
     said = run("--model", "baseline:persistence", "--data", file)
     for name in ("baseline:persistence", "ridge", "nearest_neighbour", "not_collapsed"):
         assert name in said, name
+    assert "the untrained context mean has -" in said
+    assert "Below 0 is no fault by itself" in said
 
 
 def test_gates_that_compare_are_not_run_without_baselines(file, store, tmp_path):
