@@ -89,9 +89,9 @@ def test_the_report_shows_its_verdict_and_its_plots(
     tracked: Tracked, browser: Browser, tmp_path: Path
 ) -> None:
     image = tmp_path / "report.png"
-    document = browser.load(tracked.page.as_uri(), image, "1200,3600")
+    document = browser.load(tracked.page.as_uri(), image, "1200,5200")
     shown = pixels(image)
-    assert shown.shape == (3600, 1200, 3)
+    assert shown.shape == (5200, 1200, 3)
     assert n_colours(shown) > 300
     drawn = (np.abs(shown - PLOT_BLUE).max(axis=2) < 8).nonzero()[0]
     assert len(drawn) > 5000, "the plots' blue is hardly there: no image was drawn"
