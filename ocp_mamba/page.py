@@ -48,12 +48,13 @@ section > h2:first-child { margin-top: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; padding-top: 8px; }
-th, td { text-align: left; padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line);
+th, td { text-align: left; padding: 7px 10px 7px 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { font-size: 12.5px; color: var(--soft); font-weight: 600; }
 td small { display: block; color: var(--soft); font-size: 12px; white-space: nowrap; }
 tr.ours td { background: #eef4fd; } tr.ours td:first-child { font-weight: 600; }
 tr td:first-child, tr th:first-child { padding-left: 8px; }
+tr td:first-child { overflow-wrap: anywhere; min-width: 150px; }
 .best { font-weight: 700; }
 .good { color: var(--good); } .bad { color: var(--bad); } .open { color: var(--open); }
 .tag { display: inline-block; border-radius: 20px; padding: 1px 10px; font-size: 13px;

@@ -21,13 +21,12 @@ from ocp_mamba.verdict import COSINE, P1, differences, outcome, statements
 HEADLINE = {
     "cosine": COSINE,
     "P@1": P1,
-    "P@5": "faiss_retrieval_p5",
+    "cosine, unseen": f"unseen/{COSINE}",
+    "P@1, unseen": f"unseen/{P1}",
     "P@10": "faiss_retrieval_p10",
     "MRR": "mrr",
     "margin": "margin",
     "echo loop": "echo_loop_similarity",
-    "cosine, unseen": f"unseen/{COSINE}",
-    "P@1, unseen": f"unseen/{P1}",
 }
 TONES = {"beats": "good", "loses to": "bad", "ties with": "open"}
 EXAMPLES, SHOWN = 5, 5
