@@ -75,7 +75,14 @@ def main() -> None:
     """Train a Mamba-2 latent vector model, and know from MLflow whether it is any good."""
 
 
-@main.command()
+@main.command(
+    epilog="""
+    \b
+    Example:
+      ocp-mamba train --data ocp_training_9k.npz --model-size small --n-layers 6 \\
+        --batch-size 64 --max-epochs 10 --early-stopping --output model.pt
+    """
+)
 @click.option("--data", required=True, help="Dataset file, or an older npz (see data import).")
 @click.option(
     "--model-size",
@@ -112,13 +119,7 @@ def main() -> None:
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(**flags: Any) -> None:
-    r"""Train a model, judge it, track it in MLflow and register it.
-
-    \b
-    Example:
-      ocp-mamba train --data ocp_training_9k.npz --model-size small --n-layers 6 \
-        --batch-size 64 --max-epochs 10 --early-stopping --output model.pt
-    """
+    """Train a model, judge it, track it in MLflow and register it."""
     from ocp_mamba import job
 
     with_errors(lambda: job.run_training(_train_job(flags), click.echo))
@@ -160,7 +161,14 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
     )
 
 
-@main.command()
+@main.command(
+    epilog="""
+    \b
+    Examples:
+      ocp-mamba evaluate --model outputs/model.pt --data ocp_training_9k.npz --gate
+      ocp-mamba evaluate --model baseline:ridge --data ocp_training_9k.npz --split test
+    """
+)
 @click.option("--model", required=True, help="A .pt, models:/NAME@ALIAS, or baseline:NAME.")
 @click.option("--data", required=True, help="Dataset file, or an older npz.")
 @click.option(
@@ -176,13 +184,7 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
 @click.option("--gate", is_flag=True, help="Exit with 1 when a gate fails.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 def evaluate(**flags: Any) -> None:
-    r"""Judge a model or a baseline on a split, and track the judgement.
-
-    \b
-    Examples:
-      ocp-mamba evaluate --model outputs/model.pt --data ocp_training_9k.npz --gate
-      ocp-mamba evaluate --model baseline:ridge --data ocp_training_9k.npz --split test
-    """
+    """Judge a model or a baseline on a split, and track the judgement."""
     from ocp_mamba import gates, job_evaluate
     from ocp_mamba.paths import resolve_file, resolve_output
 

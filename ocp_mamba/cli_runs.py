@@ -20,19 +20,21 @@ def runs() -> None:
     """Care for tracked runs."""
 
 
-@runs.command()
+@runs.command(
+    epilog="""
+    \b
+    Example:
+      ocp-mamba runs replay outputs/0123abcd.spool.jsonl
+    """
+)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--store", metavar="URI", help="Tracking store; default MLFLOW_TRACKING_URI, else FILE's own."
 )
 def replay(file: Path, store: str | None) -> None:
-    r"""Send what a run could not, and delete FILE.
+    """Send what a run could not, and delete FILE.
 
     A training keeps FILE where the tracking store did not answer. Sending twice changes nothing.
-
-    \b
-    Example:
-      ocp-mamba runs replay outputs/0123abcd.spool.jsonl
     """
     from ocp_mamba import tracking
     from ocp_mamba.spool import SpoolError
@@ -42,7 +44,14 @@ def replay(file: Path, store: str | None) -> None:
     click.echo(f"{sent} operations sent; {file} deleted")
 
 
-@runs.command()
+@runs.command(
+    epilog="""
+    \b
+    Examples:
+      ocp-mamba runs zombies
+      ocp-mamba runs zombies --end --older-than 60
+    """
+)
 @click.option("--end", is_flag=True, help="End the runs found, instead of listing them only.")
 @click.option(
     "--older-than",
@@ -54,13 +63,7 @@ def replay(file: Path, store: str | None) -> None:
 )
 @STORE_OPTION
 def zombies(end: bool, older_than: float, store: str | None) -> None:
-    r"""List runs that say RUNNING with no process behind them.
-
-    \b
-    Examples:
-      ocp-mamba runs zombies
-      ocp-mamba runs zombies --end --older-than 60
-    """
+    """List runs that say RUNNING with no process behind them."""
     from tabulate import tabulate
 
     from ocp_mamba.tracking_zombies import end_zombies, find_zombies
@@ -77,17 +80,18 @@ def zombies(end: bool, older_than: float, store: str | None) -> None:
     click.echo(tabulate(rows, headers=["run", "name", "minutes", status, "why"]))
 
 
-@runs.command()
-@click.option("--experiment", default="ocp_mamba", show_default=True, help="Experiment's name.")
-@click.option("--run", "run_id", metavar="ID", help="Link to this run's page instead.")
-@STORE_OPTION
-def link(experiment: str, run_id: str | None, store: str | None) -> None:
-    r"""Print the link to the epochs' chart, and the command that opens the UI.
-
+@runs.command(
+    epilog="""
     \b
     Example:
       ocp-mamba runs link
     """
+)
+@click.option("--experiment", default="ocp_mamba", show_default=True, help="Experiment's name.")
+@click.option("--run", "run_id", metavar="ID", help="Link to this run's page instead.")
+@STORE_OPTION
+def link(experiment: str, run_id: str | None, store: str | None) -> None:
+    """Print the link to the epochs' chart, and the command that opens the UI."""
     from ocp_mamba.tracking_store import experiment_id, ui_link
 
     with _store(store) as uri:

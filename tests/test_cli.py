@@ -222,6 +222,7 @@ def test_sweep_says_that_it_is_not_built():
 def test_help_has_an_example(words):
     said = run(*words, "--help")
     assert "Example" in said
+    assert "\\b" not in said
     assert f"ocp-mamba {' '.join(words)}" in said
 
 
