@@ -8,10 +8,9 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command import run
 from data_maker import make_dataset
 
-from ocp_mamba.cli import main
 from ocp_mamba.model import load_model, save_checkpoint
 
 TRAIN = ["--model-size", "tiny", "--n-layers", "1", "--batch-size", "16", "--quiet"]
@@ -22,14 +21,6 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "small.npz"
     make_dataset(n_chains=120, n_concepts=60, seed=4).save(path)
     return path
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(w) for w in words])
-    if code == 0 and result.exception is not None:
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def last_run():

@@ -6,12 +6,11 @@ import shutil
 import mlflow
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import run
 from data_maker import make_dataset
 
 from ocp_mamba import tracking
 from ocp_mamba.baselines import cheap_baselines
-from ocp_mamba.cli import main
 from ocp_mamba.compare import CompareError, compare
 from ocp_mamba.evaluate import evaluate, paired_difference
 from ocp_mamba.report_html import write_figures
@@ -20,14 +19,6 @@ from ocp_mamba.tracking_store import use_store
 
 SPREAD = make_dataset(n_chains=150, n_concepts=60, seed=3)
 OTHER = make_dataset(n_chains=150, n_concepts=60, seed=8)
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(w) for w in words])
-    if code == 0 and result.exception is not None:
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

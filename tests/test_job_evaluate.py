@@ -2,14 +2,13 @@
 
 import json
 
+import command
 import mlflow
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from data_maker import make_dataset
 from encoder_maker import save_tiny_encoder
 
-from ocp_mamba.cli import main
 from ocp_mamba.encoders import SentenceTransformerEncoder
 
 N = 60
@@ -35,11 +34,7 @@ def file(tmp_path_factory, encoder):
 
 
 def run(*words, code=0):
-    result = CliRunner().invoke(main, ["evaluate", *(str(w) for w in words)])
-    if code == 0 and result.exception is not None:
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
+    return command.run("evaluate", *words, code=code)
 
 
 def last_run():
