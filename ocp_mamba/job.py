@@ -28,7 +28,7 @@ from ocp_mamba.job_baselines import (
 )
 from ocp_mamba.job_report import log_training
 from ocp_mamba.metrics import METRICS_VERSION
-from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
+from ocp_mamba.model import Checkpoint, OCPMambaLVM, load_checkpoint
 from ocp_mamba.registry import CANDIDATE, ModelVersion, register_best
 from ocp_mamba.report import baseline_table, epoch_table, result_table
 from ocp_mamba.report_html import Report
@@ -97,6 +97,14 @@ def open_data(path: Path, *, allow_pickle: bool, echo: Echo) -> Dataset:
     return dataset
 
 
+def check_aloud(dataset: Dataset, echo: Echo) -> LeakReport:
+    """Check a dataset and say each warning of the report."""
+    report = check(dataset)
+    for warning in report.warnings:
+        echo(f"WARNING: {warning}")
+    return report
+
+
 def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
     """Train, judge, track and register one model.
 
@@ -149,9 +157,7 @@ class _Ground:
 
 def _break_ground(dataset: Dataset, echo: Echo) -> _Ground:
     """Check the dataset, aloud where it leaks, and judge the baselines on its val split."""
-    leaks = check(dataset)
-    for warning in leaks.warnings:
-        echo(f"WARNING: {warning}")
+    leaks = check_aloud(dataset, echo)
     index = BankIndex(dataset.bank)
     echo(f"Judging the baselines on {dataset.n_examples('val'):,} validation sequences")
     baselines = judge_cheap(dataset, index)
@@ -197,18 +203,17 @@ def _conclude(
 ) -> TrainOutcome:
     """Judge the best epoch, train baselines if asked, log all, register, say where to look."""
     judged = evaluate(model, ground.dataset, "val", name="model", index=ground.index)
-    minutes = sum(r.seconds for r in fitted.history) / 60
+    saved = load_checkpoint(job.output)
+    minutes = fitted.train_minutes
     numbers = judged.flat() | inference_latency(model) | {"train_time_minutes": minutes}
     verdicts = gates.judge(
         judged,
         ground.baselines,
         cosines=[r.val["next_vec_cosine"] for r in fitted.history],
         train_minutes=minutes,
-        inference_ready=_same_predictions(model, job.output, ground.dataset),
+        inference_ready=_same_predictions(model, saved, ground.dataset),
         leaks=ground.leaks.leaks,
-        same_encoder=gates.same_encoder(
-            load_checkpoint(job.output).encoder, ground.dataset.meta.get("encoder", {})
-        ),
+        same_encoder=gates.same_encoder(saved.encoder, ground.dataset.meta.get("encoder", {})),
     )
     model_id = run.log_models(job.output, fitted.best_epoch)
     trained: dict[str, Evaluation] = {}
@@ -244,9 +249,9 @@ def _conclude(
     return TrainOutcome(run.run_id, fitted, judged, numbers, verdicts, version)
 
 
-def _same_predictions(model: OCPMambaLVM, path: Path, dataset: Dataset) -> bool:
+def _same_predictions(model: OCPMambaLVM, saved: Checkpoint, dataset: Dataset) -> bool:
     """Whether the saved file, loaded anew, predicts what the model does."""
-    loaded = load_model(path)
+    loaded = saved.build_model()
     chain = torch.from_numpy(dataset.bank[dataset.chain(0)[:-1]])[None]
     tmd = None if dataset.chain_tmd is None else torch.from_numpy(dataset.chain_tmd[:1])
     tmd = tmd if model.config.d_tmd else None

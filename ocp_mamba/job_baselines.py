@@ -58,13 +58,12 @@ def train_and_judge(
             "best_epoch": fitted.best_epoch,
             "epochs": len(fitted.history),
         }
-        minutes = sum(r.seconds for r in fitted.history) / 60
         log_baseline(
             run,
             name,
             judged[name],
             params,
-            {"train_time_minutes": minutes},
+            {"train_time_minutes": fitted.train_minutes},
             {alarm.tag: str(alarm) for alarm in fitted.alarms},
         )
     return judged

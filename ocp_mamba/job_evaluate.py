@@ -10,10 +10,9 @@ from pathlib import Path
 from ocp_mamba import gates
 from ocp_mamba.baselines import Predictor, cheap_baselines
 from ocp_mamba.data import Dataset, DatasetError
-from ocp_mamba.data.leak import check
 from ocp_mamba.encoders import Encoder, SentenceTransformerEncoder
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency
-from ocp_mamba.job import Echo, JobError, open_data
+from ocp_mamba.job import Echo, JobError, check_aloud, open_data
 from ocp_mamba.job_report import log_judgement
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint
 from ocp_mamba.registry import load_version
@@ -91,9 +90,7 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
     cheap = cheap_baselines(dataset) if compared else {}
     predictor, trained_on = _open_predictor(job.model, dataset, cheap)
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
-    leaks = check(dataset)
-    for warning in leaks.warnings:
-        echo(f"WARNING: {warning}")
+    leaks = check_aloud(dataset, echo)
     job.output.mkdir(parents=True, exist_ok=True)
     with track(
         dataset,

@@ -25,7 +25,6 @@ class DatasetInput(MlflowDataset):
     def __init__(self, dataset: Dataset, split: str, path: Path | str) -> None:
         """Describe a split of a dataset that was read from ``path``; only the name is kept."""
         path = Path(path)
-        self._split = split
         self._counts = {
             "split": split,
             "examples": dataset.n_examples(split),

@@ -91,9 +91,13 @@ class FitResult:
     history: list[EpochRecord]
     best_epoch: int
     best_cosine: float
-    train_seconds: float
     stopped_early: bool
     alarms: tuple[Alarm, ...] = ()
+
+    @property
+    def train_minutes(self) -> float:
+        """Time of all epochs, validation included, those before a resumption too."""
+        return sum(r.seconds for r in self.history) / 60
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
@@ -213,7 +217,6 @@ def fit(
         files.restore(state)
     best_weights = files.read_best() if resume else None
     bar = _ProgressBar(state, dataset, config, progress)
-    started = time.perf_counter()
     while not (state.history and state.history[-1].is_last):
         record = _run_epoch(state, dataset, bank, config, validate, bar)
         state.history.append(record)
@@ -235,7 +238,6 @@ def fit(
         history=state.history,
         best_epoch=state.best.epoch,
         best_cosine=state.best.val["next_vec_cosine"],
-        train_seconds=time.perf_counter() - started,
         stopped_early=len(state.history) < config.max_epochs,
         alarms=find_alarms(state.history, config),
     )

@@ -100,7 +100,7 @@ def test_a_clean_run_raises_nothing(data, baselines, trained):
         baselines,
         cosines=[r.val["next_vec_cosine"] for r in trained.fitted.history],
         train_minutes=sum(r.seconds for r in trained.fitted.history) / 60,
-        inference_ready=_same_predictions(trained.model, trained.path, data),
+        inference_ready=_same_predictions(trained.model, load_checkpoint(trained.path), data),
         leaks=leaks.leaks,
         same_encoder=gates.same_encoder(
             load_checkpoint(trained.path).encoder, data.meta["encoder"]
@@ -201,7 +201,7 @@ def test_a_file_with_other_weights_is_not_ready_for_inference(data, baselines, t
         dataset_fingerprint=data.fingerprint,
         encoder=data.meta["encoder"],
     )
-    ready = _same_predictions(trained.model, tmp_path / "other.pt", data)
+    ready = _same_predictions(trained.model, load_checkpoint(tmp_path / "other.pt"), data)
     assert failures(trained.model, data, baselines, inference_ready=ready) == ["inference_ready"]
     loaded = load_checkpoint(tmp_path / "other.pt").build_model()
     found = failures(loaded, data, baselines)
