@@ -1,4 +1,4 @@
-"""Shared fixtures: a small dataset and model, a tracking store each test, a tracking server."""
+"""Shared fixtures: a small dataset and model, a tracking store each test, servers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from data_maker import make_dataset
+from postgres import NOT_FOUND, Postgres, programs
 from servers import Server, tracking_server
 
 from ocp_mamba.config import ModelConfig
@@ -65,3 +66,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.start()
     yield running
     running.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, shared by the session: make a database of your own on it."""
+    found = programs()
+    if found is None:
+        pytest.skip(NOT_FOUND)
+    with Postgres(found) as running:
+        yield running
