@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ocp_mamba.metrics import Figure, bootstrap_mean
+from ocp_mamba.metrics import METRICS_VERSION, Figure, bootstrap_mean
 from ocp_mamba.page import facts, figure_cell, image, page, section, table, text
 from ocp_mamba.plots import intervals_figure
 from ocp_mamba.verdict import outcome
@@ -41,7 +41,8 @@ class Candidate:
         run_id: its id.
         name: how tables call it; no two candidates share one.
         evaluation: what ``evaluation.json`` holds.
-        per_example: what ``per_example.npz`` holds: each metric, ``chains``, ``stratum/<name>``.
+        per_example: what ``per_example.npz`` holds: each metric, ``chains``, ``families``,
+            ``stratum/<name>``.
     """
 
     run_id: str
@@ -84,7 +85,7 @@ class Comparison:
         return (
             f"{self.label} on {self.rows[0].figure.n:,} sequences of the {shared['split']} split "
             f"of dataset {shared['dataset_fingerprint'][:12]}, pool {shared['pool_size']:,}, "
-            f"metric version {shared['metrics_version']}. [95% interval, by chain]. A difference "
+            f"metric version {shared['metrics_version']}. [95% interval, by family]. A difference "
             "is paired over the same sequences, and significant where its interval lies off zero; "
             "it is not corrected for the number of runs."
         )
@@ -105,15 +106,15 @@ def compare(candidates: Sequence[Candidate], metric: str, stratum: str = "all") 
     if len(candidates) < 2:
         raise CompareError("a comparison needs two runs or more")
     _require_comparable(candidates, metric)
-    chains, chosen = _examples(candidates, metric, stratum)
+    families, chosen = _examples(candidates, metric, stratum)
     values = {c.run_id: c.per_example[metric][chosen].astype(np.float64) for c in candidates}
     order = sorted(candidates, key=lambda c: -values[c.run_id].mean())
     best = values[order[0].run_id]
     rows = [
         Row(
             c,
-            bootstrap_mean(values[c.run_id], chains),
-            None if c is order[0] else bootstrap_mean(values[c.run_id] - best, chains),
+            bootstrap_mean(values[c.run_id], families),
+            None if c is order[0] else bootstrap_mean(values[c.run_id] - best, families),
         )
         for c in order
     ]
@@ -138,6 +139,11 @@ def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
             + "\n".join(found)
             + "\nJudge them anew on one dataset and split: ocp-mamba evaluate --help"
         )
+    if first.evaluation.get("metrics_version") != METRICS_VERSION:
+        raise CompareError(
+            f"these runs were judged by metric version {first.evaluation.get('metrics_version')}; "
+            f"this version of ocp-mamba ranks figures of version {METRICS_VERSION}: judge them anew"
+        )
 
 
 def _short(value: object) -> str:
@@ -147,7 +153,7 @@ def _short(value: object) -> str:
 def _examples(
     candidates: Sequence[Candidate], metric: str, stratum: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The chains of the chosen examples, and a mask of these over all examples."""
+    """The families of the chosen examples, and a mask of these over all examples."""
     first = candidates[0]
     chains = first.per_example["chains"]
     for candidate in candidates:
@@ -162,7 +168,7 @@ def _examples(
     chosen = everything if stratum == "all" else first.per_example[f"stratum/{stratum}"]
     if not chosen.any():
         raise CompareError(f"the stratum {stratum!r} has no sequences in this split")
-    return chains[chosen], chosen
+    return first.per_example["families"][chosen], chosen
 
 
 def to_text(comparison: Comparison, tablefmt: str = "simple") -> str:
@@ -172,17 +178,13 @@ def to_text(comparison: Comparison, tablefmt: str = "simple") -> str:
             row.candidate.name,
             row.candidate.evaluation["predictor"],
             str(row.figure),
-            "" if row.behind is None else _signed(row.behind),
+            "" if row.behind is None else row.behind.text("+.4f"),
             row.verdict,
         ]
         for row in comparison.rows
     ]
     ranked = tabulate(rows, headers=HEADERS, tablefmt=tablefmt, disable_numparse=True)
     return f"{ranked}\n\n{comparison.note}"
-
-
-def _signed(figure: Figure) -> str:
-    return f"{figure.value:+.4f} [{figure.low:+.4f}, {figure.high:+.4f}]"
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from ocp_mamba.baselines import ContextMean, GlobalMean, Predictor
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.data.leak import strata
+from ocp_mamba.data.split import families
 from ocp_mamba.echo import Parity, check_parity, encode_again
 from ocp_mamba.encoders import Encoder
 from ocp_mamba.metrics import Figure
@@ -41,8 +42,8 @@ class Evaluation:
     ``per_example`` holds the numbers behind them, for paired comparison, and ``rank``, the place of
     the target among all bank rows (1 is best; ties count against the predictor). ``found`` holds
     the bank ids of the nearest rows, ``(n, 10)``, best first. Both are in the order of
-    ``dataset.examples(split)``, as are ``chains`` and the masks of ``strata``. ``scalars`` holds
-    numbers with no interval.
+    ``dataset.examples(split)``, as are ``chains``, ``families`` (which intervals draw whole) and
+    the masks of ``strata``. ``scalars`` holds numbers with no interval.
     """
 
     predictor: str
@@ -51,6 +52,7 @@ class Evaluation:
     metrics_version: str
     n_examples: int
     n_chains: int
+    n_families: int
     pool_size: int
     chance_p1: float
     index: str
@@ -59,6 +61,7 @@ class Evaluation:
     figures: dict[str, Figure]
     per_example: dict[str, np.ndarray] = field(repr=False)
     chains: np.ndarray = field(repr=False)
+    families: np.ndarray = field(repr=False)
     found: np.ndarray = field(repr=False)
     strata: dict[str, np.ndarray] = field(repr=False)
     scalars: dict[str, float]
@@ -72,8 +75,9 @@ class Evaluation:
         numbers: dict[str, float] = {}
         for name, figure in self.figures.items():
             numbers[f"n/{name}"] = figure.n
-            if figure.value is not None and figure.low is not None and figure.high is not None:
+            if figure.value is not None:
                 numbers[name] = figure.value
+            if figure.low is not None and figure.high is not None:
                 numbers[f"interval/{name}_low"] = figure.low
                 numbers[f"interval/{name}_high"] = figure.high
         numbers["retrieval_pool_size"] = self.pool_size
@@ -91,7 +95,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth writing as JSON: all but the numbers of single examples."""
-        skipped = ("per_example", "chains", "found", "strata", "figures")
+        skipped = ("per_example", "chains", "families", "found", "strata", "figures")
         plain = {k: v for k, v in vars(self).items() if k not in skipped}
         plain["parity"] = asdict(self.parity) if self.parity else None
         return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}
@@ -127,7 +131,7 @@ def evaluate(
     encoder: Encoder | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Judge a predictor on a split, overall and per stratum, with intervals by chain.
+    """Judge a predictor on a split, overall and per stratum, with intervals by family.
 
     Args:
         predictor: a model in evaluation mode, or a baseline.
@@ -146,7 +150,7 @@ def evaluate(
     parity = check_parity(encoder, dataset, seed) if encoder else None
     index = index or BankIndex(dataset.bank)
     examples = dataset.examples(split)
-    members = strata(dataset, split)
+    members, groups = strata(dataset, split), families(dataset, split)
     per_example: dict[str, np.ndarray] = {}
     figures: dict[str, Figure] = {}
     scalars: dict[str, float] = {}
@@ -159,9 +163,9 @@ def evaluate(
         per_example = _judge(
             predictions, found, torch.from_numpy(echo), examples, dataset, split, seed
         )
-        figures = _figures(per_example, members, examples, dataset, seed)
-        figures |= sensitivity(predictor, dataset, examples, predictions, seed)
-        figures |= rollout(predictor, dataset, examples, predictions, seed)
+        figures = _figures(per_example, members, groups, examples, dataset, seed)
+        figures |= sensitivity(predictor, dataset, examples, groups, predictions, seed)
+        figures |= rollout(predictor, dataset, examples, groups, predictions, seed)
         scalars = {
             "prediction_variance": metrics.variance(predictions),
             "target_variance": metrics.variance(_rows(dataset, examples.target)),
@@ -175,6 +179,7 @@ def evaluate(
         metrics_version=metrics.METRICS_VERSION,
         n_examples=len(examples.target),
         n_chains=len(np.unique(examples.chain)),
+        n_families=len(np.unique(groups)),
         pool_size=index.size,
         chance_p1=metrics.chance_precision_at(1, index.size),
         index=index.kind,
@@ -183,6 +188,7 @@ def evaluate(
         figures=figures,
         per_example=per_example,
         chains=examples.chain,
+        families=groups,
         found=found,
         strata=members,
         scalars=scalars,
@@ -233,6 +239,7 @@ def _judge(
 def _figures(
     per_example: dict[str, np.ndarray],
     members: dict[str, np.ndarray],
+    groups: np.ndarray,
     examples: Examples,
     dataset: Dataset,
     seed: int,
@@ -240,7 +247,7 @@ def _figures(
     """Every metric, overall and per stratum; cosine and P@1 per position and per source too."""
 
     def over(chosen: np.ndarray, metric: str) -> Figure:
-        return metrics.bootstrap_mean(per_example[metric][chosen], examples.chain[chosen], seed)
+        return metrics.bootstrap_mean(per_example[metric][chosen], groups[chosen], seed)
 
     figures = {}
     everything = {"": np.ones(len(examples.target), bool)}
@@ -262,7 +269,7 @@ def _figures(
 def paired_difference(
     ours: Evaluation, theirs: Evaluation, metric: str, stratum: str | None = None
 ) -> Figure:
-    """Mean of ours minus theirs over the same examples, with its interval by chain.
+    """Mean of ours minus theirs over the same examples, with its interval by family.
 
     Args:
         ours: a judgement.
@@ -284,9 +291,9 @@ def paired_difference(
             )
     difference = ours.per_example[metric] - theirs.per_example[metric]
     if stratum is None:
-        return metrics.bootstrap_mean(difference, ours.chains)
+        return metrics.bootstrap_mean(difference, ours.families)
     chosen = ours.strata[stratum]
-    return metrics.bootstrap_mean(difference[chosen], ours.chains[chosen])
+    return metrics.bootstrap_mean(difference[chosen], ours.families[chosen])
 
 
 def validator(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-METRICS_VERSION = "1"
+METRICS_VERSION = "2"
 """Changes when a definition changes: figures of two versions are not comparable."""
 
 CONFIDENCE = 0.95
@@ -24,7 +24,11 @@ RANK_ROWS = 1024
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over ``n`` examples with its 95% interval; all three are None when n is 0."""
+    """A mean over ``n`` examples with its 95% interval.
+
+    All three numbers are None when n is 0. The interval alone is None when the examples are of one
+    group: how far another group would be from it cannot be known.
+    """
 
     value: float | None
     low: float | None
@@ -33,20 +37,30 @@ class Figure:
 
     def __str__(self) -> str:
         """Return ``0.823 [0.815, 0.831]``, or ``not run (n = 0)``."""
+        return self.text()
+
+    def text(self, form: str = ".3f") -> str:
+        """Return the value and its interval in a number format, as ``+.4f``."""
         if self.value is None:
             return "not run (n = 0)"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:{form}} {self.interval(form)}"
+
+    def interval(self, form: str = ".3f") -> str:
+        """Return ``[0.815, 0.831]``, or ``[no interval]``."""
+        if self.low is None or self.high is None:
+            return "[no interval]"
+        return f"[{self.low:{form}}, {self.high:{form}}]"
 
 
 def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Figure:
     """Mean of ``values`` with a percentile interval from resampling whole groups.
 
-    Examples of one chain are not independent, so chains are drawn, not examples.
+    Examples of one group are not independent, so groups are drawn, not examples.
     Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
 
     Args:
         values: ``(n,)`` one number an example.
-        groups: ``(n,)`` integers, the chain of each example.
+        groups: ``(n,)`` integers, the family of each example (see ``data.split.families``).
         seed: seed of the resampling.
     """
     if len(values) == 0:
@@ -54,11 +68,14 @@ def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Fig
     _, index = np.unique(groups, return_inverse=True)
     sums = np.bincount(index, weights=values.astype(np.float64))
     counts = np.bincount(index).astype(np.float64)
+    mean = float(sums.sum() / counts.sum())
+    if len(sums) == 1:
+        return Figure(mean, None, None, len(values))
     drawn = _resamples(len(sums), seed)
     means = (drawn @ sums) / (drawn @ counts)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Figure(float(sums.sum() / counts.sum()), float(low), float(high), len(values))
+    return Figure(mean, float(low), float(high), len(values))
 
 
 @functools.lru_cache(maxsize=4)

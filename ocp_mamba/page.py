@@ -140,7 +140,7 @@ def figure_cell(figure: Figure | None, best: bool = False, signed: bool = False)
         return '<span class="soft">not run</span>'
     form = "+.3f" if signed else ".3f"
     value = f"{figure.value:{form}}"
-    interval = f"<small>[{figure.low:{form}}, {figure.high:{form}}]</small>"
+    interval = f"<small>{figure.interval(form)}</small>"
     return (f'<span class="best">{value}</span>' if best else value) + interval
 
 

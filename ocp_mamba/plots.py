@@ -148,7 +148,7 @@ def strata_figure(judged: Mapping[str, Evaluation]) -> Figure:
     names = [f"{s}\nn = {c.n if c else 0:,}" for s, c in zip(STRATA, counts, strict=True)]
     panels[-1].set_xticks(range(len(STRATA)), names)
     panels[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    panels[0].set_title("Seen and unseen transitions, 95% intervals by chain", loc="left")
+    panels[0].set_title("Seen and unseen transitions, 95% intervals by family", loc="left")
     return figure
 
 
@@ -204,7 +204,7 @@ def position_figure(judged: Mapping[str, Evaluation], positions: np.ndarray) -> 
     colours = (MODEL_COLOUR, *_colours(len(judged) - 1))
     for axes, (label, metric) in zip(panels, PANELS.items(), strict=True):
         for (name, evaluation), colour in zip(judged.items(), colours, strict=True):
-            values, chains = evaluation.per_example[metric], evaluation.chains
+            values, chains = evaluation.per_example[metric], evaluation.families
             curve = [
                 metrics.bootstrap_mean(values[positions == k], chains[positions == k])
                 for k in lengths
@@ -246,7 +246,7 @@ def intervals_figure(rows: Mapping[str, metrics.Figure], label: str) -> Figure:
         axes.plot([values[number]], [number], "o", color=colour, label=name)
     axes.set_yticks(range(len(shown)), list(shown))
     axes.invert_yaxis()
-    axes.set_xlabel(f"{label}, 95% interval by chain")
+    axes.set_xlabel(f"{label}, 95% interval by family")
     return figure
 
 

@@ -51,9 +51,15 @@ class _Sample:
     """Some examples of a split, with what is needed to predict from them anew."""
 
     def __init__(
-        self, predictor: Predictor, dataset: Dataset, examples: Examples, rows: np.ndarray
+        self,
+        predictor: Predictor,
+        dataset: Dataset,
+        examples: Examples,
+        families: np.ndarray,
+        rows: np.ndarray,
     ):
         self.rows = rows
+        self.family = families[rows]
         self.chain = examples.chain[self.rows]
         self.position = examples.position[self.rows]
         self.bank = torch.from_numpy(dataset.bank)
@@ -81,7 +87,12 @@ def _choose(examples: Examples, candidates: np.ndarray, seed: int) -> np.ndarray
 
 
 def sensitivity(
-    predictor: Predictor, dataset: Dataset, examples: Examples, predictions: Tensor, seed: int
+    predictor: Predictor,
+    dataset: Dataset,
+    examples: Examples,
+    families: np.ndarray,
+    predictions: Tensor,
+    seed: int,
 ) -> dict[str, Figure]:
     """Cosine to the target when the context is shuffled, reversed, or cut to its last vector.
 
@@ -92,6 +103,7 @@ def sensitivity(
         predictor: what is judged.
         dataset: gives vectors and TMD codes.
         examples: of the split.
+        families: integers ``(n,)``, of `data.split.families`; intervals draw them whole.
         predictions: float32 ``(n, D)``, of the whole contexts.
         seed: draws the sample and the orders.
 
@@ -100,7 +112,7 @@ def sensitivity(
         ``sensitivity/<change>_drop``, the original's cosine minus it on the same examples.
     """
     chosen = _choose(examples, np.flatnonzero(examples.position >= 2), seed)
-    sample = _Sample(predictor, dataset, examples, chosen)
+    sample = _Sample(predictor, dataset, examples, families, chosen)
     rng = np.random.default_rng(seed)
     orders = {
         "original": [np.arange(len(ids)) for ids in sample.ids],
@@ -121,11 +133,11 @@ def sensitivity(
             changed = predict_next(predictor, contexts, sample.tmd)
             cosines = metrics.cosine(changed, targets).numpy()
         figures[f"sensitivity/{change}_cosine"] = metrics.bootstrap_mean(
-            cosines, sample.chain, seed
+            cosines, sample.family, seed
         )
         if change != "original":
             figures[f"sensitivity/{change}_drop"] = metrics.bootstrap_mean(
-                original - cosines, sample.chain, seed
+                original - cosines, sample.family, seed
             )
     return figures
 
@@ -138,7 +150,12 @@ def _shuffle(length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def rollout(
-    predictor: Predictor, dataset: Dataset, examples: Examples, predictions: Tensor, seed: int
+    predictor: Predictor,
+    dataset: Dataset,
+    examples: Examples,
+    families: np.ndarray,
+    predictions: Tensor,
+    seed: int,
 ) -> dict[str, Figure]:
     """Feed each prediction back as the next input, and compare with the concept h steps ahead.
 
@@ -148,6 +165,7 @@ def rollout(
         predictor: what is judged.
         dataset: gives vectors and TMD codes.
         examples: of the split.
+        families: integers ``(n,)``, of `data.split.families`; intervals draw them whole.
         predictions: float32 ``(n, D)``, of the whole contexts.
         seed: draws the sample.
 
@@ -155,7 +173,7 @@ def rollout(
         ``rollout/h1_cosine`` to ``rollout/h5_cosine``; where no chain is long enough, over n = 0.
     """
     chosen = _choose(examples, np.arange(len(examples.target)), seed)
-    sample = _Sample(predictor, dataset, examples, chosen)
+    sample = _Sample(predictor, dataset, examples, families, chosen)
     lengths = dataset.lengths[sample.chain]
     contexts = [sample.bank[ids] for ids in sample.ids]
     predicted = predictions[sample.rows]
@@ -172,5 +190,5 @@ def rollout(
         chains = sample.chain[left]
         ahead = dataset.chain_values[dataset.chain_offsets[chains] + sample.position[left] + h - 1]
         cosines = metrics.cosine(predicted, sample.bank[torch.from_numpy(ahead).long()]).numpy()
-        figures[f"rollout/h{h}_cosine"] = metrics.bootstrap_mean(cosines, chains, seed)
+        figures[f"rollout/h{h}_cosine"] = metrics.bootstrap_mean(cosines, sample.family[left], seed)
     return figures

@@ -50,9 +50,10 @@ def baseline_table(judged: Mapping[str, Evaluation]) -> str:
     first = next(iter(judged.values()))
     unseen = first.figures.get("unseen/next_vec_cosine")
     note = (
-        f"{first.split} split: {first.n_examples:,} sequences of {first.n_chains:,} chains, "
-        f"{unseen.n if unseen else 0:,} unseen transitions; pool {first.pool_size:,} concepts, "
-        f"chance P@1 {first.chance_p1:.5f}; [95% interval, by chain]"
+        f"{first.split} split: {first.n_examples:,} sequences of {first.n_chains:,} chains in "
+        f"{first.n_families:,} families, {unseen.n if unseen else 0:,} unseen transitions; "
+        f"pool {first.pool_size:,} concepts, chance P@1 {first.chance_p1:.5f}; "
+        "[95% interval, by family]"
     )
     table = tabulate(rows, headers=["predictor", *columns], disable_numparse=True)
     return f"{table}\n{note}"

@@ -102,8 +102,9 @@ def write_figures(judged: Evaluation, folder: Path) -> list[Path]:
         folder: where to write; made where it does not exist.
 
     Returns:
-        ``evaluation.json``, the figures; and ``per_example.npz``: each metric, ``chains``, and each
-        stratum's mask as ``stratum/<name>``, in the order of ``dataset.examples(split)``.
+        ``evaluation.json``, the figures; and ``per_example.npz``: each metric, ``chains``,
+        ``families``, and each stratum's mask as ``stratum/<name>``, in the order of
+        ``dataset.examples(split)``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "evaluation.json", folder / "per_example.npz"]
@@ -112,7 +113,8 @@ def write_figures(judged: Evaluation, folder: Path) -> list[Path]:
         **{name: values.astype(np.float32) for name, values in judged.per_example.items()},
         **{f"stratum/{name}": mask for name, mask in judged.strata.items()},
     }
-    np.savez_compressed(files[1], allow_pickle=False, chains=judged.chains, **arrays)
+    groups = {"chains": judged.chains, "families": judged.families}
+    np.savez_compressed(files[1], allow_pickle=False, **groups, **arrays)
     return files
 
 
@@ -122,6 +124,7 @@ def _head(report: Report) -> str:
         "judged": judged.predictor,
         "split": judged.split,
         "sequences": f"{judged.n_examples:,} of {judged.n_chains:,} chains",
+        "families": f"{judged.n_families:,}",
         "retrieval pool": f"{judged.pool_size:,} concepts",
         "P@1 by chance": f"{judged.chance_p1:.5f}",
         "metric version": judged.metrics_version,
@@ -162,7 +165,7 @@ def _headline_table(report: Report) -> str:
     ]
     unseen = report.judged.figures.get(f"unseen/{COSINE}")
     caption = (
-        "[95% interval, bootstrap by chain]; bold: highest. Margin: cosine to the next vector "
+        "[95% interval, bootstrap by family]; bold: highest. Margin: cosine to the next vector "
         "minus cosine to the last one. P@k and MRR over the whole bank of "
         f"{report.judged.pool_size:,} concepts. {unseen.n if unseen else 0:,} transitions (last "
         "concept, next concept) do not occur in train: unseen."

@@ -36,7 +36,7 @@ def differences(
     metric: str,
     stratum: str | None = None,
 ) -> dict[str, Figure]:
-    """Return the model minus each baseline, paired, with its interval by chain.
+    """Return the model minus each baseline, paired, with its interval by family.
 
     Args:
         judged: the model's judgement.
@@ -83,8 +83,7 @@ def statements(
 def _headline(judged: Evaluation) -> Statement:
     cosine, p1 = judged.figures[COSINE], judged.figures[P1]
     assert p1.value is not None
-    assert p1.low is not None
-    learned = p1.low > judged.chance_p1
+    learned = p1.low is not None and p1.low > judged.chance_p1
     return Statement(
         "Does it find the next concept?",
         f"{p1.value:.1%} of the time",
@@ -103,7 +102,7 @@ def _against(gains: Mapping[str, Figure], question: str, label: str, where: str)
     hardest = min(gains, key=lambda name: gains[name].value or 0.0)
     verdicts = {name: outcome(gain) for name, gain in gains.items()}
     beaten = [name for name, verdict in verdicts.items() if verdict == "beats"]
-    figures = f"Against {hardest}, the hardest to beat: {_signed(gains[hardest])}."
+    figures = f"Against {hardest}, the hardest to beat: {gains[hardest].text('+.3f')}."
     if len(beaten) == len(gains):
         sentence = f"On {label} {where}it beats every baseline."
         return [Statement(question, "yes, all", sentence, figures, GOOD)]
@@ -170,10 +169,6 @@ def _collapsed(judged: Evaluation, dataset: Dataset) -> Statement:
         f"cases; the truth has {len(true_counts):,}, the commonest in {true_share:.1%}.",
         BAD if collapsed else GOOD,
     )
-
-
-def _signed(figure: Figure) -> str:
-    return f"{figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]"
 
 
 def _listed(names: list[str]) -> str:

@@ -130,6 +130,15 @@ def test_another_bank_or_metric_version_is_not_ranked(ids, key, value, words):
         compare([first, second], "next_vec_cosine")
 
 
+def test_two_judgements_of_an_older_metric_version_are_not_ranked(ids):
+    both = load_candidates(["a-ridge", "a-mean"])
+    for old in both:
+        old.evaluation["metrics_version"] = "1"
+        del old.per_example["families"]
+    with pytest.raises(CompareError, match=r"judged by metric version 1; .* anew"):
+        compare(both, "next_vec_cosine")
+
+
 @pytest.mark.parametrize(
     ("key", "metric", "words"),
     [

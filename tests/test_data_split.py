@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data_maker import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocp_mamba.data.split import chain_groups, split_chains, split_report
+from ocp_mamba.data.split import chain_groups, families, split_chains, split_report
 
 
 def flat(chains) -> tuple[np.ndarray, np.ndarray]:
@@ -132,3 +133,35 @@ def test_very_few_chains_still_get_a_split(n):
     split = split_chains(*flat(distinct_chains(n)), np.zeros(n, dtype=int), seed=0)
     assert len(split) == n
     assert 0 in split
+
+
+def test_a_family_is_what_shares_an_example_or_differs_in_its_first_concept_only():
+    chains = [
+        [0, 5, 6, 7],  # 0: a sibling of 1
+        [1, 5, 6, 7],
+        [9, 8, 7, 6],  # 2: shares an example with 4
+        [2, 5, 6, 7],  # 3: a sibling too, but of another split
+        [9, 8, 7, 5],
+        [3, 4, 8, 9],  # 5: alone
+    ]
+    values, offsets = flat(chains)
+    data = make_dataset(
+        n_chains=6, n_concepts=10, chain_values=values, chain_offsets=offsets,
+        split=np.array([1, 1, 1, 0, 1, 1], np.uint8),
+    )  # fmt: skip
+    chain = data.examples("val").chain
+    np.testing.assert_array_equal(families(data, "val"), np.array([0, 0, 2, -1, 2, 5])[chain])
+    assert families(data, "train").tolist() == [3, 3]
+    assert families(data, "test").tolist() == []
+
+
+def test_families_of_the_whole_dataset_and_of_one_split_agree_where_none_straddles():
+    data = make_dataset(n_chains=80, n_concepts=12, max_length=4)
+    groups = chain_groups(
+        data.chain_values, data.chain_offsets, data.chain_first, join_siblings=True
+    )
+    one_split = make_dataset(n_chains=80, n_concepts=12, max_length=4, split=np.ones(80, np.uint8))
+    assert len(np.unique(groups)) < 80
+    np.testing.assert_array_equal(
+        families(one_split, "val"), groups[one_split.examples("val").chain]
+    )

@@ -39,6 +39,13 @@ def test_nothing_to_average_is_not_run_and_never_nan():
     assert str(metrics.Figure(0.5, 0.25, 0.75, 3)) == "0.500 [0.250, 0.750]"
 
 
+def test_one_group_alone_has_a_mean_and_no_interval():
+    figure = metrics.bootstrap_mean(np.array([0.25, 0.75]), np.array([7, 7]))
+    assert figure == metrics.Figure(0.5, None, None, 2)
+    assert str(figure) == "0.500 [no interval]"
+    assert metrics.Figure(0.5, -0.25, 0.75, 3).text("+.1f") == "+0.5 [-0.2, +0.8]"
+
+
 def test_info_nce_is_cross_entropy_over_the_distinct_targets():
     bank = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     ids = torch.tensor([3, 1, 3, 0])

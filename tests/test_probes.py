@@ -7,6 +7,7 @@ from ocp_mamba import metrics, probes
 from ocp_mamba.baselines import ContextMean, Persistence
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.file import Examples
+from ocp_mamba.data.split import families
 from ocp_mamba.evaluate import evaluate, predict_examples
 from ocp_mamba.model import OCPMambaLVM
 
@@ -52,7 +53,8 @@ def counting():
 
 def probe(function, predictor, dataset, split="val"):
     predictions = predict_examples(predictor, dataset, split)
-    return function(predictor, dataset, dataset.examples(split), predictions, 0)
+    grouped = families(dataset, split)
+    return function(predictor, dataset, dataset.examples(split), grouped, predictions, 0)
 
 
 def test_a_counter_counts_on_for_five_steps(counting):
@@ -155,7 +157,9 @@ def test_no_examples_is_not_run():
     empty = make_dataset(split=np.zeros(40, np.uint8))
     none = Examples(*(np.zeros(0, np.int64) for _ in range(4)))
     for function in (probes.sensitivity, probes.rollout):
-        for figure in function(Persistence(), empty, none, torch.zeros(0, 768), 0).values():
+        for figure in function(
+            Persistence(), empty, none, none.chain, torch.zeros(0, 768), 0
+        ).values():
             assert figure.n == 0
             assert figure.value is None
 

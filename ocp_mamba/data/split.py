@@ -11,7 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ocp_mamba.config import MIN_CONTEXT
-from ocp_mamba.data.file import SPLITS
+from ocp_mamba.data.file import SPLITS, Dataset
 
 FRACTIONS = (0.70, 0.15, 0.15)
 """Share of the chains that train, val and test should get."""
@@ -112,6 +112,28 @@ def chain_groups(
         if join_siblings:
             join((True, values[start + 1 : end].tobytes()), i)
     return np.array([root(i) for i in range(n)], dtype=np.int64)
+
+
+def families(dataset: Dataset, split: str) -> np.ndarray:
+    """Number the family of each OCP sequence of a split: what an interval must draw whole.
+
+    A family is a group of `chain_groups` among the split's own chains, siblings joined. Its
+    examples are near copies of one another, so they say little more than one of them would.
+
+    Returns:
+        int64 ``(n_examples,)``, the lowest chain id of the family, in the order of
+        ``dataset.examples(split)``.
+    """
+    chains = dataset.chains_in(split)
+    if len(chains) == 0:
+        return np.zeros(0, np.int64)
+    lengths = dataset.lengths[chains]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.concatenate([dataset.chain(i) for i in chains])
+    group = chain_groups(values, offsets, dataset.chain_first[chains], join_siblings=True)
+    owner = np.zeros(dataset.n_chains, np.int64)
+    owner[chains] = chains[group]
+    return owner[dataset.examples(split).chain]
 
 
 def split_chains(
