@@ -17,6 +17,7 @@ from ocp_mamba.config import (
     override,
     read_config_file,
 )
+from ocp_mamba.presets import BASE, PRESETS, listing, preset
 
 if TYPE_CHECKING:
     from ocp_mamba.job import TrainJob
@@ -56,6 +57,15 @@ class _AutoInt(click.ParamType):
         return click.IntRange(min=1).convert(value, param, ctx)
 
 
+class _AutoBool(click.ParamType):
+    """True or false, or ``auto`` for what the preset or the config file says."""
+
+    name = "true, false or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == AUTO else click.BOOL.convert(value, param, ctx)
+
+
 class InputError(click.ClickException):
     """A problem of the user's input: one line, no traceback, exit code 2."""
 
@@ -65,7 +75,7 @@ class InputError(click.ClickException):
 def _flag(name: str, text: str) -> Callable[[Any], Any]:
     """An option that works as a bare flag and, for ``mlflow run``, with true or false after it."""
     return click.option(
-        name, is_flag=False, flag_value="true", type=click.BOOL, default=None, help=text
+        name, is_flag=False, flag_value="true", type=_AutoBool(), default=None, help=text
     )
 
 
@@ -75,13 +85,21 @@ def main() -> None:
     """Train a Mamba-2 latent vector model, and know from MLflow whether it is any good."""
 
 
+def _listed(lines: str) -> str:
+    """Lines for an epilog, which keeps them apart."""
+    return "".join(f"      {line}\n" for line in lines.splitlines())
+
+
 @main.command(
-    epilog="""
+    epilog=f"""
     \b
     Example:
       ocp-mamba train --data ocp_training_9k.npz --model-size small --n-layers 6 \\
         --batch-size 64 --max-epochs 10 --early-stopping --output model.pt
-    """
+
+    \b
+    Presets:
+{_listed(listing())}    """
 )
 @click.option("--data", required=True, help="Dataset file, or an older npz (see data import).")
 @click.option(
@@ -91,6 +109,8 @@ def main() -> None:
     show_default=True,
     help="small: d_model 768, 6 layers, d_state 16.",
 )
+@click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)), default=BASE,
+              show_default=True, help="A planned variant, see below; other flags win.")  # fmt: skip
 @click.option("--n-layers", type=_AutoInt(), help="Instead of the size's own.")
 @click.option("--d-state", type=_AutoInt(), help="Instead of the size's own.")
 @_flag("--tmd", "Condition on each chain's TMD vector.")
@@ -103,6 +123,10 @@ def main() -> None:
 @click.option("--dropout", type=click.FloatRange(min=0, max=1, max_open=True))
 @click.option("--infonce-weight", type=click.FloatRange(min=0), help="Weight of the InfoNCE term.")
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Of InfoNCE.")
+@click.option("--hard-negatives", type=click.IntRange(min=0), metavar="K",
+              help="Bank rows near each target that InfoNCE tells from it.")  # fmt: skip
+@click.option("--curriculum", type=click.FloatRange(min=0, max=1, max_open=True),
+              help="Share of the epochs that learn short chains first.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0))
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
 @click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice.")
@@ -128,12 +152,12 @@ def train(**flags: Any) -> None:
 MODEL_FLAGS = ("n_layers", "d_state", "dropout")
 TRAIN_FLAGS = (
     "batch_size", "max_epochs", "lr", "weight_decay", "infonce_weight", "temperature", "seed",
-    "precision", "threads",
+    "precision", "threads", "hard_negatives", "curriculum",
 )  # fmt: skip
 
 
 def _train_job(flags: dict[str, Any]) -> TrainJob:
-    """Merge defaults, config file and flags, in that order of precedence."""
+    """Merge defaults, preset, config file and flags; what comes later wins."""
     from ocp_mamba import job
     from ocp_mamba.config import D_TMD
     from ocp_mamba.paths import resolve_file, resolve_output
@@ -143,9 +167,14 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
     chosen = {k: flags[k] for k in MODEL_FLAGS}
     if flags["tmd"] is not None:
         chosen["d_tmd"] = D_TMD if flags["tmd"] else 0
-    model = override(model_config(flags["model_size"], **tables["model"]), **chosen)
-    settings = override(TrainConfig(), **tables["train"])
-    settings = override(settings, **{k: flags[k] for k in TRAIN_FLAGS})
+    variant = preset(flags["preset_name"])
+    model = model_config(
+        flags["model_size"], **dict(variant.model) | tables["model"] | _given(chosen)
+    )
+    settings = override(
+        TrainConfig(),
+        **dict(variant.train) | tables["train"] | _given({k: flags[k] for k in TRAIN_FLAGS}),
+    )
     return job.TrainJob(
         data=resolve_file(flags["data"]),
         output=resolve_output(flags["output"]),
@@ -159,6 +188,10 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
         allow_pickle=flags["allow_pickle"],
         progress=not flags["quiet"],
     )
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 @main.command(

@@ -90,7 +90,10 @@ class TrainConfig:
     ``patience`` is the number of epochs without a better ``val_next_vec_cosine`` after which
     training stops; 0 never stops early. ``infonce_weight`` 0 leaves the contrastive term out.
     ``precision`` auto is bf16 where the processor multiplies bf16 matrices in hardware, else
-    float32. ``threads`` 0 leaves torch's own choice.
+    float32. ``threads`` 0 leaves torch's own choice. ``curriculum`` is the share of the epochs in
+    which the longest allowed chain grows (see `schedule`); 0 learns all chains from the start.
+    ``hard_negatives`` is the number of near bank rows that InfoNCE has an example tell from its
+    target beside the batch's own targets.
     """
 
     batch_size: int = 64
@@ -102,6 +105,8 @@ class TrainConfig:
     grad_clip: float = 1.0
     infonce_weight: float = 0.0
     temperature: float = 0.05
+    hard_negatives: int = 0
+    curriculum: float = 0.0
     patience: int = 0
     trend_epochs: int = 3
     seed: int = 0
@@ -124,12 +129,23 @@ class TrainConfig:
         )
         for name in ("lr", "temperature", "grad_clip"):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "infonce_weight", "patience", "threads", "seed"):
+        for name in (
+            "weight_decay", "infonce_weight", "hard_negatives", "patience", "threads", "seed",
+        ):  # fmt: skip
             value = getattr(self, name)
             _require(value >= 0, f"{name} must not be negative, got {value}")
         for name in ("min_lr_fraction", "warmup_fraction"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+        _require(
+            0 <= self.curriculum < 1,
+            f"curriculum must be in [0, 1), for the last epoch learns all; got {self.curriculum}",
+        )
+        _require(
+            not self.hard_negatives or self.infonce_weight > 0,
+            f"hard_negatives {self.hard_negatives} belong to InfoNCE, whose infonce_weight is 0; "
+            "set it above 0, or leave hard_negatives out",
+        )
         _require(
             self.precision in ("auto", "float32", "bf16"),
             f"precision must be auto, float32 or bf16, got {self.precision!r}",

@@ -119,6 +119,8 @@ class TrackedRun:
             "best_epoch": self._best[0],
             "best_val_next_vec_cosine": self._best[1],
         }
+        if result.longest_chain is not None:
+            numbers["curriculum_longest_chain"] = float(result.longest_chain)
         if result.improvement_trend is None:  # there is no trend before the second epoch
             del numbers["improvement_trend"]
         metrics, notes = self._entries(numbers, result.epoch, _measured_on)

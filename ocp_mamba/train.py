@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ocp_mamba import metrics
 from ocp_mamba.alarms import Alarm, find_alarms
 from ocp_mamba.config import TrainConfig
-from ocp_mamba.data.batches import Batch, batches, n_batches
+from ocp_mamba.data.batches import Batch, batches
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.model import (
     CheckpointError,
@@ -30,6 +30,9 @@ from ocp_mamba.model import (
     load_checkpoint,
     save_checkpoint,
 )
+from ocp_mamba.negatives import HardNegatives, mine_negatives
+from ocp_mamba.objective import batch_losses
+from ocp_mamba.schedule import Plan, learning_rate, make_plan
 
 BETAS = (0.9, 0.95)
 EPOCH_SEED_STRIDE = 1_000_003
@@ -44,9 +47,12 @@ class TrainingError(RuntimeError):
     """Training cannot go on, or cannot start."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """Figures of one epoch; plain numbers, so it travels in a checkpoint."""
+    """Figures of one epoch; plain numbers, so it travels in a checkpoint.
+
+    ``longest_chain`` is that of a curriculum's growing epochs, else None.
+    """
 
     epoch: int
     losses: dict[str, float]
@@ -57,9 +63,10 @@ class EpochRecord:
     improvement_trend: float | None
     is_best: bool
     is_last: bool
+    longest_chain: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochResult(EpochRecord):
     """What ``on_epoch`` receives: the record, the live model, and the alarms until now."""
 
@@ -75,6 +82,7 @@ class TrainState:
     model: NextVectorModel
     optimizer: torch.optim.Optimizer
     precision: str
+    negatives: HardNegatives | None = None
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
 
@@ -111,16 +119,6 @@ def resolve_precision(requested: str, device: torch.device) -> str:
     return "bf16" if fast else "float32"
 
 
-def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Rate of a step (from 0): linear warm-up, then half a cosine down to the minimum."""
-    warmup = max(1, round(config.warmup_fraction * total_steps))
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    floor = config.min_lr_fraction
-    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
 def make_optimizer(model: NextVectorModel, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; matrices take weight decay, biases, norms and state-space parameters none."""
     decay, no_decay = model.decay_groups()
@@ -129,25 +127,6 @@ def make_optimizer(model: NextVectorModel, config: TrainConfig) -> torch.optim.O
         {"params": no_decay, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=BETAS, fused=True)
-
-
-def batch_losses(
-    model: NextVectorModel, batch: Batch, bank: Tensor, config: TrainConfig
-) -> dict[str, Tensor]:
-    """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
-
-    One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
-    per example.
-    """
-    tmd = batch.tmd if model.d_tmd else None
-    predictions = model.predict_all(batch.vectors, tmd)[batch.mask]
-    target_ids = batch.targets[batch.mask]
-    targets = bank[target_ids]
-    losses = {"cosine": metrics.cosine_loss(predictions, targets)}
-    if config.infonce_weight:
-        losses["infonce"] = metrics.info_nce(predictions, target_ids, targets, config.temperature)
-    weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]
-    return losses | {"total": torch.stack(weighted).sum()}
 
 
 def train_step(
@@ -161,7 +140,7 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
-        losses = batch_losses(state.model, batch, bank, config)
+        losses = batch_losses(state.model, batch, bank, config, state.negatives)
     losses["total"].backward()
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     values = {name: loss.item() for name, loss in losses.items()} | {"grad_norm": float(norm)}
@@ -212,13 +191,16 @@ def fit(
     state = TrainState(
         model, make_optimizer(model, config), resolve_precision(config.precision, bank.device)
     )
+    if config.hard_negatives:
+        state.negatives = mine_negatives(dataset, config.hard_negatives).to(bank.device)
+    plan = make_plan(dataset, config)
     files = _Files(output, model, dataset, config)
     if resume:
         files.restore(state)
     best_weights = files.read_best() if resume else None
-    bar = _ProgressBar(state, dataset, config, progress)
+    bar = _ProgressBar(state, plan, progress)
     while not (state.history and state.history[-1].is_last):
-        record = _run_epoch(state, dataset, bank, config, validate, bar)
+        record = _run_epoch(state, dataset, bank, config, plan, validate, bar)
         state.history.append(record)
         rung = find_alarms(state.history, config)
         bar.validated(record.val, rung)
@@ -248,19 +230,22 @@ def _run_epoch(
     dataset: Dataset,
     bank: Tensor,
     config: TrainConfig,
+    plan: Plan,
     validate: Validate,
     bar: _ProgressBar,
 ) -> EpochRecord:
     """Train one pass over the train split, validate, and decide whether it is best and last."""
     epoch = len(state.history) + 1
-    steps = n_batches(dataset, "train", config.batch_size)
+    longest = plan.longest[epoch - 1]
     seed = config.seed * EPOCH_SEED_STRIDE + epoch
     sums: Counter[str] = Counter()
     examples, lr = 0, 0.0
     started = time.perf_counter()
     state.model.train()
-    for batch in batches(dataset, "train", config.batch_size, bank=bank, shuffle_seed=seed):
-        lr = learning_rate(state.step, steps * config.max_epochs, config)
+    for batch in batches(
+        dataset, "train", config.batch_size, bank=bank, shuffle_seed=seed, longest=longest
+    ):
+        lr = learning_rate(state.step, plan.total_steps, config)
         values = train_step(state, batch, bank, lr, config)
         n = int(batch.mask.sum())
         sums.update({name: value * n for name, value in values.items()})
@@ -282,20 +267,18 @@ def _run_epoch(
         improvement_trend=metrics.slope(cosines[-config.trend_epochs :]),
         is_best=is_best,
         is_last=epoch == config.max_epochs or 0 < config.patience <= since_best,
+        longest_chain=longest,
     )
 
 
 class _ProgressBar:
     """One tqdm bar over all steps: loss, the last validation's figures, alarms, time left."""
 
-    def __init__(
-        self, state: TrainState, dataset: Dataset, config: TrainConfig, enabled: bool
-    ) -> None:
-        steps = n_batches(dataset, "train", config.batch_size) * config.max_epochs
-        self._epochs = config.max_epochs
+    def __init__(self, state: TrainState, plan: Plan, enabled: bool) -> None:
+        self._epochs = len(plan.steps)
         self._shown: dict[str, str] = {}
         self._bar = tqdm(
-            total=steps,
+            total=plan.total_steps,
             initial=state.step,
             unit="step",
             mininterval=TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS,

@@ -24,7 +24,7 @@ MAX_LINES = 400
 # floor: {room: modules}; "x.*" stands for the package x and all in it.
 FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     0: {
-        "config": ("config",),
+        "config": ("config", "presets"),
         "lifecycle": ("lifecycle",),
         "metrics": ("metrics",),
         "spool": ("spool",),
@@ -38,7 +38,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     2: {
         "judging": ("baselines", "baselines_trained", "echo", "evaluate", "gates", "probes"),
-        "train": ("train", "alarms"),
+        "train": ("train", "alarms", "negatives", "objective", "schedule"),
     },
     3: {
         "report": ("report", "report_html", "compare", "page", "plots", "verdict"),

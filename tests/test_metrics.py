@@ -55,6 +55,36 @@ def test_info_nce_is_cross_entropy_over_the_distinct_targets():
     torch.testing.assert_close(metrics.info_nce(predictions, ids, bank[ids], 0.1), expected)
 
 
+def test_a_hard_negative_stands_in_its_own_examples_denominator_once():
+    bank = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(2)), dim=-1)
+    ids = torch.tensor([3, 1])
+    hard_ids = torch.tensor([[5, 1, -1], [4, 5, 0]])  # 1 is a target of the batch already
+    predictions = F.normalize(bank[ids] + 0.1, dim=-1)
+    candidates = [[3, 1, 5], [1, 3, 4, 5, 0]]  # the target first
+    expected = torch.stack([
+        F.cross_entropy(p @ bank[c].T / 0.1, torch.tensor(0))
+        for p, c in zip(predictions, candidates, strict=True)
+    ]).mean()  # fmt: skip
+    hard = bank[hard_ids.clamp_min(0)]
+    found = metrics.info_nce(predictions, ids, bank[ids], 0.1, hard_ids, hard)
+    torch.testing.assert_close(found, expected)
+
+
+@given(seed=st.integers(0, 500), k=st.integers(1, 6), m=st.integers(1, 8))
+def test_hard_negatives_only_raise_the_loss_and_none_leaves_it(seed, k, m):
+    generator = torch.Generator().manual_seed(seed)
+    bank = F.normalize(torch.randn(20, 8, generator=generator), dim=-1)
+    ids = torch.randint(0, 10, (m,), generator=generator)
+    hard_ids = torch.randint(10, 20, (m, k), generator=generator)
+    predictions = F.normalize(torch.randn(m, 8, generator=generator), dim=-1)
+    plain = metrics.info_nce(predictions, ids, bank[ids], 0.1)
+    hard = metrics.info_nce(predictions, ids, bank[ids], 0.1, hard_ids, bank[hard_ids])
+    assert hard > plain
+    none = torch.full_like(hard_ids, -1)
+    same = metrics.info_nce(predictions, ids, bank[ids], 0.1, none, bank[hard_ids])
+    torch.testing.assert_close(same, plain)
+
+
 def test_info_nce_of_equal_candidates_is_chance():
     same = F.normalize(torch.ones(5, 8), dim=-1)
     assert metrics.info_nce(same, torch.arange(5), same, 0.07).item() == pytest.approx(math.log(5))

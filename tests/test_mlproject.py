@@ -77,7 +77,8 @@ def test_the_defaults_are_those_of_the_package() -> None:
     assert flags["n_layers"] is None
     assert flags["d_state"] is None
     assert flags["early_stopping"] is True
-    assert flags["tmd"] is False
+    assert flags["tmd"] is None
+    assert flags["preset_name"] == "base"
     assert flags["baselines"] == "cheap"
     assert (ROOT / flags["data"]).is_file(), "the default dataset ships with the project"
 

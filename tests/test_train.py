@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from ocp_mamba.data.batches import batches
 from ocp_mamba.evaluate import validator
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
 from ocp_mamba.retrieval import BankIndex
+from ocp_mamba.schedule import learning_rate, make_plan
 from ocp_mamba.train import (
     TrainingError,
     batch_losses,
     fit,
-    learning_rate,
     make_optimizer,
     resolve_precision,
     resume_path,
@@ -112,6 +113,25 @@ def test_same_seed_same_training_another_seed_another(data, validate):
     assert not torch.equal(train(0), train(1))
 
 
+def test_a_curriculum_learns_short_chains_first_and_is_told(data, validate):
+    config = replace(QUICK, curriculum=0.5, max_epochs=4)
+    result = fit(seeded(), data, config, validate=validate, progress=False)
+    longest = [r.longest_chain for r in result.history]
+    assert longest[2:] == [None, None]
+    assert 3 <= longest[0] < longest[1] < 9
+    total = make_plan(data, config).total_steps
+    assert result.history[-1].lr == learning_rate(total - 1, total, config), "the very last step's"
+
+
+def test_hard_negatives_change_the_loss_and_are_mined_for_every_example(data, validate):
+    def last_loss(hard):
+        config = replace(QUICK, infonce_weight=0.5, hard_negatives=hard, max_epochs=1)
+        return fit(seeded(), data, config, validate=validate, progress=False).history[0].losses
+
+    plain, hard = last_loss(0), last_loss(4)
+    assert hard["infonce"] > plain["infonce"], "more candidates, and harder ones"
+
+
 class Interruption(Exception):
     pass
 
@@ -195,15 +215,6 @@ def test_an_empty_train_split_is_refused(validate):
     emptied = make_dataset(n_chains=10, split=np.ones(10, np.uint8))
     with pytest.raises(TrainingError, match="train split has no examples"):
         fit(seeded(), emptied, QUICK, validate=validate, progress=False)
-
-
-def test_schedule_warms_up_then_falls_to_its_floor():
-    config = TrainConfig(lr=1.0, warmup_fraction=0.1, min_lr_fraction=0.05)
-    rates = [learning_rate(step, 100, config) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == pytest.approx(1.0)
-    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
-    assert rates[-1] == pytest.approx(0.05, abs=0.01)
 
 
 def test_only_matrices_decay():

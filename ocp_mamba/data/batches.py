@@ -39,14 +39,14 @@ class Batch:
     chain_ids: Tensor
 
 
-def n_batches(dataset: Dataset, split: str, batch_size: int) -> int:
-    """Number of batches of one pass over a split.
+def n_batches(dataset: Dataset, split: str, batch_size: int, *, longest: int | None = None) -> int:
+    """Number of batches of one pass over a split; ``longest`` as in `batches`.
 
     Raises:
         ValueError: ``batch_size`` is below 1 or the split unknown.
     """
     _check_size(batch_size)
-    return -(-len(dataset.chains_in(split)) // batch_size)
+    return -(-len(_chains(dataset, split, longest)) // batch_size)
 
 
 def batches(
@@ -56,6 +56,7 @@ def batches(
     *,
     bank: Tensor | None = None,
     shuffle_seed: int | None = None,
+    longest: int | None = None,
 ) -> Iterator[Batch]:
     """Pass once over the chains of a split, chains of like length together.
 
@@ -66,6 +67,7 @@ def batches(
         bank: the dataset's bank as a float32 tensor (n_concepts, 768), to reuse it or to keep it on
             a device; all tensors of the batches live on its device.
         shuffle_seed: seed of the order; None gives ascending lengths, for evaluation.
+        longest: leave out chains of more concepts than this; None takes all.
 
     Raises:
         ValueError: ``batch_size`` is below 1, the split unknown or the bank of another shape.
@@ -75,10 +77,15 @@ def batches(
         bank = torch.from_numpy(dataset.bank)
     if tuple(bank.shape) != dataset.bank.shape:
         raise ValueError(f"bank {tuple(bank.shape)} found, {dataset.bank.shape} wanted")
-    ids = dataset.chains_in(split)
+    ids = _chains(dataset, split, longest)
     lengths = dataset.lengths[ids]
     for rows in _order(lengths, batch_size, shuffle_seed):
         yield _batch(dataset, ids[rows], bank)
+
+
+def _chains(dataset: Dataset, split: str, longest: int | None) -> np.ndarray:
+    ids = dataset.chains_in(split)
+    return ids if longest is None else ids[dataset.lengths[ids] <= longest]
 
 
 def _check_size(batch_size: int) -> None:

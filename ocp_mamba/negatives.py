@@ -1,0 +1,94 @@
+"""Hard negatives: bank rows near a target that do not follow its prefix-end, mined before training.
+
+A *true continuation* of a prefix-end (the context's last concept) is a concept that follows it
+somewhere in the train split. What follows it in val or test is not looked at: to spare those would
+tell the model what it is judged on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocp_mamba.data.file import Dataset
+from ocp_mamba.retrieval import BankIndex
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """The hard negatives of each (prefix-end, target) pair of the train split.
+
+    Attributes:
+        keys: int64 ``(n_pairs,)``, rising: prefix-end times ``n_concepts`` plus target.
+        ids: int64 ``(n_pairs, K)``, bank ids, nearest to the target first; -1 where the bank has no
+            more.
+        n_concepts: rows of the bank.
+    """
+
+    keys: Tensor
+    ids: Tensor
+    n_concepts: int
+
+    def of(self, last: Tensor, target: Tensor) -> Tensor:
+        """Return the ids ``(M, K)`` for the examples with these prefix-ends and targets, ``(M,)``.
+
+        Raises:
+            ValueError: a pair is not one of the train split.
+        """
+        wanted = last * self.n_concepts + target
+        rows = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
+        if not torch.equal(self.keys[rows], wanted):
+            raise ValueError("hard negatives were mined for the train split's examples alone")
+        return self.ids[rows]
+
+    def to(self, device: torch.device) -> HardNegatives:
+        """Return them on a device."""
+        return replace(self, keys=self.keys.to(device), ids=self.ids.to(device))
+
+
+def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
+    """Find the k bank rows nearest to each train target that do not continue its prefix-end.
+
+    Left out are the true continuations of the prefix-end, of which the target is one, and the rows
+    with the very vector of one: nothing could tell them apart.
+
+    Args:
+        dataset: its whole bank is searched, exactly; its train split says what continues what.
+        k: 1 or more.
+    """
+    n = dataset.n_concepts
+    examples = dataset.examples("train")
+    keys = np.unique(examples.last.astype(np.int64) * n + examples.target)
+    last, target = np.divmod(keys, n)
+    first = _first_with_the_vector(dataset.bank)
+    continued = np.unique(last * n + first[target])
+    continuations = np.searchsorted(last, last, "right") - np.searchsorted(last, last, "left")
+    index = BankIndex(dataset.bank)
+    ids = np.full((len(keys), k), -1, np.int64)
+    by_continuations = np.argsort(continuations, kind="stable")
+    for start in range(0, len(keys), CHUNK):
+        rows = by_continuations[start : start + CHUNK]
+        wide = k + int(continuations[rows].max())
+        while True:
+            _, found = index.search(dataset.bank[target[rows]], wide)
+            fit = ~np.isin(last[rows, None] * n + first[found], continued)
+            if wide >= n or (fit.sum(axis=1) >= k).all():
+                break
+            wide *= 2
+        nearest = np.argsort(~fit, axis=1, kind="stable")[:, :k]
+        chosen = np.where(
+            np.take_along_axis(fit, nearest, 1), np.take_along_axis(found, nearest, 1), -1
+        )
+        ids[rows, : chosen.shape[1]] = chosen
+    return HardNegatives(torch.from_numpy(keys), torch.from_numpy(ids), n)
+
+
+def _first_with_the_vector(bank: np.ndarray) -> np.ndarray:
+    """Of each row, the first row that has its very vector: int64 ``(n_concepts,)``."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(bank)])

@@ -1,0 +1,46 @@
+"""What a training minimises: the loss terms of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ocp_mamba import metrics
+from ocp_mamba.config import TrainConfig
+from ocp_mamba.data.batches import Batch
+from ocp_mamba.model import NextVectorModel
+from ocp_mamba.negatives import HardNegatives
+
+
+def batch_losses(
+    model: NextVectorModel,
+    batch: Batch,
+    bank: Tensor,
+    config: TrainConfig,
+    negatives: HardNegatives | None = None,
+) -> dict[str, Tensor]:
+    """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
+
+    One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
+    per example.
+
+    Args:
+        model: predicts.
+        batch: B chains, padded to L.
+        bank: float32 ``(n_concepts, 768)`` unit rows on the batch's device.
+        config: weights and temperature.
+        negatives: hard negatives of InfoNCE, if it has any.
+    """
+    tmd = batch.tmd if model.d_tmd else None
+    predictions = model.predict_all(batch.vectors, tmd)[batch.mask]
+    target_ids = batch.targets[batch.mask]
+    targets = bank[target_ids]
+    losses = {"cosine": metrics.cosine_loss(predictions, targets)}
+    if config.infonce_weight:
+        hard_ids = negatives.of(batch.inputs[batch.mask], target_ids) if negatives else None
+        hard = bank[hard_ids.clamp_min(0)] if hard_ids is not None else None
+        losses["infonce"] = metrics.info_nce(
+            predictions, target_ids, targets, config.temperature, hard_ids, hard
+        )
+    weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]
+    return losses | {"total": torch.stack(weighted).sum()}

@@ -1,0 +1,59 @@
+"""The planned variants of the base, as frozen overrides of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from ocp_mamba.config import D_TMD, ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a variant changes of the base.
+
+    Attributes:
+        summary: one line for a person.
+        model: settings of `ModelConfig`.
+        train: settings of `TrainConfig`.
+    """
+
+    summary: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+BASE = "base"
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        BASE: Preset("the defaults"),
+        "1B": Preset("conditioned on each chain's TMD vector", model={"d_tmd": D_TMD}),
+        "1C": Preset(
+            "curriculum: short chains first, all from the middle on", train={"curriculum": 0.5}
+        ),
+        "1D": Preset("12 layers", model={"n_layers": 12}),
+        "1E": Preset(
+            "contrastive: 0.1 InfoNCE with 8 hard negatives a target out of the bank",
+            train={"infonce_weight": 0.1, "hard_negatives": 8},
+        ),
+    }
+)
+
+
+def preset(name: str) -> Preset:
+    """Return a preset by its name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def listing() -> str:
+    """Return a line for each preset: its name and what it changes."""
+    return "\n".join(f"{name:<9} {p.summary}" for name, p in PRESETS.items())

@@ -1,0 +1,76 @@
+"""Hard negatives out of the bank: a case by hand, and what holds for any dataset."""
+
+import numpy as np
+import pytest
+import torch
+from data_maker import make_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ocp_mamba.config import D_VECTOR
+from ocp_mamba.negatives import mine_negatives
+
+
+def on_a_circle(degrees):
+    """Bank rows at these angles: how near two are can be read off."""
+    bank = np.zeros((len(degrees), D_VECTOR), np.float32)
+    angles = np.deg2rad(np.asarray(degrees, np.float64))
+    bank[:, 0], bank[:, 1] = np.cos(angles), np.sin(angles)
+    return bank
+
+
+def circle(degrees, chains, split):
+    values = np.concatenate(chains).astype(np.int32)
+    return make_dataset(
+        n_chains=len(chains),
+        n_concepts=len(degrees),
+        bank=on_a_circle(degrees),
+        chain_values=values,
+        chain_offsets=np.cumsum([0, *map(len, chains)]).astype(np.int64),
+        split=np.array(split, np.uint8),
+    )
+
+
+def of(mined, last, target):
+    return mined.of(torch.tensor([last]), torch.tensor([target]))[0].tolist()
+
+
+def test_by_hand_the_nearest_rows_that_do_not_follow_the_prefix_end():
+    # 0 is the target of (6, 7); 1 follows 7 too, in train; 2 follows it in val only;
+    # 3 is the target's twin, 4 and 5 are further away
+    degrees = [0, 5, 10, 0, 20, 30, 100, 120]
+    data = circle(degrees, [[6, 7, 0], [6, 7, 1], [6, 7, 2]], [0, 0, 1])
+    assert of(mine_negatives(data, 3), 7, 0) == [2, 4, 5]
+    assert of(mine_negatives(data, 3), 7, 1) == [2, 4, 5], "3 cannot be told from 0"
+    assert of(mine_negatives(data, 8), 7, 0) == [2, 4, 5, 6, 7, -1, -1, -1], "the bank has no more"
+
+
+def test_a_concept_that_follows_another_prefix_end_is_a_negative():
+    data = circle([0, 5, 90, 120, 150], [[2, 3, 0], [2, 4, 1]], [0, 0])
+    mined = mine_negatives(data, 1)
+    assert of(mined, 3, 0) == [1]
+    assert of(mined, 4, 1) == [0]
+
+
+def test_a_pair_that_was_not_mined_is_refused():
+    mined = mine_negatives(make_dataset(seed=3), 2)
+    with pytest.raises(ValueError, match="train split's examples alone"):
+        mined.of(torch.tensor([0]), torch.tensor([10_000]))
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 12), n_concepts=st.integers(9, 40))
+@settings(max_examples=25, deadline=None)
+def test_for_each_example_exactly_the_nearest_that_may_be(seed, k, n_concepts):
+    data = make_dataset(n_chains=30, n_concepts=n_concepts, seed=seed)
+    examples = data.examples("train")
+    mined = mine_negatives(data, k)
+    found = mined.of(torch.from_numpy(examples.last).long(), torch.from_numpy(examples.target))
+    follows = {}
+    for last, target in zip(examples.last.tolist(), examples.target.tolist(), strict=True):
+        follows.setdefault(last, set()).add(target)
+    for last, target, ids in zip(examples.last, examples.target, found.tolist(), strict=True):
+        cosines = data.bank @ data.bank[target]
+        may = [i for i in range(n_concepts) if i not in follows[last]]
+        wanted = sorted(may, key=lambda i: -cosines[i])[:k]
+        assert ids[: len(wanted)] == wanted
+        assert ids[len(wanted) :] == [-1] * (k - len(wanted))

@@ -1,0 +1,53 @@
+"""Presets: what they change, and that `train --preset` and the flags around it do."""
+
+import dataclasses
+
+import click
+import pytest
+
+from ocp_mamba.cli import _train_job, main, train
+from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig, override
+from ocp_mamba.presets import BASE, PRESETS, preset
+
+
+def job(*words):
+    context = train.make_context("train", ["--data", "ocp_training_9k.npz", *words])
+    return _train_job(context.params)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_changes_settings_that_exist_and_only_base_changes_none(name):
+    found = PRESETS[name]
+    model = override(ModelConfig(), **found.model)
+    settings = override(TrainConfig(), **found.train)
+    assert ((model, settings) == (ModelConfig(), TrainConfig())) == (name == BASE)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.summary = "x"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_train_takes_it_and_help_says_it(name):
+    trained = job("--preset", name)
+    assert trained.model == override(ModelConfig(), **PRESETS[name].model)
+    assert trained.train == override(TrainConfig(), **PRESETS[name].train)
+    text = train.get_help(click.Context(train, parent=click.Context(main)))
+    assert f"    {name:<9} {PRESETS[name].summary}" in text
+
+
+def test_a_config_file_wins_over_the_preset_and_a_flag_over_both(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text("[model]\nn_layers = 9\n[train]\ncurriculum = 0.25\n")
+    assert job("--preset", "1D", "--config", file).model.n_layers == 9
+    assert job("--preset", "1D", "--config", file, "--n-layers", "4").model.n_layers == 4
+    assert job("--preset", "1C", "--config", file).train.curriculum == 0.25
+    assert job("--preset", "1B", "--tmd", "auto").model.d_tmd == 16
+    assert job("--preset", "1B", "--tmd", "false").model.d_tmd == 0
+
+
+def test_an_unknown_preset_and_negatives_without_their_loss_are_refused():
+    with pytest.raises(ConfigError, match="preset '9Z' is unknown; choose one of base, 1B"):
+        preset("9Z")
+    with pytest.raises(ConfigError, match="hard_negatives 4 belong to InfoNCE"):
+        job("--hard-negatives", "4", "--infonce-weight", "0")
+    with pytest.raises(ConfigError, match="curriculum must be in"):
+        TrainConfig(curriculum=1.0)
