@@ -19,7 +19,7 @@ export TORCH_INDEX_URL
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint ui serve install install-dev lock clean
+.PHONY: help run test test-all bench lint ui serve install install-dev lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,10 @@ test: install-dev ## install and run the tests; screenshots need chromium (apt-g
 
 test-all: install-dev ## the tests, with those that take minutes
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+bench: install-dev ## run the benchmarks and write docs/performance.md (ARGS="--quick train_step")
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]' || echo "mambapy does not install: not run"
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: install-dev ## ruff and mypy
 	$(BIN)/ruff check .

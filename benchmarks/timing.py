@@ -1,0 +1,95 @@
+"""Time several contestants so that all of them meet the same noise.
+
+Every round runs each contestant once, in a new order; ratios of the best rounds are what counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+PROC = Path("/proc/self")
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contestant over all rounds."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+
+def rounds(
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    n_rounds: int,
+    warmup: int = 1,
+    limit_s: float = 60.0,
+) -> dict[str, Timing]:
+    """Run every contestant once a round, in a random order, and return their times.
+
+    A contestant that has used its share of the time sits out the rounds that are left.
+
+    Args:
+        contestants: what to call, by name.
+        n_rounds: rounds that count.
+        warmup: rounds before, which do not count: first calls allocate, compile and fill caches.
+        limit_s: seconds for all, in equal shares; two rounds of each count in any case.
+    """
+    order = list(contestants)
+    shuffle = random.Random(0).shuffle
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(warmup + n_rounds):
+            shuffle(order)
+            for name in order:
+                if len(seconds[name]) >= 2 and sum(seconds[name]) > limit_s / len(order):
+                    continue
+                begin = time.perf_counter()
+                contestants[name]()
+                if i >= warmup:
+                    seconds[name].append(time.perf_counter() - begin)
+    finally:
+        gc.enable()
+    return {name: Timing(tuple(s)) for name, s in seconds.items()}
+
+
+def peak_mib(call: Callable[[], object]) -> float | None:
+    """MiB of memory that a call needs at its height beyond what was held before it.
+
+    Linux with glibc counts it; None (not measured) elsewhere. Memory that the allocator kept from
+    earlier calls is given back first, as it would hide what the call needs.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        (PROC / "clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return None
+    before = _status("VmRSS")
+    call()
+    return (_status("VmHWM") - before) / MIB
+
+
+def _status(key: str) -> int:
+    """A figure of /proc/self/status in bytes."""
+    for line in (PROC / "status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(f"{PROC / 'status'} has no {key}")

@@ -1,0 +1,197 @@
+"""One training step: the model as it is trained, the floor below it, and its peers.
+
+The floor is what no model of these layers can beat: the same linear layers with nothing between
+them, forward, backward and the same optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import timing
+from benchmarks.frame import Cell, Goal, Result, Table
+from ocp_mamba.baselines_trained import gru_of_size, transformer_of_size
+from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
+from ocp_mamba.data.batches import Batch
+from ocp_mamba.model import NextVectorModel, OCPMambaLVM
+from ocp_mamba.train import TrainState, make_optimizer, resolve_precision, train_step
+
+SHAPES = {"short chains": (64, 14), "long chains": (2, 512)}
+FLOOR, OURS, THEIRS = "products alone (floor)", "ocp_mamba as trained", "transformers Mamba2"
+FLOOR_GOAL, PEER_GOAL = 1.3, 8.0
+
+
+class Products(NextVectorModel):
+    """The linear layers of an `OCPMambaLVM` and nothing else; B, C, dt and the gate go nowhere."""
+
+    def __init__(self, model: OCPMambaLVM) -> None:
+        super().__init__()
+        c = model.config
+        self.d_inner = c.d_inner
+        widths = ((c.d_model, 2 * c.d_inner + 2 * c.d_state + c.nheads), (c.d_inner, c.d_model))
+        self.layers = nn.ModuleList(
+            nn.ModuleList(nn.Linear(*width, bias=False) for width in widths)
+            for _ in range(c.n_layers)
+        )
+        self.output = nn.Linear(c.d_model, c.d_vector)
+        for (inward, outward), layer in zip(self.layers, model.layers, strict=True):
+            inward.load_state_dict(layer.mixer.in_proj.state_dict())
+            outward.load_state_dict(layer.mixer.out_proj.state_dict())
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        x = seq_vectors
+        for inward, outward in self.layers:
+            x = outward(inward(x)[..., : self.d_inner])
+        return self.output(x).to(seq_vectors.dtype)
+
+
+class Peer(NextVectorModel):
+    """Another library's stack of layers between vectors, with our output layer."""
+
+    def __init__(self, stack: nn.Module, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stack, self._run = stack, run
+        self.output = nn.Linear(768, 768)
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        rows = self.output(self._run(self.stack, seq_vectors)).to(seq_vectors.dtype)
+        return nn.functional.normalize(rows, dim=-1)
+
+
+def transformers_mamba2(model: OCPMambaLVM) -> Peer:
+    """Return transformers' Mamba2 with the weights of a model's mixers (its plain torch path)."""
+    from transformers import Mamba2Config, Mamba2Model
+
+    c = model.config
+    theirs = Mamba2Model(
+        Mamba2Config(
+            hidden_size=c.d_model, num_heads=c.nheads, head_dim=c.headdim, state_size=c.d_state,
+            n_groups=1, conv_kernel=c.d_conv, expand=c.expand, chunk_size=c.chunk_size,
+            num_hidden_layers=c.n_layers, use_bias=False, use_conv_bias=True, vocab_size=8,
+            use_cache=False,
+        )
+    )  # fmt: skip
+    for block, layer in zip(theirs.layers, model.layers, strict=True):
+        block.mixer.load_state_dict(layer.mixer.state_dict(), strict=True)
+    return Peer(theirs, lambda m, x: m(inputs_embeds=x, use_cache=False).last_hidden_state)
+
+
+def mambapy_mamba(model: OCPMambaLVM) -> Peer:
+    """Return mambapy's Mamba-1 of the same widths: its Mamba-2 needs mamba_ssm's CUDA kernels."""
+    from mambapy.mamba import Mamba, MambaConfig
+
+    c = model.config
+    config = MambaConfig(
+        d_model=c.d_model, n_layers=c.n_layers, d_state=c.d_state, expand_factor=c.expand,
+        d_conv=c.d_conv,
+    )  # fmt: skip
+    return Peer(Mamba(config), lambda m, x: m(x))
+
+
+def batch_of(B: int, L: int, bank: Tensor, tmd: Tensor | None = None) -> Batch:
+    """Return B full chains of L + 1 random concepts of the bank."""
+    ids = torch.randint(len(bank), (B, L + 1), generator=torch.Generator().manual_seed(0))
+    return Batch(
+        vectors=bank[ids[:, :-1]],
+        lengths=torch.full((B,), L),
+        inputs=ids[:, :-1],
+        targets=ids[:, 1:],
+        mask=torch.ones(B, L, dtype=torch.bool),
+        tmd=tmd,
+        chain_ids=torch.arange(B),
+    )
+
+
+def random_bank(rows: int) -> Tensor:
+    """Return unit rows ``(rows, 768)``."""
+    drawn = torch.randn(rows, 768, generator=torch.Generator().manual_seed(1))
+    return nn.functional.normalize(drawn, dim=-1)
+
+
+def stepper(
+    model: NextVectorModel, batch: Batch, bank: Tensor, precision: str
+) -> Callable[[], object]:
+    """Return a call that takes one step of the training loop's own."""
+    config = TrainConfig(precision=precision)
+    model.train()
+    state = TrainState(model, make_optimizer(model, config), precision)
+    return lambda: train_step(state, batch, bank, 1e-6, config)
+
+
+def contestants(config: ModelConfig, precision: str) -> dict[str, tuple[NextVectorModel, str]]:
+    """Return each model with its precision, by name."""
+    torch.manual_seed(0)
+    ours = OCPMambaLVM(config)
+    size = ours.num_parameters()
+    found: dict[str, tuple[NextVectorModel, str]] = {
+        FLOOR: (Products(ours), precision),
+        OURS: (ours, precision),
+        THEIRS: (transformers_mamba2(ours), "float32"),
+        "Transformer of equal size": (transformer_of_size(config, size), precision),
+        "GRU of equal size": (gru_of_size(config, size), precision),
+    }
+    if precision != "float32":
+        found["ocp_mamba, float32"] = (_copy(ours), "float32")
+        found[f"{THEIRS}, {precision}"] = (transformers_mamba2(ours), precision)
+    try:
+        found["mambapy Mamba-1"] = (mambapy_mamba(ours), precision)
+    except ImportError as error:
+        print(f"mambapy Mamba-1: not run ({error}); pip install -e '.[bench]'")
+    return found
+
+
+def _copy(model: OCPMambaLVM) -> OCPMambaLVM:
+    copy = OCPMambaLVM(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+def main(quick: bool) -> Result:
+    """Time all contestants at each shape."""
+    config = replace(MODEL_SIZES["small"], n_layers=1) if quick else MODEL_SIZES["small"]
+    bank = random_bank(1000)
+    precision = resolve_precision("auto", bank.device)
+    models = contestants(config, precision)
+    tables, goals = [], []
+    for name, (B, L) in SHAPES.items():
+        batch = batch_of(B, L, bank)
+        steps = {n: stepper(model, batch, bank, p) for n, (model, p) in models.items()}
+        peaks = {n: timing.peak_mib(step) for n, step in steps.items()}
+        times = timing.rounds(steps, n_rounds=2 if quick else 12, limit_s=5 if quick else 70)
+        floor, ours = times[FLOOR].best, times[OURS].best
+        rows: list[dict[str, Cell]] = [
+            {
+                "step": n,
+                "precision": models[n][1],
+                "best ms": 1e3 * t.best,
+                "median ms": 1e3 * t.median,
+                "times the floor": t.best / floor,
+                "times ours": t.best / ours,
+                "vectors/s": round(B * L / t.best),
+                "peak MiB": None if peaks[n] is None else round(peaks[n]),
+                "parameters": models[n][0].num_parameters(),
+            }
+            for n, t in times.items()
+        ]
+        tables.append(Table(f"{name}: {B} x {L} vectors", rows))
+        goals += _goals(name, ours / floor, times[THEIRS].best / ours)
+    return Result(tables, goals)
+
+
+def _goals(shape: str, over_floor: float, ahead: float) -> list[Goal]:
+    return [
+        Goal(
+            f"{shape}: at most {FLOOR_GOAL} times the floor",
+            f"{over_floor:.2f}",
+            over_floor <= FLOOR_GOAL,
+        ),
+        Goal(
+            f"{shape}: at least {PEER_GOAL:.0f} times faster than {THEIRS}",
+            f"{ahead:.1f}",
+            ahead >= PEER_GOAL,
+        ),
+    ]
