@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ocp_mamba import alarms, gates, ssm_ops
+from ocp_mamba import alarms, gates
+from ocp_mamba.backend import resolve_backend
 from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
 from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.data.file import is_dataset_file
@@ -184,7 +185,7 @@ def what_ran(model: OCPMambaLVM, config: TrainConfig) -> dict[str, object]:
     """Return the params that say what really runs, whatever was asked for."""
     device = next(model.parameters()).device
     return {
-        "ran.backend": ssm_ops.resolve_backend("auto"),
+        "ran.backend": resolve_backend("auto", device),
         "ran.device": str(device),
         "ran.precision": resolve_precision(config.precision, device),
         "ran.compile": False,

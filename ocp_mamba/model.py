@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocp_mamba import ssm_ops
+from ocp_mamba import inference, ssm_ops
 from ocp_mamba.config import ConfigError, ModelConfig
+from ocp_mamba.inference import InferenceCache
 
 FORMAT_VERSION = 1
 """Version of the ``.pt`` layout that `save_checkpoint` writes."""
@@ -186,15 +187,10 @@ class OCPMambaLVM(NextVectorModel):
             ValueError: a shape, a length or the presence of ``tmd`` does not fit the model.
         """
         predictions = self.predict_all(seq_vectors, tmd)
-        B, L = seq_vectors.shape[:2]
         if lengths is None:
             return predictions[:, -1]
-        if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > L:
-            raise ValueError(
-                f"lengths must hold {B} numbers from 1 to {L}, got shape {tuple(lengths.shape)} "
-                f"with values {int(lengths.min())} to {int(lengths.max())}"
-            )
-        return predictions[torch.arange(B, device=lengths.device), lengths.long() - 1]
+        _check_lengths(lengths, *seq_vectors.shape[:2])
+        return predictions[torch.arange(len(lengths), device=lengths.device), lengths.long() - 1]
 
     def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Predict the next vector at every position in one causal pass.
@@ -210,15 +206,57 @@ class OCPMambaLVM(NextVectorModel):
             ValueError: a shape or the presence of ``tmd`` does not fit the model.
         """
         self._check(seq_vectors, tmd)
-        x = F.normalize(seq_vectors, dim=-1) * math.sqrt(self.config.d_vector)
-        x = self.input(x)
-        if self.tmd_adapter is not None:
-            x = x + self.tmd_adapter(tmd)[:, None]
+        x = self.embed(seq_vectors, tmd)
         for layer in self.layers:
             x = layer(x)
-        return F.normalize(self.output(self.norm_f(x)).to(seq_vectors.dtype), dim=-1)
+        return self.head(x, seq_vectors.dtype)
 
-    def _check(self, seq_vectors: Tensor, tmd: Tensor | None) -> None:
+    def embed(self, vectors: Tensor, tmd: Tensor | None) -> Tensor:
+        """Return ``(B, [L,] d_model)``, what the first layer sees of ``(B, [L,] 768)``."""
+        x = self.input(F.normalize(vectors, dim=-1) * math.sqrt(self.config.d_vector))
+        if self.tmd_adapter is None:
+            return x
+        conditioning = self.tmd_adapter(tmd)
+        return x + (conditioning if x.ndim == 2 else conditioning[:, None])
+
+    def head(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return unit rows ``(..., 768)`` from what the last layer gave, ``(..., d_model)``."""
+        return F.normalize(inference.matvec(self.output, self.norm_f(x)).to(dtype), dim=-1)
+
+    def allocate_inference_cache(self, batch: int) -> InferenceCache:
+        """Return the memory of ``batch`` sequences of which nothing has been seen yet."""
+        return inference.empty_cache(self, batch)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        seq_vectors: Tensor,
+        tmd: Tensor | None,
+        cache: InferenceCache,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Read ``(B, L, 768)`` into the cache, after what it holds; arguments as `forward`.
+
+        Returns:
+            ``(B, 768)`` unit rows, the vector that follows each sequence.
+
+        Raises:
+            ValueError: a shape, a length or the presence of ``tmd`` does not fit.
+        """
+        self._check(seq_vectors, tmd, cache)
+        if lengths is not None:
+            _check_lengths(lengths, *seq_vectors.shape[:2])
+        return inference.prefill(self, seq_vectors, tmd, cache, lengths)
+
+    @torch.no_grad()
+    def step(self, vector: Tensor, tmd: Tensor | None, cache: InferenceCache) -> Tensor:
+        """Read one more vector a sequence, ``(B, 768)``, and predict the next, as `prefill`."""
+        self._check(vector[:, None], tmd, cache)
+        return inference.step(self, vector, tmd, cache)
+
+    def _check(
+        self, seq_vectors: Tensor, tmd: Tensor | None, cache: InferenceCache | None = None
+    ) -> None:
         width, d_tmd = self.config.d_vector, self.config.d_tmd
         shape = tuple(seq_vectors.shape)
         if len(shape) != 3 or shape[1] < 1 or shape[2] != width:
@@ -228,6 +266,16 @@ class OCPMambaLVM(NextVectorModel):
             raise ValueError(f"this model takes {wanted}, got {'none' if tmd is None else 'one'}")
         if tmd is not None and tuple(tmd.shape) != (shape[0], d_tmd):
             raise ValueError(f"tmd must have shape ({shape[0]}, {d_tmd}), got {tuple(tmd.shape)}")
+        if cache is not None and cache.batch != shape[0]:
+            raise ValueError(f"the cache is of {cache.batch} sequences, got {shape[0]}")
+
+
+def _check_lengths(lengths: Tensor, B: int, L: int) -> None:
+    if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > L:
+        raise ValueError(
+            f"lengths must hold {B} numbers from 1 to {L}, got shape {tuple(lengths.shape)} "
+            f"with values {int(lengths.min())} to {int(lengths.max())}"
+        )
 
 
 @dataclass(frozen=True)

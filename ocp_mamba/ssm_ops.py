@@ -4,7 +4,7 @@ Shapes use the field's letters: ``B`` batch, ``L`` length, ``C`` channels, ``H``
 ``P`` head width (headdim), ``N`` state width (d_state), ``K`` convolution width (d_conv).
 There is one group of B and C vectors, shared by all heads (mamba_ssm's ``ngroups=1``).
 
-Only the plain torch backend exists so far; asking for another is an error.
+Tensors on a GPU go to the CUDA kernels of `ssm_cuda`, where `backend` says so.
 """
 
 from __future__ import annotations
@@ -13,27 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("auto", "torch", "cuda")
-
-
-class BackendError(RuntimeError):
-    """A backend was asked for by name and cannot run here."""
-
-
-def resolve_backend(requested: str = "auto") -> str:
-    """Return the name of the backend that will really run.
-
-    Raises:
-        BackendError: the name is unknown, or the backend is forced and cannot run.
-    """
-    if requested not in BACKENDS:
-        raise BackendError(f"backend {requested!r} is unknown; choose one of {', '.join(BACKENDS)}")
-    if requested == "cuda":
-        raise BackendError(
-            "backend 'cuda' was forced, but the CUDA kernels are not part of this version; "
-            "use backend 'torch' or 'auto'"
-        )
-    return "torch"
+from ocp_mamba import ssm_cuda
+from ocp_mamba.backend import kernels_run
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -50,6 +31,8 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         ``(B, L, C)``.
     """
+    if kernels_run(x):
+        return ssm_cuda.causal_conv1d(x, weight, bias)
     L, K = x.shape[1], weight.shape[1]
     out = bias + x * weight[:, K - 1]
     for back in range(1, min(K, L)):
@@ -80,6 +63,8 @@ def ssd_scan(
     Returns:
         ``(B, L, H, P)``.
     """
+    if kernels_run(x):
+        return ssm_cuda.ssd_scan(x, dt, A, B, C, D, chunk_size)
     L = x.shape[1]
     outputs = []
     state = None

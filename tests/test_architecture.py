@@ -28,11 +28,11 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "lifecycle": ("lifecycle",),
         "metrics": ("metrics",),
         "spool": ("spool",),
-        "ssm_ops": ("ssm_ops",),
+        "ssm_ops": ("backend", "ssm_cuda", "ssm_ops", "ssm_step"),
     },
     1: {
         "data": ("data.*", "encoders"),
-        "model": ("model",),
+        "model": ("inference", "model", "quantise"),
         "paths": ("paths",),
         "retrieval": ("retrieval",),
     },
@@ -63,10 +63,10 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
 
 # An outside library is spoken to from these modules alone.
 HOMES: dict[str, tuple[str, ...]] = {
-    "causal_conv1d": ("ssm_ops",),
+    "causal_conv1d": ("ssm_cuda",),
     "click": FLOORS[8]["cli"],
     "faiss": ("retrieval",),
-    "mamba_ssm": ("ssm_ops",),
+    "mamba_ssm": ("ssm_cuda",),
     "matplotlib": ("plots",),
     "mlflow": (*FLOORS[3]["serving"], *FLOORS[4]["tracking"], "registry"),
     "optuna": ("sweep",),

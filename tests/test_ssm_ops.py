@@ -1,4 +1,3 @@
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -67,12 +66,3 @@ def test_conv_equals_torchs_grouped_convolution(L, C, K, seed):
     padded = F.pad(x.transpose(1, 2), (K - 1, 0))
     expected = F.silu(F.conv1d(padded, weight[:, None], bias, groups=C)).transpose(1, 2)
     torch.testing.assert_close(ssm_ops.causal_conv1d(x, weight, bias), expected)
-
-
-def test_backend_auto_names_what_runs_and_a_forced_missing_one_is_an_error():
-    assert ssm_ops.resolve_backend("auto") == "torch"
-    assert ssm_ops.resolve_backend("torch") == "torch"
-    with pytest.raises(ssm_ops.BackendError, match="forced"):
-        ssm_ops.resolve_backend("cuda")
-    with pytest.raises(ssm_ops.BackendError, match="auto, torch, cuda"):
-        ssm_ops.resolve_backend("gru")

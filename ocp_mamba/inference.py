@@ -1,0 +1,209 @@
+"""One vector at a time: what a model remembers of a sequence, and the passes that go on from it.
+
+A step costs the same after 10 vectors or 10,000, for the memory has a fixed size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ocp_mamba import ssm_step
+from ocp_mamba.quantise import PackedLinear
+
+if TYPE_CHECKING:
+    from ocp_mamba.model import Mamba2Layer, Mamba2Mixer, OCPMambaLVM
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """Memory of one layer; names and shapes are mamba_ssm's.
+
+    Attributes:
+        conv_state: ``(B, d_inner + 2 * d_state, d_conv)``, the convolution's last inputs.
+        ssm_state: ``(B, H, P, N)``.
+    """
+
+    conv_state: Tensor
+    ssm_state: Tensor
+
+
+@dataclass(frozen=True)
+class InferenceCache:
+    """What a model remembers of B sequences. Passes update its tensors in place."""
+
+    layers: tuple[LayerState, ...]
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return len(self.layers[0].ssm_state)
+
+    def reset(self) -> None:
+        """Forget every sequence."""
+        for layer in self.layers:
+            layer.conv_state.zero_()
+            layer.ssm_state.zero_()
+
+    def select(self, rows: Tensor) -> InferenceCache:
+        """Return a new cache of some of the sequences, by row number or boolean ``(B,)``."""
+        return InferenceCache(
+            tuple(LayerState(s.conv_state[rows], s.ssm_state[rows]) for s in self.layers)
+        )
+
+
+def empty_cache(model: OCPMambaLVM, batch: int) -> InferenceCache:
+    """Return a cache that has seen nothing, on the model's device."""
+    c = model.config
+    like = model.norm_f.weight.detach()
+    return InferenceCache(
+        tuple(
+            LayerState(
+                # channels last in memory, as mamba_ssm allocates it
+                like.new_zeros(batch, c.d_conv, c.d_inner + 2 * c.d_state).transpose(1, 2),
+                like.new_zeros(batch, c.nheads, c.headdim, c.d_state),
+            )
+            for _ in range(c.n_layers)
+        )
+    )
+
+
+def prefill(
+    model: OCPMambaLVM,
+    seq_vectors: Tensor,
+    tmd: Tensor | None,
+    cache: InferenceCache,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """See `OCPMambaLVM.prefill`."""
+    B, L = seq_vectors.shape[:2]
+    valid = None
+    if lengths is not None:
+        valid = torch.arange(L, device=seq_vectors.device) < lengths[:, None]
+    x = model.embed(seq_vectors, tmd)
+    for layer, state in _with_states(model, cache):
+        x = x + _mixer_prefill(layer.mixer, layer.norm(x), state, lengths, valid)
+    if lengths is None:
+        return model.head(x[:, -1], seq_vectors.dtype)
+    return model.head(x[torch.arange(B, device=x.device), lengths - 1], seq_vectors.dtype)
+
+
+def _mixer_prefill(
+    mixer: Mamba2Mixer,
+    u: Tensor,
+    state: LayerState,
+    lengths: Tensor | None,
+    valid: Tensor | None,
+) -> Tensor:
+    """The mixer over ``(B, L, d_model)``, going on from a state; ``valid`` is ``(B, L)``."""
+    c = mixer.config
+    z, xBC, dt = mixer.in_proj(u).split([c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1)
+    xBC = ssm_step.conv_from_state(xBC, state.conv_state, *_conv(mixer), lengths)
+    x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], dim=-1)
+    dt = F.softplus(dt + mixer.dt_bias)
+    if valid is not None:
+        dt = dt * valid[..., None]
+    y = ssm_step.scan_from_state(
+        x.unflatten(-1, (c.nheads, c.headdim)),
+        dt,
+        -torch.exp(mixer.A_log),
+        B,
+        C,
+        mixer.D,
+        c.chunk_size,
+        state.ssm_state,
+    )
+    return mixer.out_proj(mixer.norm(y.flatten(-2), gate=z))
+
+
+def step(model: OCPMambaLVM, vector: Tensor, tmd: Tensor | None, cache: InferenceCache) -> Tensor:
+    """See `OCPMambaLVM.step`."""
+    x = model.embed(vector, tmd)
+    for layer, state in _with_states(model, cache):
+        x = layer_step(layer, x, state)
+    return model.head(x, vector.dtype)
+
+
+def layer_step(layer: Mamba2Layer, x: Tensor, state: LayerState) -> Tensor:
+    """One position ``(B, d_model)`` through one layer."""
+    mixer, c = layer.mixer, layer.mixer.config
+    z, xBC, dt = matvec(mixer.in_proj, layer.norm(x)).split(
+        [c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1
+    )
+    xBC = ssm_step.conv_step(xBC, state.conv_state, *_conv(mixer))
+    inner, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], dim=-1)
+    y = ssm_step.ssm_step(
+        inner.unflatten(-1, (c.nheads, c.headdim)),
+        F.softplus(dt + mixer.dt_bias),
+        -torch.exp(mixer.A_log),
+        B,
+        C,
+        mixer.D,
+        state.ssm_state,
+    )
+    return x + matvec(mixer.out_proj, mixer.norm(y.flatten(-2), gate=z))
+
+
+def _with_states(
+    model: OCPMambaLVM, cache: InferenceCache
+) -> Iterator[tuple[Mamba2Layer, LayerState]]:
+    return zip(cast("list[Mamba2Layer]", model.layers), cache.layers, strict=True)
+
+
+def _conv(mixer: Mamba2Mixer) -> tuple[Tensor, Tensor]:
+    """Weight ``(C, K)`` and bias ``(C,)`` of the convolution."""
+    assert mixer.conv1d.bias is not None
+    return mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias
+
+
+def rollout(
+    model: OCPMambaLVM,
+    context: Tensor,
+    steps: int,
+    tmd: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Predict several vectors ahead, each prediction fed back as the next input.
+
+    Args:
+        model: in evaluation mode.
+        context: ``(B, L, 768)``, right-padded.
+        steps: vectors wanted, 1 or more.
+        tmd: as `OCPMambaLVM.forward`.
+        lengths: as `OCPMambaLVM.forward`.
+
+    Returns:
+        ``(B, steps, 768)`` unit rows.
+
+    Raises:
+        ValueError: ``steps`` is below 1, or a shape does not fit.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    cache = model.allocate_inference_cache(len(context))
+    predicted = [model.prefill(context, tmd, cache, lengths)]
+    while len(predicted) < steps:
+        predicted.append(model.step(predicted[-1], tmd, cache))
+    return torch.stack(predicted, dim=1)
+
+
+def matvec(linear: nn.Linear | PackedLinear, x: Tensor) -> Tensor:
+    """Apply a linear layer to ``(B, d)``.
+
+    One row on a CPU, compiled: the product is written as a sum a row, which the compiler turns into
+    one loop that reads each weight once, at the memory's speed. BLAS reaches half of it here.
+    """
+    if x.ndim > 2 or len(x) > 1 or x.is_cuda or not torch.compiler.is_compiling():
+        return linear(x)
+    # The compiler would compute what x is made of again for every row of the weights, but for the
+    # as_strided: it is of a tensor in memory.
+    x = x.as_strided((x.shape[1],), (1,))
+    y = (linear.weight.to(x.dtype) * x).sum(dim=-1)
+    if isinstance(linear, PackedLinear) and linear.scale is not None:
+        y = y * linear.scale
+    return (y if linear.bias is None else y + linear.bias)[None]

@@ -1,0 +1,74 @@
+"""Smaller weights: the matrices of a model in bf16 or int8, all else in float32.
+
+Only what is stored shrinks. Products are computed in float32 from the rounded weights, so that the
+cost in quality is that of rounding the weights and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WEIGHTS = ("float32", "bf16", "int8")
+INT8_MAX = 127
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose matrix is stored as bf16, or as int8 with one scale a row."""
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, weights: str) -> None:
+        """Round the weights of ``linear`` to "bf16" or "int8"."""
+        super().__init__()
+        matrix, scale = linear.weight.detach(), None
+        if weights == "bf16":
+            packed = matrix.to(torch.bfloat16)
+        else:
+            largest = matrix.abs().amax(dim=1)
+            scale = torch.where(largest > 0, largest, 1.0) / INT8_MAX
+            packed = (matrix / scale[:, None]).round().to(torch.int8)
+        self.register_buffer("weight", packed)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(..., d_out)`` from ``(..., d_in)``, computed in the precision of ``x``."""
+        y = F.linear(x, self.weight.to(x.dtype))
+        if self.scale is not None:
+            y = y * self.scale
+        return y if self.bias is None else y + self.bias
+
+
+def quantise(model: Model, weights: str) -> Model:
+    """Return a copy of a model for inference whose matrices are stored as `WEIGHTS` says.
+
+    It has no parameters left to train in these places, and cannot be saved as a ``.pt``: keep the
+    float32 one.
+
+    Raises:
+        ValueError: ``weights`` is none of `WEIGHTS`.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights {weights!r} are unknown; choose one of {', '.join(WEIGHTS)}")
+    model = copy.deepcopy(model).eval()
+    if weights != "float32":
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, PackedLinear(child, weights))
+    return model
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers: what a pass over one vector reads at least."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
