@@ -114,6 +114,7 @@ def _listed(lines: str) -> str:
 @click.option("--n-layers", type=_AutoInt(), help="Instead of the size's own.")
 @click.option("--d-state", type=_AutoInt(), help="Instead of the size's own.")
 @_flag("--tmd", "Condition on each chain's TMD vector.")
+@_flag("--relations", "Condition on the relations between concepts that the dataset names.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step.")
 @click.option("--max-epochs", type=click.IntRange(min=1))
 @_flag("--early-stopping", "Stop when the cosine no longer rises; the best epoch is kept anyway.")
@@ -179,6 +180,7 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
         data=resolve_file(flags["data"]),
         output=resolve_output(flags["output"]),
         model=model,
+        relations=variant.relations if flags["relations"] is None else flags["relations"],
         train=job.with_stopping(settings, flags["early_stopping"], flags["patience"]),
         baselines=flags["baselines"],
         experiment=flags["experiment"],

@@ -50,7 +50,8 @@ def data() -> None:
     "--chains",
     multiple=True,
     type=click.Path(path_type=Path),
-    help='Chain file, one {"chain_id", "concepts", "source"} a line; give it again for more.',
+    help='Chain file, one {"chain_id", "concepts", "source"} a line, with "relations" and '
+    '"confidences" of the steps where they are known; give it again for more.',
 )
 @click.option("--encoder", required=True, help="sentence-transformers name or folder (768-D).")
 @click.option("--encoder-name", help="Public name of the encoder, if --encoder is a folder.")

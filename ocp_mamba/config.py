@@ -36,7 +36,8 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig:
     """Shape of an `OCPMambaLVM`; the names are mamba_ssm's.
 
-    ``d_tmd`` is 0 for a model without TMD conditioning and 16 for one with it.
+    ``d_tmd`` is 0 for a model without TMD conditioning and 16 for one with it. ``relations`` names
+    the relations that it knows, numbered from 1; empty for a model that takes none.
     """
 
     d_model: int = 768
@@ -49,10 +50,16 @@ class ModelConfig:
     d_vector: int = D_VECTOR
     d_tmd: int = 0
     dropout: float = 0.0
+    relations: tuple[str, ...] = ()
+    d_relation: int = 32
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a shape that no model can have."""
-        for name in ("d_model", "n_layers", "d_state", "d_conv", "expand", "headdim", "chunk_size"):
+        object.__setattr__(self, "relations", tuple(self.relations))
+        for name in (
+            "d_model", "n_layers", "d_state", "d_conv", "expand", "headdim", "chunk_size",
+            "d_relation",
+        ):  # fmt: skip
             _require(
                 getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ocp_mamba import metrics
 from ocp_mamba.baselines import ContextMean, GlobalMean, Predictor
+from ocp_mamba.conditioning import conditions
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.data.leak import strata
@@ -22,7 +23,7 @@ from ocp_mamba.echo import Parity, check_parity, encode_again
 from ocp_mamba.encoders import Encoder
 from ocp_mamba.metrics import Figure
 from ocp_mamba.model import OCPMambaLVM
-from ocp_mamba.probes import rollout, sensitivity, takes_tmd
+from ocp_mamba.probes import rollout, sensitivity
 from ocp_mamba.retrieval import BankIndex
 
 EVALUATION_BATCH = 256
@@ -108,13 +109,13 @@ def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tens
         float32 ``(n_examples, 768)`` unit rows, in the order of ``dataset.examples(split)``.
     """
     examples = dataset.examples(split)
-    tmd = takes_tmd(predictor)
     bank = torch.from_numpy(dataset.bank)
     out = torch.empty(len(examples.target), bank.shape[1])
     starts = np.searchsorted(examples.chain, np.arange(dataset.n_chains + 1))
     with torch.inference_mode():
         for batch in batches(dataset, split, EVALUATION_BATCH, bank=bank):
-            predictions = predictor.predict_all(batch.vectors, batch.tmd if tmd else None)
+            taken = conditions(predictor, batch.tmd, batch.relations)
+            predictions = predictor.predict_all(batch.vectors, **taken)
             ids = batch.chain_ids.numpy()
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ids])
             out[torch.from_numpy(rows)] = predictions[batch.mask]
@@ -328,12 +329,12 @@ def inference_latency(model: OCPMambaLVM) -> dict[str, float]:
     """Time the model alone on one context of 10 vectors: p50 and p95 in milliseconds."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, LATENCY_CONTEXT, model.config.d_vector, generator=generator)
-    tmd = torch.zeros(1, model.config.d_tmd) if model.config.d_tmd else None
+    taken = conditions(model, torch.zeros(1, model.d_tmd), torch.zeros(1, LATENCY_CONTEXT, 2))
     seconds = []
     with torch.inference_mode():
         for _ in range(LATENCY_WARMUP + LATENCY_RUNS):
             started = time.perf_counter()
-            model(x, tmd)
+            model(x, **taken)
             seconds.append(time.perf_counter() - started)
     timed = seconds[LATENCY_WARMUP:]
     return {

@@ -79,13 +79,14 @@ def prefill(
     tmd: Tensor | None,
     cache: InferenceCache,
     lengths: Tensor | None = None,
+    relations: Tensor | None = None,
 ) -> Tensor:
     """See `OCPMambaLVM.prefill`."""
     B, L = seq_vectors.shape[:2]
     valid = None
     if lengths is not None:
         valid = torch.arange(L, device=seq_vectors.device) < lengths[:, None]
-    x = model.embed(seq_vectors, tmd)
+    x = model.embed(seq_vectors, tmd, relations)
     for layer, state in _with_states(model, cache):
         x = x + _mixer_prefill(layer.mixer, layer.norm(x), state, lengths, valid)
     if lengths is None:
@@ -121,9 +122,15 @@ def _mixer_prefill(
     return mixer.out_proj(mixer.norm(y.flatten(-2), gate=z))
 
 
-def step(model: OCPMambaLVM, vector: Tensor, tmd: Tensor | None, cache: InferenceCache) -> Tensor:
+def step(
+    model: OCPMambaLVM,
+    vector: Tensor,
+    tmd: Tensor | None,
+    cache: InferenceCache,
+    relation: Tensor | None = None,
+) -> Tensor:
     """See `OCPMambaLVM.step`."""
-    x = model.embed(vector, tmd)
+    x = model.embed(vector, tmd, relation)
     for layer, state in _with_states(model, cache):
         x = layer_step(layer, x, state)
     return model.head(x, vector.dtype)
@@ -167,6 +174,7 @@ def rollout(
     steps: int,
     tmd: Tensor | None = None,
     lengths: Tensor | None = None,
+    relations: Tensor | None = None,
 ) -> Tensor:
     """Predict several vectors ahead, each prediction fed back as the next input.
 
@@ -176,6 +184,8 @@ def rollout(
         steps: vectors wanted, 1 or more.
         tmd: as `OCPMambaLVM.forward`.
         lengths: as `OCPMambaLVM.forward`.
+        relations: of the context, as `OCPMambaLVM.forward`; by which relation a prediction follows
+            is unknown.
 
     Returns:
         ``(B, steps, 768)`` unit rows.
@@ -186,7 +196,7 @@ def rollout(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     cache = model.allocate_inference_cache(len(context))
-    predicted = [model.prefill(context, tmd, cache, lengths)]
+    predicted = [model.prefill(context, tmd, cache, lengths, relations)]
     while len(predicted) < steps:
         predicted.append(model.step(predicted[-1], tmd, cache))
     return torch.stack(predicted, dim=1)

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ocp_mamba import alarms, gates
 from ocp_mamba.backend import resolve_backend
+from ocp_mamba.conditioning import conditions
 from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
 from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.data.file import is_dataset_file
@@ -57,12 +59,16 @@ class JobError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Everything that a training run is started with; ``baselines`` is "cheap" or "full"."""
+    """Everything that a training run is started with.
+
+    ``baselines`` is "cheap" or "full". ``relations`` has the model know the dataset's relations.
+    """
 
     data: Path
     output: Path
     model: ModelConfig
     train: TrainConfig
+    relations: bool = False
     baselines: str = CHEAP
     experiment: str = EXPERIMENT
     run_name: str | None = None
@@ -113,7 +119,7 @@ def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
         DatasetError, ConfigError, TrainingError, TrackingError, RegistryError: see their modules.
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
-    _require(dataset, job)
+    job = _require(dataset, job)
     ground = _break_ground(dataset, echo)
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
@@ -166,8 +172,8 @@ def _break_ground(dataset: Dataset, echo: Echo) -> _Ground:
     return _Ground(dataset, index, leaks, baselines)
 
 
-def _require(dataset: Dataset, job: TrainJob) -> None:
-    """Refuse what would fail only after minutes of work."""
+def _require(dataset: Dataset, job: TrainJob) -> TrainJob:
+    """Refuse what would fail only after minutes of work; the model gets the data's relations."""
     for split in ("train", "val"):
         if dataset.n_examples(split) == 0:
             raise DatasetError(
@@ -179,6 +185,14 @@ def _require(dataset: Dataset, job: TrainJob) -> None:
             f"{job.data} has no chain_tmd, which TMD conditioning needs; train without --tmd, or "
             "build the dataset from a source with TMD codes"
         )
+    if not job.relations:
+        return job
+    if dataset.chain_relation is None:
+        raise ConfigError(
+            f"{job.data} has no chain_relation, which relation conditioning needs; train without "
+            "--relations, or build the dataset from chains that name the relations of their steps"
+        )
+    return replace(job, model=replace(job.model, relations=dataset.relations))
 
 
 def what_ran(model: OCPMambaLVM, config: TrainConfig) -> dict[str, object]:
@@ -255,9 +269,10 @@ def _same_predictions(model: OCPMambaLVM, saved: Checkpoint, dataset: Dataset) -
     loaded = saved.build_model()
     chain = torch.from_numpy(dataset.bank[dataset.chain(0)[:-1]])[None]
     tmd = None if dataset.chain_tmd is None else torch.from_numpy(dataset.chain_tmd[:1])
-    tmd = tmd if model.config.d_tmd else None
+    steps = dataset.steps(np.arange(chain.shape[1])[None])
+    taken = conditions(model, tmd, None if steps is None else torch.from_numpy(steps))
     with torch.inference_mode():
-        return torch.allclose(loaded(chain, tmd), model(chain, tmd), atol=READY_TOLERANCE)
+        return torch.allclose(loaded(chain, **taken), model(chain, **taken), atol=READY_TOLERANCE)
 
 
 def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None, page: Path) -> str:

@@ -161,6 +161,10 @@ def _judge_all(
     return judged, baselines
 
 
+def _names(relations: tuple[str, ...]) -> str:
+    return ", ".join(relations[:10]) + (", …" if relations[10:] else "") if relations else "none"
+
+
 def _open_predictor(
     model: str, dataset: Dataset, cheap: Mapping[str, Predictor]
 ) -> tuple[Predictor, Mapping[str, object]]:
@@ -185,4 +189,9 @@ def _open_predictor(
         )
     if loaded.config.d_tmd and dataset.chain_tmd is None:
         raise JobError(f"{model} takes TMD vectors, and the dataset has none (no chain_tmd)")
+    if loaded.config.relations and loaded.config.relations != dataset.relations:
+        raise JobError(
+            f"{model} knows the relations {_names(loaded.config.relations)}, the dataset has "
+            f"{_names(dataset.relations)}; their numbers would mean something else"
+        )
     return loaded, trained_on

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba import inference, ssm_ops
+from ocp_mamba.conditioning import NextVectorModel, RelationAdapter, check_relations
 from ocp_mamba.config import ConfigError, ModelConfig
 from ocp_mamba.inference import InferenceCache
 
@@ -122,37 +123,15 @@ class Mamba2Layer(nn.Module):
         return x + self.dropout(self.mixer(self.norm(x)))
 
 
-class NextVectorModel(nn.Module):
-    """What the training loop needs of a model: `predict_all`, and which parameters decay."""
-
-    d_tmd: int = 0
-    """Width of the TMD vector it is conditioned on; 0 for none."""
-
-    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; row t sees positions <= t."""
-        raise NotImplementedError(f"{type(self).__name__} has no predict_all")
-
-    def num_parameters(self) -> int:
-        """Return the number of trainable numbers."""
-        return sum(p.numel() for p in self.parameters())
-
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Split the parameters into those that take weight decay (matrices) and those that do not.
-
-        Biases, norms, convolutions, ``dt_bias``, ``A_log`` and ``D`` take none.
-        """
-        decay: list[nn.Parameter] = []
-        no_decay: list[nn.Parameter] = []
-        for p in self.parameters():
-            (decay if p.ndim == 2 else no_decay).append(p)
-        return decay, no_decay
-
-
 class OCPMambaLVM(NextVectorModel):
     """Next-vector predictor: Mamba-2 layers between concept vectors.
 
     Inputs may have any length but zero: only their direction counts. Predictions are unit rows.
     When ``d_model`` is not the vectors' width, a linear ``input`` maps to it.
+
+    A model that knows relations adds to each position what it makes of the relation by which that
+    position follows the one before it: never of the relation to what it is to predict. An unknown
+    relation adds nothing, and before training none does.
     """
 
     def __init__(self, config: ModelConfig | None = None) -> None:
@@ -160,6 +139,7 @@ class OCPMambaLVM(NextVectorModel):
         super().__init__()
         self.config = c = config or ModelConfig()
         self.d_tmd = c.d_tmd
+        self.n_relations = len(c.relations)
         self.input = nn.Identity() if c.d_model == c.d_vector else nn.Linear(c.d_vector, c.d_model)
         self.tmd_adapter = nn.Linear(c.d_tmd, c.d_model) if c.d_tmd else None
         self.layers = nn.ModuleList(Mamba2Layer(c) for _ in range(c.n_layers))
@@ -169,9 +149,15 @@ class OCPMambaLVM(NextVectorModel):
             if isinstance(linear, nn.Linear):
                 nn.init.xavier_uniform_(linear.weight)
                 nn.init.zeros_(linear.bias)
+        # drawn last: the other weights are those of a model without
+        self.relations = RelationAdapter(c) if c.relations else None
 
     def forward(
-        self, seq_vectors: Tensor, tmd: Tensor | None = None, lengths: Tensor | None = None
+        self,
+        seq_vectors: Tensor,
+        tmd: Tensor | None = None,
+        lengths: Tensor | None = None,
+        relations: Tensor | None = None,
     ) -> Tensor:
         """Predict the vector that follows each sequence.
 
@@ -179,6 +165,7 @@ class OCPMambaLVM(NextVectorModel):
             seq_vectors: ``(B, L, 768)``, right-padded.
             tmd: ``(B, 16)`` for a model with TMD conditioning, else None.
             lengths: ``(B,)`` valid positions of each row, 1..L; None means L for all.
+            relations: as in `predict_all`.
 
         Returns:
             ``(B, 768)`` unit rows, from each row's last valid position.
@@ -186,18 +173,22 @@ class OCPMambaLVM(NextVectorModel):
         Raises:
             ValueError: a shape, a length or the presence of ``tmd`` does not fit the model.
         """
-        predictions = self.predict_all(seq_vectors, tmd)
+        predictions = self.predict_all(seq_vectors, tmd, relations)
         if lengths is None:
             return predictions[:, -1]
         _check_lengths(lengths, *seq_vectors.shape[:2])
         return predictions[torch.arange(len(lengths), device=lengths.device), lengths.long() - 1]
 
-    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+    def predict_all(
+        self, seq_vectors: Tensor, tmd: Tensor | None = None, relations: Tensor | None = None
+    ) -> Tensor:
         """Predict the next vector at every position in one causal pass.
 
         Args:
             seq_vectors: ``(B, L, 768)``, right-padded; position t sees positions <= t only.
             tmd: ``(B, 16)`` for a model with TMD conditioning, else None.
+            relations: ``(B, L, 2)``, by which relation each position follows the one before it (its
+                number, 0 for unknown) and how sure that is (0..1); None where all are unknown.
 
         Returns:
             ``(B, L, 768)`` unit rows; row t predicts the vector of position t + 1.
@@ -205,19 +196,21 @@ class OCPMambaLVM(NextVectorModel):
         Raises:
             ValueError: a shape or the presence of ``tmd`` does not fit the model.
         """
-        self._check(seq_vectors, tmd)
-        x = self.embed(seq_vectors, tmd)
+        self._check(seq_vectors, tmd, relations)
+        x = self.embed(seq_vectors, tmd, relations)
         for layer in self.layers:
             x = layer(x)
         return self.head(x, seq_vectors.dtype)
 
-    def embed(self, vectors: Tensor, tmd: Tensor | None) -> Tensor:
+    def embed(self, vectors: Tensor, tmd: Tensor | None, relations: Tensor | None = None) -> Tensor:
         """Return ``(B, [L,] d_model)``, what the first layer sees of ``(B, [L,] 768)``."""
         x = self.input(F.normalize(vectors, dim=-1) * math.sqrt(self.config.d_vector))
-        if self.tmd_adapter is None:
-            return x
-        conditioning = self.tmd_adapter(tmd)
-        return x + (conditioning if x.ndim == 2 else conditioning[:, None])
+        if self.tmd_adapter is not None:
+            conditioning = self.tmd_adapter(tmd)
+            x = x + (conditioning if x.ndim == 2 else conditioning[:, None])
+        if self.relations is not None and relations is not None:
+            x = x + self.relations(relations)
+        return x
 
     def head(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return unit rows ``(..., 768)`` from what the last layer gave, ``(..., d_model)``."""
@@ -234,6 +227,7 @@ class OCPMambaLVM(NextVectorModel):
         tmd: Tensor | None,
         cache: InferenceCache,
         lengths: Tensor | None = None,
+        relations: Tensor | None = None,
     ) -> Tensor:
         """Read ``(B, L, 768)`` into the cache, after what it holds; arguments as `forward`.
 
@@ -243,19 +237,34 @@ class OCPMambaLVM(NextVectorModel):
         Raises:
             ValueError: a shape, a length or the presence of ``tmd`` does not fit.
         """
-        self._check(seq_vectors, tmd, cache)
+        self._check(seq_vectors, tmd, relations, cache)
         if lengths is not None:
             _check_lengths(lengths, *seq_vectors.shape[:2])
-        return inference.prefill(self, seq_vectors, tmd, cache, lengths)
+        return inference.prefill(self, seq_vectors, tmd, cache, lengths, relations)
 
     @torch.no_grad()
-    def step(self, vector: Tensor, tmd: Tensor | None, cache: InferenceCache) -> Tensor:
-        """Read one more vector a sequence, ``(B, 768)``, and predict the next, as `prefill`."""
-        self._check(vector[:, None], tmd, cache)
-        return inference.step(self, vector, tmd, cache)
+    def step(
+        self,
+        vector: Tensor,
+        tmd: Tensor | None,
+        cache: InferenceCache,
+        relation: Tensor | None = None,
+    ) -> Tensor:
+        """Read one more vector a sequence, ``(B, 768)``, and predict the next, as `prefill`.
+
+        ``relation`` is ``(B, 2)``: number and confidence of the one by which the vector follows.
+        """
+        self._check(
+            vector[:, None], tmd, relation if relation is None else relation[:, None], cache
+        )
+        return inference.step(self, vector, tmd, cache, relation)
 
     def _check(
-        self, seq_vectors: Tensor, tmd: Tensor | None, cache: InferenceCache | None = None
+        self,
+        seq_vectors: Tensor,
+        tmd: Tensor | None,
+        relations: Tensor | None,
+        cache: InferenceCache | None = None,
     ) -> None:
         width, d_tmd = self.config.d_vector, self.config.d_tmd
         shape = tuple(seq_vectors.shape)
@@ -268,6 +277,7 @@ class OCPMambaLVM(NextVectorModel):
             raise ValueError(f"tmd must have shape ({shape[0]}, {d_tmd}), got {tuple(tmd.shape)}")
         if cache is not None and cache.batch != shape[0]:
             raise ValueError(f"the cache is of {cache.batch} sequences, got {shape[0]}")
+        check_relations(self.n_relations, relations, shape[:2])
 
 
 def _check_lengths(lengths: Tensor, B: int, L: int) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ocp_mamba import metrics
+from ocp_mamba.conditioning import conditions
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch
 from ocp_mamba.model import NextVectorModel
@@ -31,8 +32,8 @@ def batch_losses(
         config: weights and temperature.
         negatives: hard negatives of InfoNCE, if it has any.
     """
-    tmd = batch.tmd if model.d_tmd else None
-    predictions = model.predict_all(batch.vectors, tmd)[batch.mask]
+    taken = conditions(model, batch.tmd, batch.relations)
+    predictions = model.predict_all(batch.vectors, **taken)[batch.mask]
     target_ids = batch.targets[batch.mask]
     targets = bank[target_ids]
     losses = {"cosine": metrics.cosine_loss(predictions, targets)}

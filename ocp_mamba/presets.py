@@ -18,11 +18,13 @@ class Preset:
         summary: one line for a person.
         model: settings of `ModelConfig`.
         train: settings of `TrainConfig`.
+        relations: the model knows the dataset's relations.
     """
 
     summary: str
     model: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    relations: bool = False
 
 
 BASE = "base"
@@ -38,6 +40,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "1E": Preset(
             "contrastive: 0.1 InfoNCE with 8 hard negatives a target out of the bank",
             train={"infonce_weight": 0.1, "hard_negatives": 8},
+        ),
+        "relations": Preset(
+            "conditioned on the relation by which each concept follows", relations=True
         ),
     }
 )

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ocp_mamba import metrics
 from ocp_mamba.baselines import Predictor
+from ocp_mamba.conditioning import conditions
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.metrics import Figure
 
@@ -21,18 +22,19 @@ STEPS = 5
 BATCH = 128
 
 
-def takes_tmd(predictor: Predictor) -> bool:
-    """Whether a predictor is conditioned on TMD vectors."""
-    return bool(getattr(getattr(predictor, "config", None), "d_tmd", 0))
-
-
-def predict_next(predictor: Predictor, contexts: list[Tensor], tmd: Tensor | None) -> Tensor:
+def predict_next(
+    predictor: Predictor,
+    contexts: list[Tensor],
+    tmd: Tensor | None,
+    relations: list[Tensor] | None = None,
+) -> Tensor:
     """Predict what follows each context.
 
     Args:
         predictor: as `Predictor`.
         contexts: float32 ``(length, D)`` each, of any lengths above 0.
-        tmd: float32 ``(n, 16)``, a row for each context; None where none is taken.
+        tmd: float32 ``(n, 16)``, a row for each context; None for data without TMD codes.
+        relations: float32 ``(length, 2)`` each; None for data without relations.
 
     Returns:
         float32 ``(n, D)`` unit rows, in the order of ``contexts``.
@@ -41,10 +43,18 @@ def predict_next(predictor: Predictor, contexts: list[Tensor], tmd: Tensor | Non
     out = torch.empty(len(contexts), contexts[0].shape[1])
     with torch.inference_mode():
         for rows in lengths.argsort(stable=True).split(BATCH):
-            padded = pad_sequence([contexts[i] for i in rows.tolist()], batch_first=True)
-            predicted = predictor.predict_all(padded, None if tmd is None else tmd[rows])
+            taken = conditions(
+                predictor,
+                None if tmd is None else tmd[rows],
+                None if relations is None else _padded(relations, rows),
+            )
+            predicted = predictor.predict_all(_padded(contexts, rows), **taken)
             out[rows] = predicted[torch.arange(len(rows)), lengths[rows] - 1]
     return out
+
+
+def _padded(sequences: list[Tensor], rows: Tensor) -> Tensor:
+    return pad_sequence([sequences[i] for i in rows.tolist()], batch_first=True)
 
 
 class _Sample:
@@ -52,7 +62,6 @@ class _Sample:
 
     def __init__(
         self,
-        predictor: Predictor,
         dataset: Dataset,
         examples: Examples,
         families: np.ndarray,
@@ -64,8 +73,13 @@ class _Sample:
         self.position = examples.position[self.rows]
         self.bank = torch.from_numpy(dataset.bank)
         self.tmd = None
-        if takes_tmd(predictor) and dataset.chain_tmd is not None:
+        if dataset.chain_tmd is not None:
             self.tmd = torch.from_numpy(dataset.chain_tmd[self.chain])
+        starts = dataset.chain_offsets[self.chain]
+        contexts = zip(starts, self.position, strict=True)
+        steps = [dataset.steps(start + np.arange(k)) for start, k in contexts]
+        known = [torch.from_numpy(step) for step in steps if step is not None]
+        self.relations = known or None
         self.ids = [
             torch.from_numpy(dataset.chain(c)[:k]).long()
             for c, k in zip(self.chain, self.position, strict=True)
@@ -112,7 +126,7 @@ def sensitivity(
         ``sensitivity/<change>_drop``, the original's cosine minus it on the same examples.
     """
     chosen = _choose(examples, np.flatnonzero(examples.position >= 2), seed)
-    sample = _Sample(predictor, dataset, examples, families, chosen)
+    sample = _Sample(dataset, examples, families, chosen)
     rng = np.random.default_rng(seed)
     orders = {
         "original": [np.arange(len(ids)) for ids in sample.ids],
@@ -126,11 +140,12 @@ def sensitivity(
     for change, order in orders.items():
         cosines = original
         if change != "original" and len(sample.rows):
-            contexts = [
-                sample.bank[ids[torch.from_numpy(o)]]
-                for ids, o in zip(sample.ids, order, strict=True)
-            ]
-            changed = predict_next(predictor, contexts, sample.tmd)
+            rows = [torch.from_numpy(o) for o in order]
+            contexts = [sample.bank[ids[r]] for ids, r in zip(sample.ids, rows, strict=True)]
+            relations = sample.relations
+            if relations is not None:  # each goes where its concept goes
+                relations = [known[r] for known, r in zip(relations, rows, strict=True)]
+            changed = predict_next(predictor, contexts, sample.tmd, relations)
             cosines = metrics.cosine(changed, targets).numpy()
         figures[f"sensitivity/{change}_cosine"] = metrics.bootstrap_mean(
             cosines, sample.family, seed
@@ -173,9 +188,10 @@ def rollout(
         ``rollout/h1_cosine`` to ``rollout/h5_cosine``; where no chain is long enough, over n = 0.
     """
     chosen = _choose(examples, np.arange(len(examples.target)), seed)
-    sample = _Sample(predictor, dataset, examples, families, chosen)
+    sample = _Sample(dataset, examples, families, chosen)
     lengths = dataset.lengths[sample.chain]
     contexts = [sample.bank[ids] for ids in sample.ids]
+    relations = sample.relations
     predicted = predictions[sample.rows]
     left = np.arange(len(sample.rows))
     figures = {}
@@ -185,8 +201,11 @@ def rollout(
         if h > 1 and len(left):
             for i, row in zip(left, predicted, strict=True):
                 contexts[i] = torch.cat([contexts[i], row[None]])
+                if relations is not None:  # by which relation a prediction follows is unknown
+                    relations[i] = torch.cat([relations[i], torch.zeros(1, 2)])
             tmd = None if sample.tmd is None else sample.tmd[torch.from_numpy(left)]
-            predicted = predict_next(predictor, [contexts[i] for i in left], tmd)
+            known = None if relations is None else [relations[i] for i in left]
+            predicted = predict_next(predictor, [contexts[i] for i in left], tmd, known)
         chains = sample.chain[left]
         ahead = dataset.chain_values[dataset.chain_offsets[chains] + sample.position[left] + h - 1]
         cosines = metrics.cosine(predicted, sample.bank[torch.from_numpy(ahead).long()]).numpy()

@@ -45,7 +45,8 @@ def signature(config: ModelConfig) -> ModelSignature:
 
     Without TMD the input is one unnamed tensor ``(-1, -1, 768)``; with TMD it is two named ones,
     ``seq_vectors`` and ``tmd`` ``(-1, 16)``. ``lengths`` is an optional parameter: the valid
-    positions of each right-padded row; empty means that no row is padded.
+    positions of each right-padded row; empty means that no row is padded. A model that knows
+    relations has two more: ``relation`` and ``confidence``, see `read_relations`.
     """
     width = config.d_vector
     inputs: list[ColSpec | TensorSpec]
@@ -56,10 +57,16 @@ def signature(config: ModelConfig) -> ModelSignature:
         ]
     else:
         inputs = [TensorSpec(FLOAT, (-1, -1, width))]
+    params = [ParamSpec("lengths", "long", [], shape=(-1,))]
+    if config.relations:
+        params += [
+            ParamSpec("relation", "long", [], shape=(-1,)),
+            ParamSpec("confidence", "double", [], shape=(-1,)),
+        ]
     return ModelSignature(
         inputs=Schema(inputs),
         outputs=Schema([TensorSpec(FLOAT, (-1, width))]),
-        params=ParamSchema([ParamSpec("lengths", "long", [], shape=(-1,))]),
+        params=ParamSchema(params),
     )
 
 
@@ -121,13 +128,15 @@ class ServedLVM(PythonModel):
 
         Raises:
             MlflowException: (a 400 when served) a shape does not fit, a number is not finite, a
-                valid position is all zeros, or a length is out of range.
+                valid position is all zeros, or a length, a relation or a confidence is out of
+                range.
         """
-        vectors, tmd, lengths = read_request(
-            model_input, (params or {}).get("lengths"), self.model.config
-        )
+        given, config = params or {}, self.model.config
+        vectors, tmd, lengths = read_request(model_input, given.get("lengths"), config)
+        B, L = vectors.shape[:2]
+        relations = read_relations(given.get("relation"), given.get("confidence"), B, L, config)
         with torch.inference_mode():
-            return self.model(vectors, tmd, lengths).numpy()
+            return self.model(vectors, tmd, lengths, relations).numpy()
 
 
 def read_request(
@@ -189,6 +198,48 @@ def _lengths(lengths: Any, B: int, L: int) -> np.ndarray:
             f"{_shape(counts.shape)} with values {counts.min()} to {counts.max()}"
         )
     return counts
+
+
+def read_relations(
+    relation: Any, confidence: Any, B: int, L: int, config: ModelConfig
+) -> Tensor | None:
+    """Check the relations of a request and turn them into the model's argument.
+
+    Args:
+        relation: B times L numbers, one sequence after the other: by which relation each position
+            follows the one before it, 1 for the model's first relation, 0 for unknown; None or
+            empty where all are unknown.
+        confidence: as many numbers, 0..1; None or empty where every known relation is sure.
+        B: sequences.
+        L: positions of each.
+        config: the model's relations.
+
+    Returns:
+        float32 ``(B, L, 2)``, or None where no relation is given.
+
+    Raises:
+        MlflowException: as `ServedLVM.predict`.
+    """
+    numbers = np.asarray([] if relation is None else relation, dtype=np.int64)
+    sure = np.asarray([] if confidence is None else confidence, dtype=np.float64)
+    if numbers.size == 0:
+        if sure.size:
+            _refuse("confidence is given without relation; it says how sure a relation is")
+        return None
+    known = len(config.relations)
+    if numbers.shape != (B * L,) or numbers.min() < 0 or numbers.max() > known:
+        names = ", ".join(f"{n} {name}" for n, name in enumerate(config.relations[:20], start=1))
+        _refuse(
+            f"relation must hold {B * L} numbers ({B} sequences of {L} positions) from 0 to "
+            f"{known} (0 unknown, {names}); got shape {_shape(numbers.shape)} with values "
+            f"{numbers.min()} to {numbers.max()}"
+        )
+    if sure.size == 0:
+        sure = np.ones(B * L)
+    if sure.shape != (B * L,) or not ((sure >= 0) & (sure <= 1)).all():
+        _refuse(f"confidence must hold {B * L} numbers from 0 to 1; got shape {_shape(sure.shape)}")
+    steps = np.stack([numbers, sure * (numbers > 0)], axis=-1).astype(np.float32)
+    return torch.from_numpy(steps).reshape(B, L, 2)
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

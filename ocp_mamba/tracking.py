@@ -30,6 +30,7 @@ EXPERIMENT = "ocp_mamba"
 RUN_VARIABLE = "MLFLOW_RUN_ID"
 VERSIONED = ("ocp-mamba", "torch", "mlflow", "numpy")
 GIT_SECONDS = 10
+PARAM_CHARACTERS = 500
 
 
 class TrackingError(RuntimeError):
@@ -40,9 +41,15 @@ def config_params(**configs: Any) -> dict[str, Any]:
     """Flatten dataclasses into params: ``config_params(train=c)`` gives ``train.lr`` and so on.
 
     The prefix keeps them apart from the params that ``mlflow run`` logs as they were typed, so
-    that runs started either way compare.
+    that runs started either way compare. Of a tuple the first names are kept: a store refuses long
+    params.
     """
-    return {f"{name}.{k}": v for name, config in configs.items() for k, v in asdict(config).items()}
+    flat = {f"{name}.{k}": v for name, config in configs.items() for k, v in asdict(config).items()}
+    return {k: _short(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+
+def _short(names: tuple[object, ...]) -> str:
+    return ", ".join(map(str, names))[:PARAM_CHARACTERS]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ def make_dataset(
     seed: int = 0,
     *,
     tmd: bool = True,
+    relations: bool = False,
     min_length: int = 3,
     max_length: int = 9,
     **replaced: Any,
@@ -43,4 +44,10 @@ def make_dataset(
         },
         "chain_first": np.full(n_chains, 2, dtype=np.uint8),
     }
+    if relations:
+        known = rng.integers(0, 3, lengths.sum()).astype(np.uint16)
+        known[fields["chain_offsets"][:-1]] = 0
+        sure = rng.random(lengths.sum()).astype(np.float32) * (known > 0)
+        fields |= {"chain_relation": known, "chain_confidence": sure.astype(np.float32)}
+        fields["meta"]["relations"] = ["is a", "part of"]
     return Dataset(**fields | replaced)

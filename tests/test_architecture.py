@@ -32,7 +32,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     1: {
         "data": ("data.*", "encoders"),
-        "model": ("inference", "model", "quantise"),
+        "model": ("conditioning", "inference", "model", "quantise"),
         "paths": ("paths",),
         "retrieval": ("retrieval",),
     },

@@ -20,7 +20,8 @@ def test_each_changes_settings_that_exist_and_only_base_changes_none(name):
     found = PRESETS[name]
     model = override(ModelConfig(), **found.model)
     settings = override(TrainConfig(), **found.train)
-    assert ((model, settings) == (ModelConfig(), TrainConfig())) == (name == BASE)
+    changed = (model, settings) != (ModelConfig(), TrainConfig()) or found.relations
+    assert changed == (name != BASE)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.summary = "x"
 
@@ -30,6 +31,7 @@ def test_train_takes_it_and_help_says_it(name):
     trained = job("--preset", name)
     assert trained.model == override(ModelConfig(), **PRESETS[name].model)
     assert trained.train == override(TrainConfig(), **PRESETS[name].train)
+    assert trained.relations == PRESETS[name].relations
     text = train.get_help(click.Context(train, parent=click.Context(main)))
     assert f"    {name:<9} {PRESETS[name].summary}" in text
 
@@ -42,6 +44,7 @@ def test_a_config_file_wins_over_the_preset_and_a_flag_over_both(tmp_path):
     assert job("--preset", "1C", "--config", file).train.curriculum == 0.25
     assert job("--preset", "1B", "--tmd", "auto").model.d_tmd == 16
     assert job("--preset", "1B", "--tmd", "false").model.d_tmd == 0
+    assert not job("--preset", "relations", "--relations", "false").relations
 
 
 def test_an_unknown_preset_and_negatives_without_their_loss_are_refused():

@@ -180,6 +180,4 @@ def test_contexts_of_any_length_come_back_in_their_order(monkeypatch):
 def test_a_tmd_model_is_probed_with_its_codes(counting):
     torch.manual_seed(0)
     model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16)).eval()
-    assert probes.takes_tmd(model)
-    assert not probes.takes_tmd(Persistence())
     assert probe(probes.rollout, model, counting)["rollout/h2_cosine"].n > 0

@@ -18,9 +18,16 @@ from servers import Server, scoring_server
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.model import OCPMambaLVM, load_model, save_checkpoint
-from ocp_mamba.serving import input_example, pip_requirements, read_request, save_pyfunc
+from ocp_mamba.serving import (
+    input_example,
+    pip_requirements,
+    read_relations,
+    read_request,
+    save_pyfunc,
+)
 
 PLAIN, WITH_TMD = ModelConfig(**TINY), ModelConfig(**TINY, d_tmd=16)
+RELATED = ModelConfig(**TINY, relations=("is a", "part of"))
 
 
 def saved(folder: Path, config: ModelConfig) -> Path:
@@ -193,3 +200,46 @@ def test_no_pickle_is_saved_and_pins_can_be_installed(plain: Path) -> None:
     assert not any("+" in p for p in pins)
     written = (plain / "pyfunc" / "requirements.txt").read_text().split()
     assert set(pins) <= set(written)
+
+
+def test_relations_are_optional_params_and_change_the_answer(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = OCPMambaLVM(RELATED)
+    assert model.relations is not None
+    torch.nn.init.normal_(model.relations.adapter.weight)
+    save_checkpoint(tmp_path / "model.pt", model, dataset_fingerprint="f", encoder={})
+    save_pyfunc(tmp_path / "pyfunc", tmp_path / "model.pt")
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "pyfunc"))
+    x = vectors(2, 3)
+    unit = torch.nn.functional.normalize(torch.from_numpy(x), dim=-1)
+    relation, confidence = [0, 1, 2, 0, 2, 0], [0, 0.5, 1, 0, 0.25, 0]
+    steps = torch.tensor([relation, confidence]).T.reshape(2, 3, 2)
+    with torch.inference_mode():
+        plain, related = model(unit).numpy(), model(unit, relations=steps).numpy()
+    np.testing.assert_allclose(loaded.predict(x), plain, atol=1e-6)
+    params = {"relation": relation, "confidence": confidence}
+    np.testing.assert_allclose(loaded.predict(x, params=params), related, atol=1e-6)
+    assert np.abs(plain - related).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("relation", "confidence", "message"),
+    [
+        ([0, 1, 2], None, r"4 numbers \(2 sequences of 2 positions\) from 0 to 2 .*1 is a, 2 part"),
+        ([0, 1, 0, 3], None, "values 0 to 3"),
+        ([0, -1, 0, 1], None, "values -1 to 1"),
+        ([0, 1, 0, 1], [0, 1.5, 0, 1], "4 numbers from 0 to 1"),
+        ([0, 1, 0, 1], [0, float("nan"), 0, 1], "4 numbers from 0 to 1"),
+        (None, [0, 1, 0, 1], "confidence is given without relation"),
+    ],
+)
+def test_bad_relations_are_refused(relation: Any, confidence: Any, message: str) -> None:
+    with pytest.raises(mlflow.exceptions.MlflowException, match=message):
+        read_relations(relation, confidence, 2, 2, RELATED)
+
+
+def test_without_confidences_known_relations_are_sure() -> None:
+    assert read_relations(None, None, 2, 2, RELATED) is None
+    found = read_relations([0, 2, 1, 0], None, 2, 2, RELATED)
+    assert found is not None
+    assert found.tolist() == [[[0, 0], [2, 1]], [[1, 1], [0, 0]]]

@@ -27,6 +27,8 @@ class Batch:
         mask: bool (B, L), true where position t, which predicts ``chain[t + 1]``, is a training
             example: ``t + 1 >= chain_first``.
         tmd: float32 (B, 16), or None for a dataset without TMD codes.
+        relations: float32 (B, L, 2), by which relation each input follows the one before it and how
+            sure that is, see `Dataset.steps`, zero where padded; None for a dataset without them.
         chain_ids: int64 (B,).
     """
 
@@ -36,6 +38,7 @@ class Batch:
     targets: Tensor
     mask: Tensor
     tmd: Tensor | None
+    relations: Tensor | None
     chain_ids: Tensor
 
 
@@ -117,6 +120,8 @@ def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor) -> Batch:
     targets = np.where(valid, dataset.chain_values[flat + 1], -1)
     mask = valid & (steps + 1 >= dataset.chain_first[ids, None])
 
+    steps_in = dataset.steps(flat)
+
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(bank.device)
 
@@ -129,5 +134,8 @@ def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor) -> Batch:
         targets=tensor(targets.astype(np.int64)),
         mask=tensor(mask),
         tmd=None if dataset.chain_tmd is None else tensor(dataset.chain_tmd[ids]),
+        relations=None
+        if steps_in is None
+        else tensor(np.where(valid[:, :, None], steps_in, np.float32(0))),
         chain_ids=tensor(ids),
     )

@@ -31,6 +31,8 @@ class BuildReport:
         concepts: rows of the bank.
         sequences: OCP sequences of each split.
         zero_tmd: share of the chains whose TMD codes are all zero.
+        relations: steps of each relation, by its name; empty where the chains name none.
+        unknown_steps: steps of unknown relation.
         twins: texts whose stored vector is that of an earlier text; no lookup can tell them apart.
         fingerprint: of the dataset.
     """
@@ -40,6 +42,8 @@ class BuildReport:
     concepts: int
     sequences: dict[str, int]
     zero_tmd: float
+    relations: dict[str, int]
+    unknown_steps: int
     twins: tuple[str, ...]
     fingerprint: str
 
@@ -64,6 +68,8 @@ class BuildReport:
             ["OCP sequences", f"{sum(self.sequences.values()):,}"],
             *[[f"OCP sequences in {split}", f"{n:,}"] for split, n in self.sequences.items()],
             ["chains without TMD codes", f"{self.zero_tmd:.1%}"],
+            *[[f"steps by {name}", f"{n:,}"] for name, n in self.relations.items()],
+            *([["steps of unknown relation", f"{self.unknown_steps:,}"]] if self.relations else []),
             ["fingerprint", self.fingerprint],
         ]
         parts = [
@@ -117,6 +123,7 @@ def build_dataset(
     split = split_chains(values, offsets, source, seed=seed, join_siblings=True)
     codes = np.array([chain.codes for chain in kept])
     coded = (codes != UNKNOWN).any(axis=1)
+    relation_names, relation, confidence = _steps(kept)
     vectors = unit_rows(encode_with_resume(encoder, texts, cache_dir, progress=progress))
     counts = np.bincount(split, weights=np.diff(offsets) - MIN_CONTEXT, minlength=len(SPLITS))
     sequences = dict(zip(SPLITS, counts.astype(int).tolist(), strict=True))
@@ -136,9 +143,12 @@ def build_dataset(
             "licence": licence,
             "seed": seed,
             "counts": {"concepts": len(texts), "chains": len(kept), "sequences": sequences},
+            **({"relations": relation_names} if relation_names else {}),
         },
         chain_first=np.full(len(kept), MIN_CONTEXT, dtype=np.uint8),
         bank_dtype=dtype,
+        chain_relation=relation,
+        chain_confidence=confidence,
     )
     report = BuildReport(
         clean=clean,
@@ -146,10 +156,38 @@ def build_dataset(
         concepts=len(texts),
         sequences=sequences,
         zero_tmd=float(1 - coded.mean()),
+        relations={
+            name: int(np.count_nonzero(relation == number))
+            for number, name in enumerate(relation_names, start=1)
+        },
+        unknown_steps=sum(name is None for chain in kept for name in _named(chain)),
         twins=_twins(dataset),
         fingerprint=dataset.fingerprint,
     )
     return dataset, report
+
+
+def _named(chain: Chain) -> tuple[str | None, ...]:
+    """The relation of each of a chain's steps, None where unknown."""
+    return chain.relations or (None,) * (len(chain.concepts) - 1)
+
+
+def _steps(chains: list[Chain]) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
+    """Names of the relations, sorted, and each value's relation and confidence, as in `Dataset`.
+
+    Where a chain says nothing of its confidences, its relations are taken as sure.
+    """
+    names = sorted({name for chain in chains for name in chain.relations if name is not None})
+    if not names:
+        return [], None, None
+    if len(names) > np.iinfo(np.uint16).max:
+        raise DatasetError(f"{len(names)} relations found in the chains, at most 65535 wanted")
+    number = {None: 0} | {name: n for n, name in enumerate(names, start=1)}
+    relation = np.array([n for c in chains for n in (0, *(number[name] for name in _named(c)))])
+    sure = [(0.0, *(c.confidences or (1.0,) * (len(c.concepts) - 1))) for c in chains]
+    confidence = np.concatenate(sure).astype(np.float32) * (relation > 0)
+    said = any(chain.confidences for chain in chains)
+    return names, relation.astype(np.uint16), confidence.astype(np.float32) if said else None
 
 
 def _twins(dataset: Dataset) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,17 @@ MIN_CHAIN, MAX_CHAIN = 3, 15
 
 @dataclass(frozen=True)
 class Chain:
-    """An ordered path of concepts through an ontology, with its source and TMD codes."""
+    """An ordered path of concepts through an ontology, with its source and TMD codes.
+
+    ``relations`` and ``confidences`` say by which relation each concept but the first follows the
+    one before it (None where unknown), and how sure that is, 0..1. Empty: nothing is known of them.
+    """
 
     concepts: tuple[str, ...]
     source: str
     codes: Codes = UNKNOWN
+    relations: tuple[str | None, ...] = ()
+    confidences: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def clean_chains(chains: Iterable[Chain], *, cut: bool = True) -> tuple[list[Cha
 
     A chain longer than 15 is cut at its end, as the start of a path is itself a path; without
     ``cut`` it is dropped. A chain that names a concept twice is dropped: its text runs in a circle,
-    as no path does. Chains are equal if their concepts are, whatever their source says.
+    as no path does. Chains are equal if their concepts are, whatever their source or relations.
     """
     seen: set[tuple[str, ...]] = set()
     kept = []
@@ -87,7 +93,15 @@ def clean_chains(chains: Iterable[Chain], *, cut: bool = True) -> tuple[list[Cha
             count["duplicates"] += 1
         else:
             seen.add(concepts)
-            kept.append(Chain(concepts, chain.source, chain.codes))
+            steps = len(concepts) - 1
+            kept.append(
+                replace(
+                    chain,
+                    concepts=concepts,
+                    relations=chain.relations[:steps],
+                    confidences=chain.confidences[:steps],
+                )
+            )
     names = ("found", "cut", "long", "short", "repeating", "duplicates")
     return kept, CleanReport(kept=len(kept), **{name: count[name] for name in names})
 
@@ -97,7 +111,9 @@ def read_chains(paths: Sequence[str | Path]) -> list[Chain]:
 
     Each object has ``concepts`` (texts) and ``source``; ``chain_length``, where present, must be
     their number. TMD codes come from ``metadata``: ``lexname`` gives domain and modifier, ``pos``
-    the task; without them they are unknown. Other keys are ignored. The chains are not cleaned.
+    the task; without them they are unknown. ``relations`` names by which relation each concept but
+    the first follows the one before it (null for unknown), ``confidences`` how sure that is, 0..1;
+    both may be left out. Other keys are ignored. The chains are not cleaned.
 
     Raises:
         DatasetError: a file cannot be read, or a line is not such an object; names file and line.
@@ -131,7 +147,14 @@ def _parse_line(line: str, place: str) -> Chain:
         raise DatasetError(
             f"{place}: key 'chain_length': {length!r} found, but there are {len(concepts)} concepts"
         )
-    return Chain(concepts, source.strip(), _codes(row.get("metadata", {}), place))
+    relations = _relations(row, len(concepts) - 1, place)
+    return Chain(
+        concepts,
+        source.strip(),
+        _codes(row.get("metadata", {}), place),
+        relations,
+        _confidences(row, relations, place),
+    )
 
 
 def _concepts(row: dict[str, Any], place: str) -> tuple[str, ...]:
@@ -142,6 +165,42 @@ def _concepts(row: dict[str, Any], place: str) -> tuple[str, ...]:
     if "" in concepts:
         raise DatasetError(f"{place}: key 'concepts': concept {concepts.index('')} is blank")
     return concepts
+
+
+def _relations(row: dict[str, Any], steps: int, place: str) -> tuple[str | None, ...]:
+    """Names of a chain's relations, one a step; empty where the row has none."""
+    found = row.get("relations")
+    if found is None:
+        return ()
+    named = isinstance(found, list) and all(
+        name is None or (isinstance(name, str) and name.strip()) for name in found
+    )
+    if not named or len(found) != steps:
+        raise DatasetError(
+            f"{place}: key 'relations': {found!r:.100} found, a list of {steps} names or null "
+            "wanted, one for each concept but the first"
+        )
+    return tuple(name and name.strip() for name in found)
+
+
+def _confidences(
+    row: dict[str, Any], relations: tuple[str | None, ...], place: str
+) -> tuple[float, ...]:
+    """How sure a chain's relations are; empty where the row does not say."""
+    found = row.get("confidences")
+    if found is None:
+        return ()
+    if not relations:
+        raise DatasetError(f"{place}: key 'confidences': found without 'relations' to be sure of")
+    sure = isinstance(found, list) and all(
+        isinstance(c, int | float) and not isinstance(c, bool) and 0 <= c <= 1 for c in found
+    )
+    if not sure or len(found) != len(relations):
+        raise DatasetError(
+            f"{place}: key 'confidences': {found!r:.100} found, a list of {len(relations)} numbers "
+            "from 0 to 1 wanted, one for each relation"
+        )
+    return tuple(map(float, found))
 
 
 def _codes(metadata: Any, place: str) -> Codes:

@@ -46,6 +46,47 @@ def check_dataset(data: Dataset, schema_version: int, n_splits: int) -> None:
     if data.chain_tmd is not None:
         _check_array("chain_tmd", data.chain_tmd, (np.float32,), (n, D_TMD))
         _check_finite("chain_tmd", data.chain_tmd)
+    _check_relations(data)
+
+
+def _check_relations(data: Dataset) -> None:
+    """Check relations and confidences of the steps, where there are any."""
+    relation, confidence = data.chain_relation, data.chain_confidence
+    names = data.meta.get("relations")
+    if relation is None:
+        if confidence is not None or names is not None:
+            found = "chain_confidence" if confidence is not None else "relations in 'meta'"
+            raise DatasetError(f"key 'chain_relation': absent, but there is {found}: give both")
+        return
+    if names is None or not _different_names(names):
+        raise DatasetError(
+            f"key 'meta': relations {names!r:.100} found, a list of one or more different names "
+            "wanted, as there is a chain_relation"
+        )
+    _check_array("chain_relation", relation, (np.uint16,), data.chain_values.shape)
+    _check_range("chain_relation", relation, 0, len(names))
+    _check_step("chain_relation", relation != 0, data.chain_offsets[:-1], "0 at a chain's start")
+    if confidence is None:
+        return
+    _check_array("chain_confidence", confidence, (np.float32,), data.chain_values.shape)
+    _check_step("chain_confidence", ~((confidence >= 0) & (confidence <= 1)), None, "0 to 1")
+    unknown = np.flatnonzero(relation == 0)
+    _check_step("chain_confidence", confidence != 0, unknown, "0 where the relation is unknown")
+
+
+def _check_step(key: str, wrong: np.ndarray, at: np.ndarray | None, wanted: str) -> None:
+    """Refuse values that are wrong at the places looked at; None looks at all."""
+    places = np.flatnonzero(wrong) if at is None else at[wrong[at]]
+    if len(places):
+        raise DatasetError(
+            f"key '{key}': {wanted} wanted, something else found at index {places[0]} "
+            f"({len(places)} values are wrong)"
+        )
+
+
+def _different_names(names: Any) -> bool:
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return named and len(names) > 0 and len(set(names)) == len(names)
 
 
 def _check_array(key: str, array: Any, dtypes: tuple[type, ...], shape: tuple[int, ...]) -> None:
@@ -90,8 +131,7 @@ def _check_meta(meta: Any, schema_version: int) -> None:
             f"key 'meta': encoder {encoder!r} found, an object with name and weight_hash wanted"
         )
     sources = meta.get("sources")
-    named = isinstance(sources, list) and all(isinstance(s, str) for s in sources)
-    if not named or not sources or len(set(sources)) != len(sources):
+    if not _different_names(sources):
         raise DatasetError(
             f"key 'meta': sources {sources!r} found, a list of one or more different names wanted"
         )

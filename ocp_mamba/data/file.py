@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +18,7 @@ import numpy as np
 
 from ocp_mamba.config import MIN_CONTEXT
 from ocp_mamba.data.checks import DatasetError, check_dataset
+from ocp_mamba.data.npz import npz_keys, write_npz
 
 SCHEMA_VERSION = 1
 """Version of the file's keys; a file with another one is refused."""
@@ -36,7 +35,7 @@ REQUIRED_KEYS = (
     "split",
     "meta",
 )
-OPTIONAL_KEYS = ("chain_tmd", "chain_first")
+OPTIONAL_KEYS = ("chain_tmd", "chain_first", "chain_relation", "chain_confidence")
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,10 @@ class Dataset:
             counts; all of it JSON.
         chain_first: uint8 (n_chains,), index in the chain of its first target: 2 for built data.
         bank_dtype: "float32" or "float16", the precision of the bank in the file.
+        chain_relation: uint16, as long as ``chain_values``, or None: by which relation each concept
+            follows the one before it, 1 + an index into ``meta["relations"]``; 0 for unknown, as at
+            the start of a chain.
+        chain_confidence: float32, as long, 0..1: how sure that relation is; None for wholly.
     """
 
     bank: np.ndarray
@@ -87,6 +90,8 @@ class Dataset:
     meta: dict[str, Any]
     chain_first: np.ndarray
     bank_dtype: str = "float32"
+    chain_relation: np.ndarray | None = None
+    chain_confidence: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check every array.
@@ -105,6 +110,28 @@ class Dataset:
     def n_chains(self) -> int:
         """Chains in all splits."""
         return len(self.split)
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """Names of the relations between concepts; none for a dataset that knows no relations."""
+        return tuple(self.meta["relations"]) if self.chain_relation is not None else ()
+
+    def steps(self, at: np.ndarray) -> np.ndarray | None:
+        """Relation and confidence by which concepts follow the one before them.
+
+        Args:
+            at: integers of any shape, places in ``chain_values``.
+
+        Returns:
+            float32 ``(*at.shape, 2)``: relation number, 0 for unknown, and confidence, 0 where the
+            relation is; None for a dataset without relations.
+        """
+        if self.chain_relation is None:
+            return None
+        relation = self.chain_relation[at]
+        confidence = self.chain_confidence
+        sure = relation > 0 if confidence is None else confidence[at]
+        return np.stack([relation, sure], axis=-1).astype(np.float32)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -164,6 +191,9 @@ class Dataset:
             "chain_first": self.chain_first,
             "split": self.split,
         }
+        for key in ("chain_relation", "chain_confidence"):  # older files have the hash they had
+            if getattr(self, key) is not None:
+                parts[key] = getattr(self, key)
         for key, array in parts.items():
             if array is None:
                 digest.update(f"{key} absent\n".encode())
@@ -172,6 +202,8 @@ class Dataset:
             digest.update(f"{key} {little.dtype.str} {little.shape}\n".encode())
             digest.update(little.data)
         names = {"texts": self.texts.tolist(), "sources": self.meta["sources"]}
+        if self.chain_relation is not None:
+            names["relations"] = self.meta["relations"]
         digest.update(json.dumps(names, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -196,11 +228,12 @@ class Dataset:
                 )
             ),
         }
-        if self.chain_tmd is not None:
-            arrays["chain_tmd"] = self.chain_tmd
+        for key in ("chain_tmd", "chain_relation", "chain_confidence"):
+            if getattr(self, key) is not None:
+                arrays[key] = getattr(self, key)
         if np.any(self.chain_first != MIN_CONTEXT):
             arrays["chain_first"] = self.chain_first
-        _write_npz(Path(path), arrays)
+        write_npz(Path(path), arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
@@ -231,6 +264,8 @@ class Dataset:
                 meta=meta,
                 chain_first=arrays.get("chain_first", chain_first),
                 bank_dtype=str(bank.dtype),
+                chain_relation=arrays.get("chain_relation"),
+                chain_confidence=arrays.get("chain_confidence"),
             )
             if wanted not in (None, dataset.fingerprint):
                 raise DatasetError(
@@ -269,29 +304,6 @@ def to_float16(bank: np.ndarray) -> np.ndarray:
         if np.array_equal(again, rounded):
             return rounded
         rounded = again
-
-
-def npz_keys(path: str | Path) -> list[str]:
-    """Names of the arrays in an `.npz`, in file order.
-
-    Raises:
-        DatasetError: there is no such file, or it is not a whole zip of `.npy` members.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
-        raise DatasetError(
-            f"{path}: not a whole .npz file ({error}); it is truncated or of another kind: "
-            "copy or build it again"
-        ) from error
-    strange = [name for name in names if not name.endswith(".npy")]
-    if strange:
-        raise DatasetError(f"{path}: holds {strange[:5]}, which are no .npy arrays")
-    return [name.removesuffix(".npy") for name in names]
 
 
 def is_dataset_file(path: str | Path) -> bool:
@@ -347,20 +359,3 @@ def _parse_meta(array: np.ndarray) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise DatasetError(f"key 'meta': JSON {type(meta).__name__} found, an object wanted")
     return meta
-
-
-def _write_npz(path: Path, arrays: dict[str, Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
