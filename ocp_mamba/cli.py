@@ -212,8 +212,8 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 @click.option("--output", default="outputs/evaluation", show_default=True, help="Folder to write.")
 @click.option("--encoder", metavar="NAME_OR_FOLDER",
               help="Encodes the echo loop's texts; the bank stands in without it.")  # fmt: skip
-@click.option("--index", type=click.Choice(["exact", "ivf", "hnsw"]), default="exact",
-              show_default=True, help="How the bank is searched.")  # fmt: skip
+@click.option("--index", type=click.Choice(["auto", "exact", "ivf", "hnsw"]), default="auto",
+              show_default=True, help="Of the bank; auto: exact to a million rows.")  # fmt: skip
 @click.option("--against", type=click.Choice(["cheap", "none"]), default="cheap",
               show_default=True, help="Baselines to judge beside it; gates need them.")  # fmt: skip
 @click.option("--gate", is_flag=True, help="Exit with 1 when a gate fails.")

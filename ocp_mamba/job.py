@@ -165,7 +165,7 @@ class _Ground:
 def _break_ground(dataset: Dataset, echo: Echo) -> _Ground:
     """Check the dataset, aloud where it leaks, and judge the baselines on its val split."""
     leaks = check_aloud(dataset, echo)
-    index = BankIndex(dataset.bank)
+    index = BankIndex(dataset.bank, "auto")
     echo(f"Judging the baselines on {dataset.n_examples('val'):,} validation sequences")
     baselines = judge_cheap(dataset, index)
     echo(baseline_table(baselines))

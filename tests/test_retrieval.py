@@ -61,6 +61,7 @@ def test_an_approximate_index_says_what_it_misses(kind, monkeypatch):
 
 def test_recall_is_of_what_is_found_and_not_assumed(monkeypatch):
     monkeypatch.setattr(retrieval, "CELLS_PROBED", 1)
+    monkeypatch.setattr(retrieval, "RECALL", 0.0)
     bank, queries = rows(2000), rows(200, seed=1)
     index = BankIndex(bank, "ivf")
     _, found = index.search(queries, 1)
@@ -71,6 +72,7 @@ def test_recall_is_of_what_is_found_and_not_assumed(monkeypatch):
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_an_approximate_index_fills_every_place(kind, monkeypatch):
     monkeypatch.setattr(retrieval, "CELLS_PROBED", 1)
+    monkeypatch.setattr(retrieval, "RECALL", 0.0)
     bank, queries = rows(130), rows(20, seed=1)
     scores, ids = BankIndex(bank, kind).search(queries, 120)
     assert ids.min() >= 0
@@ -80,5 +82,42 @@ def test_an_approximate_index_fills_every_place(kind, monkeypatch):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="index 'lsh' is unknown; choose one of exact, ivf, hnsw"):
+    with pytest.raises(ValueError, match="index 'lsh' is unknown; choose one of auto, exact"):
         BankIndex(rows(3), "lsh")
+
+
+def near(bank, n, cosine, seed=5):
+    """Queries at a cosine from rows of the bank, with those rows' numbers."""
+    rng = np.random.default_rng(seed)
+    ids = rng.choice(len(bank), n, replace=False)
+    noise = rng.standard_normal((n, 768))
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    return (cosine * bank[ids] + (1 - cosine**2) ** 0.5 * noise).astype(np.float32), ids
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_looks_as_far_as_a_recall_of_99_needs(kind, monkeypatch):
+    monkeypatch.setattr(retrieval, "CELLS_PROBED", 1)
+    monkeypatch.setattr(retrieval, "HNSW_SEARCH", 1)
+    monkeypatch.setattr(retrieval, "QUERY_COSINE", 0.5)
+    bank = rows(3000)  # no clusters: the hardest there is
+    queries, _ = near(bank, 500, cosine=0.5)
+    assert BankIndex(bank, kind).recall_at_1(queries) >= 0.97
+    monkeypatch.setattr(retrieval, "RECALL", 0.0)
+    assert BankIndex(bank, kind).recall_at_1(queries) < 0.9
+
+
+def test_auto_is_exact_up_to_a_number_of_rows(monkeypatch):
+    assert retrieval.EXACT_ROWS == 1_000_000
+    monkeypatch.setattr(retrieval, "EXACT_ROWS", 300)
+    assert BankIndex(rows(300), "auto").kind == "exact"
+    assert BankIndex(rows(301), "auto").kind == "ivf"
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 64, 200])
+def test_a_batch_of_any_size_is_searched_exactly(n):
+    bank, queries = rows(300), rows(n, seed=1)
+    scores, ids = BankIndex(bank).search(queries, 3)
+    products = queries @ bank.T
+    np.testing.assert_array_equal(ids, np.argsort(-products, axis=1)[:, :3])
+    np.testing.assert_allclose(scores, -np.sort(-products, axis=1)[:, :3], atol=1e-5)
