@@ -96,6 +96,7 @@ def _listed(lines: str) -> str:
     Example:
       ocp-mamba train --data ocp_training_9k.npz --model-size small --n-layers 6 \\
         --batch-size 64 --max-epochs 10 --early-stopping --output model.pt
+      torchrun --nproc-per-node 4 -m ocp_mamba train --data ocp_training_9k.npz
 
     \b
     Presets:
@@ -115,7 +116,7 @@ def _listed(lines: str) -> str:
 @click.option("--d-state", type=_AutoInt(), help="Instead of the size's own.")
 @_flag("--tmd", "Condition on each chain's TMD vector.")
 @_flag("--relations", "Condition on the relations between concepts that the dataset names.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step, all processes.")
 @click.option("--max-epochs", type=click.IntRange(min=1))
 @_flag("--early-stopping", "Stop when the cosine no longer rises; the best epoch is kept anyway.")
 @click.option("--patience", type=click.IntRange(min=1), help="Epochs to wait; 3 if not given.")
@@ -145,9 +146,9 @@ def _listed(lines: str) -> str:
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(**flags: Any) -> None:
     """Train a model, judge it, track it in MLflow and register it."""
-    from ocp_mamba import job
+    from ocp_mamba import job_processes
 
-    with_errors(lambda: job.run_training(_train_job(flags), click.echo))
+    with_errors(lambda: job_processes.run(_train_job(flags), click.echo))
 
 
 MODEL_FLAGS = ("n_layers", "d_state", "dropout")
@@ -259,6 +260,7 @@ def sweep(data: str | None, n_trials: int | None) -> None:
 def with_errors(run: Callable[[], object]) -> None:
     """Run a command; what the user can mend ends in one line and exit code 2."""
     from ocp_mamba.data import DatasetError
+    from ocp_mamba.distributed import WorkerLostError
     from ocp_mamba.echo import EncoderMismatchError
     from ocp_mamba.encoders import EncoderError
     from ocp_mamba.job import JobError
@@ -282,6 +284,8 @@ def with_errors(run: Callable[[], object]) -> None:
         OSError,
     ) as error:
         raise InputError(str(error)) from error
+    except WorkerLostError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

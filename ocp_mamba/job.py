@@ -20,6 +20,7 @@ from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
+from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
 from ocp_mamba.job_baselines import (
     CHEAP,
@@ -112,8 +113,13 @@ def check_aloud(dataset: Dataset, echo: Echo) -> LeakReport:
     return report
 
 
-def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
+def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcome:
     """Train, judge, track and register one model.
+
+    Args:
+        job: what to train.
+        echo: takes what a person should read.
+        world: the processes that train together; this one is rank 0.
 
     Raises:
         DatasetError, ConfigError, TrainingError, TrackingError, RegistryError: see their modules.
@@ -123,8 +129,9 @@ def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
     ground = _break_ground(dataset, echo)
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
+    model.to(world.device)
     params = config_params(model=job.model, train=job.train) | what_ran(model, job.train)
-    params["ran.baselines"] = job.baselines
+    params |= {"ran.baselines": job.baselines, "ran.processes": world.size}
     echo(f"\nTraining {model.num_parameters():,} parameters, {params['ran.precision']}")
     with track(
         dataset,
@@ -133,22 +140,24 @@ def run_training(job: TrainJob, echo: Echo) -> TrainOutcome:
         experiment=job.experiment,
         run_name=job.run_name,
         params=params,
-        tags={"metrics.version": METRICS_VERSION},
+        tags={"metrics.version": METRICS_VERSION} | world.tags(),
         checkpoint_every=job.checkpoint_every,
     ) as run:
         run.log_results(ground.leaks.figures())
         for name, judged in ground.baselines.items():
             log_baseline(run, name, judged)
-        fitted = fit(
-            model,
-            dataset,
-            job.train,
-            validate=validator(dataset, ground.index),
-            output=job.output,
-            resume=job.resume,
-            on_epoch=run.on_epoch,
-            progress=job.progress,
-        )
+        with world.losses_named():
+            fitted = fit(
+                model,
+                dataset,
+                job.train,
+                validate=validator(dataset, ground.index),
+                output=job.output,
+                resume=job.resume,
+                on_epoch=run.on_epoch,
+                progress=job.progress,
+                world=world,
+            )
         return _conclude(run, job, model.eval(), ground, fitted, echo)
 
 

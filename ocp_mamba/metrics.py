@@ -91,45 +91,45 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean of 1 - cosine over rows ``(M, D)``; a scalar in 0..2."""
-    return (1 - cosine(predictions, targets)).mean()
+    """1 - cosine of each pair of rows ``(M, D)``: ``(M,)`` in 0..2."""
+    return 1 - cosine(predictions, targets)
 
 
 def info_nce(
     predictions: Tensor,
     target_ids: Tensor,
-    targets: Tensor,
+    candidate_ids: Tensor,
+    candidates: Tensor,
     temperature: float,
     hard_ids: Tensor | None = None,
     hard: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss of unit predictions against the distinct targets of the batch.
+    """Contrastive loss of unit predictions against candidates: the distinct targets of the batch.
 
     A target that occurs twice is one candidate, so that no example has its own target among its
-    negatives. Hard negatives join the denominator of their own example alone; one that is a target
-    of the batch stands there already and is not counted twice. Source: van den Oord et al.,
+    negatives. Hard negatives join the denominator of their own example alone; one that is a
+    candidate stands there already and is not counted twice. Source: van den Oord et al.,
     "Representation Learning with Contrastive Predictive Coding", 2018, equation 4.
 
     Args:
         predictions: ``(M, D)`` unit rows.
         target_ids: ``(M,)`` concept ids.
-        targets: ``(M, D)`` unit rows, the vectors of those ids.
+        candidate_ids: ``(C,)`` distinct concept ids, ascending; all the targets are among them.
+        candidates: ``(C, D)`` unit rows, the vectors of those ids.
         temperature: divisor of the cosines.
         hard_ids: ``(M, K)`` concept ids of each example's hard negatives, -1 for none.
         hard: ``(M, K, D)`` unit rows, the vectors of those ids; what stands at -1 is not read.
 
     Returns:
-        A scalar, in nats; the logarithm of the number of candidates is chance.
+        ``(M,)``, in nats; the logarithm of the number of candidates is chance.
     """
-    distinct, label = torch.unique(target_ids, return_inverse=True)
-    candidates = targets.new_empty(len(distinct), targets.shape[1])
-    candidates[label] = targets
+    label = torch.searchsorted(candidate_ids, target_ids)
     logits = predictions @ candidates.T
     if hard_ids is not None and hard is not None:
         near = torch.einsum("md,mkd->mk", predictions, hard)
-        away = (hard_ids < 0) | torch.isin(hard_ids, distinct)
+        away = (hard_ids < 0) | torch.isin(hard_ids, candidate_ids)
         logits = torch.cat([logits, near.masked_fill(away, -math.inf)], dim=1)
-    return F.cross_entropy(logits / temperature, label)
+    return F.cross_entropy(logits / temperature, label, reduction="none")
 
 
 def slope(values: Sequence[float]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ocp_mamba import metrics
 from ocp_mamba.conditioning import conditions
@@ -23,7 +23,8 @@ def batch_losses(
     """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
 
     One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
-    per example.
+    per example. Of a batch that several processes share, each gives its part of the mean: the parts
+    add up to what one process would give.
 
     Args:
         model: predicts.
@@ -35,13 +36,33 @@ def batch_losses(
     taken = conditions(model, batch.tmd, batch.relations)
     predictions = model.predict_all(batch.vectors, **taken)[batch.mask]
     target_ids = batch.targets[batch.mask]
-    targets = bank[target_ids]
-    losses = {"cosine": metrics.cosine_loss(predictions, targets)}
+    terms = {"cosine": metrics.cosine_loss(predictions, bank[target_ids])}
     if config.infonce_weight:
         hard_ids = negatives.of(batch.inputs[batch.mask], target_ids) if negatives else None
         hard = bank[hard_ids.clamp_min(0)] if hard_ids is not None else None
-        losses["infonce"] = metrics.info_nce(
-            predictions, target_ids, targets, config.temperature, hard_ids, hard
+        distinct = torch.unique(batch.all_targets)
+        terms["infonce"] = metrics.info_nce(
+            predictions, target_ids, distinct, bank[distinct], config.temperature, hard_ids, hard
         )
+    losses = {name: term.sum() / len(batch.all_targets) for name, term in terms.items()}
     weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]
     return losses | {"total": torch.stack(weighted).sum()}
+
+
+class Objective(nn.Module):
+    """`batch_losses` as a module, as `World.wrap` wants it."""
+
+    def __init__(self, model: NextVectorModel) -> None:
+        """Take the model, whose parameters are this module's."""
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        batch: Batch,
+        bank: Tensor,
+        config: TrainConfig,
+        negatives: HardNegatives | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what `batch_losses` does."""
+        return batch_losses(self.model, batch, bank, config, negatives)

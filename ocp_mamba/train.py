@@ -10,9 +10,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +22,12 @@ from ocp_mamba.alarms import Alarm, find_alarms
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch, batches
 from ocp_mamba.data.file import Dataset
-from ocp_mamba.model import (
-    CheckpointError,
-    NextVectorModel,
-    OCPMambaLVM,
-    load_checkpoint,
-    save_checkpoint,
-)
+from ocp_mamba.distributed import ALONE, World
+from ocp_mamba.model import NextVectorModel
 from ocp_mamba.negatives import HardNegatives, mine_negatives
-from ocp_mamba.objective import batch_losses
+from ocp_mamba.objective import Objective
 from ocp_mamba.schedule import Plan, learning_rate, make_plan
+from ocp_mamba.train_files import StateFiles, TrainingError
 
 BETAS = (0.9, 0.95)
 EPOCH_SEED_STRIDE = 1_000_003
@@ -41,10 +36,6 @@ TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
 """How often the progress bar is drawn: a log file is no place for ten a second."""
 
 Validate = Callable[[NextVectorModel], dict[str, float]]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on, or cannot start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +68,10 @@ class EpochResult(EpochRecord):
 
 @dataclass
 class TrainState:
-    """Everything that a resumed run needs beside the dataset and the configs."""
+    """Everything that a resumed run needs beside the dataset and the configs.
+
+    None of it depends on how many processes train: a state is resumed by any number of them.
+    """
 
     model: NextVectorModel
     optimizer: torch.optim.Optimizer
@@ -85,6 +79,11 @@ class TrainState:
     negatives: HardNegatives | None = None
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
+    world: World = ALONE
+
+    def __post_init__(self) -> None:
+        """Wrap the loss for gradients of all processes."""
+        self.objective = self.world.wrap(Objective(self.model))
 
     @property
     def best(self) -> EpochRecord | None:
@@ -140,9 +139,10 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
-        losses = batch_losses(state.model, batch, bank, config, state.negatives)
-    losses["total"].backward()
+        losses = state.objective(batch, bank, config, state.negatives)
+    (losses["total"] * state.world.size).backward()  # DDP averages; the parts are to be added
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    losses = state.world.total(losses)
     values = {name: loss.item() for name, loss in losses.items()} | {"grad_norm": float(norm)}
     if not all(math.isfinite(v) for v in values.values()):
         raise TrainingError(
@@ -165,6 +165,7 @@ def fit(
     resume: bool = False,
     on_epoch: Callable[[EpochResult], None] | None = None,
     progress: bool = True,
+    world: World = ALONE,
 ) -> FitResult:
     """Train a model on a dataset's train split and leave it with the best epoch's weights.
 
@@ -178,6 +179,8 @@ def fit(
         resume: go on from ``<stem>.last.pt``.
         on_epoch: called after each epoch; what it raises ends training and is not caught.
         progress: show a progress bar on standard error.
+        world: the processes that share each batch; all call this, and rank 0 alone validates,
+            writes and calls ``on_epoch``.
 
     Raises:
         TrainingError: the train split is empty, the loss is not finite, there is nothing to
@@ -188,17 +191,16 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     bank = torch.from_numpy(dataset.bank).to(next(model.parameters()).device)
-    state = TrainState(
-        model, make_optimizer(model, config), resolve_precision(config.precision, bank.device)
-    )
+    precision = resolve_precision(config.precision, bank.device)
+    state = TrainState(model, make_optimizer(model, config), precision, world=world)
     if config.hard_negatives:
         state.negatives = mine_negatives(dataset, config.hard_negatives).to(bank.device)
     plan = make_plan(dataset, config)
-    files = _Files(output, model, dataset, config)
+    files = StateFiles(output, model, dataset, config)
     if resume:
-        files.restore(state)
+        state.history = [EpochRecord(**record) for record in files.restore(state)]
     best_weights = files.read_best() if resume else None
-    bar = _ProgressBar(state, plan, progress)
+    bar = _ProgressBar(state, plan, progress and world.main)
     while not (state.history and state.history[-1].is_last):
         record = _run_epoch(state, dataset, bank, config, plan, validate, bar)
         state.history.append(record)
@@ -206,8 +208,9 @@ def fit(
         bar.validated(record.val, rung)
         if record.is_best:
             best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        files.write(state)
-        if on_epoch is not None:
+        if world.main:
+            files.write(state)
+        if on_epoch is not None and world.main:
             on_epoch(
                 EpochResult(**vars(record), max_epochs=config.max_epochs, model=model, alarms=rung)
             )
@@ -215,7 +218,8 @@ def fit(
     assert best_weights is not None
     assert state.best is not None
     model.load_state_dict(best_weights)
-    files.finish()
+    if world.main:
+        files.finish()
     return FitResult(
         history=state.history,
         best_epoch=state.best.epoch,
@@ -243,17 +247,23 @@ def _run_epoch(
     started = time.perf_counter()
     state.model.train()
     for batch in batches(
-        dataset, "train", config.batch_size, bank=bank, shuffle_seed=seed, longest=longest
+        dataset,
+        "train",
+        config.batch_size,
+        bank=bank,
+        shuffle_seed=seed,
+        longest=longest,
+        share=state.world.share,
     ):
         lr = learning_rate(state.step, plan.total_steps, config)
         values = train_step(state, batch, bank, lr, config)
-        n = int(batch.mask.sum())
+        n = len(batch.all_targets)
         sums.update({name: value * n for name, value in values.items()})
         examples += n
         bar.step(epoch, values)
     train_seconds = time.perf_counter() - started
     state.model.eval()
-    val = validate(state.model)
+    val = state.world.from_main(lambda: validate(state.model))
     cosines = [r.val["next_vec_cosine"] for r in state.history] + [val["next_vec_cosine"]]
     is_best = state.best is None or cosines[-1] > state.best.val["next_vec_cosine"]
     since_best = 0 if is_best or state.best is None else epoch - state.best.epoch
@@ -297,81 +307,3 @@ class _ProgressBar:
 
     def close(self) -> None:
         self._bar.close()
-
-
-class _Files:
-    """The best epoch's ``.pt`` and, until training ends, the state to resume from."""
-
-    def __init__(
-        self, output: Path | None, model: NextVectorModel, dataset: Dataset, config: TrainConfig
-    ) -> None:
-        if output is not None and not isinstance(model, OCPMambaLVM):
-            raise TrainingError(f"a {type(model).__name__} has no .pt file; leave the output out")
-        self._best = output
-        self._last = output and resume_path(output)
-        self._fingerprint = dataset.fingerprint
-        self._encoder = dict(dataset.meta.get("encoder", {}))
-        self._config = config
-
-    def write(self, state: TrainState) -> None:
-        if self._best is None or self._last is None:
-            return
-        record = state.history[-1]
-        if record.is_best:
-            self._save(self._best, state, {"epoch": record.epoch, "val": record.val})
-        if not record.is_last:
-            loop = {
-                "history": [asdict(r) for r in state.history],
-                "optimizer": state.optimizer.state_dict(),
-                "step": state.step,
-                "train_config": asdict(self._config),
-            }
-            self._save(self._last, state, loop)
-
-    def restore(self, state: TrainState) -> None:
-        if self._last is None:
-            raise TrainingError("cannot resume without an output path")
-        try:
-            checkpoint = load_checkpoint(self._last)
-        except CheckpointError as error:
-            raise TrainingError(f"cannot resume: {error}") from error
-        then = TrainConfig(**checkpoint.loop["train_config"])
-        if replace(then, threads=0) != replace(self._config, threads=0):
-            raise TrainingError(f"cannot resume {self._last}: it was trained with {then}")
-        assert isinstance(state.model, OCPMambaLVM)
-        if checkpoint.model_config != state.model.config:
-            raise TrainingError(
-                f"cannot resume {self._last}: its model is {checkpoint.model_config}"
-            )
-        if checkpoint.dataset_fingerprint != self._fingerprint:
-            raise TrainingError(
-                f"cannot resume {self._last}: it was trained on dataset "
-                f"{checkpoint.dataset_fingerprint[:12]}, this one is {self._fingerprint[:12]}"
-            )
-        state.model.load_state_dict(checkpoint.state_dict)
-        state.optimizer.load_state_dict(checkpoint.loop["optimizer"])
-        state.history = [EpochRecord(**r) for r in checkpoint.loop["history"]]
-        state.step = checkpoint.loop["step"]
-
-    def read_best(self) -> dict[str, Tensor]:
-        assert self._best is not None
-        return load_checkpoint(self._best).state_dict
-
-    def finish(self) -> None:
-        if self._last is not None:
-            self._last.unlink(missing_ok=True)
-
-    def _save(self, path: Path, state: TrainState, loop: dict[str, Any]) -> None:
-        assert isinstance(state.model, OCPMambaLVM)
-        save_checkpoint(
-            path,
-            state.model,
-            dataset_fingerprint=self._fingerprint,
-            encoder=self._encoder,
-            loop=loop,
-        )
-
-
-def resume_path(output: Path) -> Path:
-    """Return where the state to resume a training with this output from is kept."""
-    return output.with_name(f"{output.stem}.last{output.suffix}")

@@ -10,16 +10,16 @@ from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.batches import batches
 from ocp_mamba.evaluate import validator
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
+from ocp_mamba.objective import batch_losses
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.schedule import learning_rate, make_plan
 from ocp_mamba.train import (
     TrainingError,
-    batch_losses,
     fit,
     make_optimizer,
     resolve_precision,
-    resume_path,
 )
+from ocp_mamba.train_files import resume_path
 
 TINY = ModelConfig(d_model=32, n_layers=1, headdim=16)
 QUICK = TrainConfig(batch_size=16, max_epochs=3, lr=3e-3, precision="float32")

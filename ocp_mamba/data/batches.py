@@ -30,6 +30,8 @@ class Batch:
         relations: float32 (B, L, 2), by which relation each input follows the one before it and how
             sure that is, see `Dataset.steps`, zero where padded; None for a dataset without them.
         chain_ids: int64 (B,).
+        all_targets: int64 (M,), bank ids of the targets of all examples of the batch: where several
+            processes share it, those of the others too.
     """
 
     vectors: Tensor
@@ -40,6 +42,7 @@ class Batch:
     tmd: Tensor | None
     relations: Tensor | None
     chain_ids: Tensor
+    all_targets: Tensor
 
 
 def n_batches(dataset: Dataset, split: str, batch_size: int, *, longest: int | None = None) -> int:
@@ -60,6 +63,7 @@ def batches(
     bank: Tensor | None = None,
     shuffle_seed: int | None = None,
     longest: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Pass once over the chains of a split, chains of like length together.
 
@@ -71,6 +75,8 @@ def batches(
             a device; all tensors of the batches live on its device.
         shuffle_seed: seed of the order; None gives ascending lengths, for evaluation.
         longest: leave out chains of more concepts than this; None takes all.
+        share: (rank, size): of every batch, only the chains that this one of ``size`` processes
+            takes, every size-th one. Where it gets none, it holds one chain and no example.
 
     Raises:
         ValueError: ``batch_size`` is below 1, the split unknown or the bank of another shape.
@@ -83,7 +89,7 @@ def batches(
     ids = _chains(dataset, split, longest)
     lengths = dataset.lengths[ids]
     for rows in _order(lengths, batch_size, shuffle_seed):
-        yield _batch(dataset, ids[rows], bank)
+        yield _batch(dataset, ids[rows], bank, share)
 
 
 def _chains(dataset: Dataset, split: str, longest: int | None) -> np.ndarray:
@@ -111,7 +117,7 @@ def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor) -> Batch:
+def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor, share: tuple[int, int]) -> Batch:
     lengths = dataset.lengths[ids] - 1
     steps = np.arange(lengths.max())
     valid = steps < lengths[:, None]
@@ -119,23 +125,33 @@ def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor) -> Batch:
     inputs = np.where(valid, dataset.chain_values[flat], -1)
     targets = np.where(valid, dataset.chain_values[flat + 1], -1)
     mask = valid & (steps + 1 >= dataset.chain_first[ids, None])
+    all_targets = targets[mask]
+    rank, size = share
+    if rank >= len(ids):
+        mask[:] = False
+    mine = np.arange(len(ids))[rank % len(ids) :: size]
+    width = lengths[mine].max()
+
+    def own(array: np.ndarray) -> np.ndarray:
+        return array[mine, :width]
 
     steps_in = dataset.steps(flat)
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(bank.device)
 
-    input_ids = tensor(inputs.astype(np.int64))
+    input_ids = tensor(own(inputs).astype(np.int64))
     vectors = bank[input_ids.clamp_min(0)].masked_fill((input_ids < 0)[:, :, None], 0.0)
     return Batch(
         vectors=vectors,
-        lengths=tensor(lengths),
+        lengths=tensor(lengths[mine]),
         inputs=input_ids,
-        targets=tensor(targets.astype(np.int64)),
-        mask=tensor(mask),
-        tmd=None if dataset.chain_tmd is None else tensor(dataset.chain_tmd[ids]),
+        targets=tensor(own(targets).astype(np.int64)),
+        mask=tensor(own(mask)),
+        tmd=None if dataset.chain_tmd is None else tensor(dataset.chain_tmd[ids[mine]]),
         relations=None
         if steps_in is None
-        else tensor(np.where(valid[:, :, None], steps_in, np.float32(0))),
-        chain_ids=tensor(ids),
+        else tensor(own(np.where(valid[:, :, None], steps_in, np.float32(0)))),
+        chain_ids=tensor(ids[mine]),
+        all_targets=tensor(all_targets.astype(np.int64)),
     )

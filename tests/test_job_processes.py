@@ -1,0 +1,93 @@
+"""The whole training under torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from command import run
+from data_maker import make_dataset
+
+from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
+from ocp_mamba.distributed import World
+from ocp_mamba.job import TrainJob
+from ocp_mamba.job_processes import _require, _restarted
+
+EPOCHS = 60
+FLAGS = ["--model-size", "tiny", "--n-layers", 1, "--max-epochs", EPOCHS, "--batch-size", 16,
+         "--precision", "float32", "--quiet"]  # fmt: skip
+
+
+def rank_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("RANK")
+    except psutil.Error:
+        return None
+
+
+def test_kill_9_of_a_worker_fails_the_run_and_one_process_resumes(store: str, tmp_path: Path):
+    make_dataset(60, 30).save(tmp_path / "data.npz")
+    words = ["train", "--data", "data.npz", "--output", "out/model.pt", *FLAGS]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "ocp_mamba", *map(str, words)],
+        cwd=tmp_path, env={**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    state = tmp_path / "out" / "model.last.pt"
+    deadline = time.monotonic() + 90
+    while not state.exists():
+        assert launcher.poll() is None, launcher.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = {rank_of(p): p for p in psutil.Process(launcher.pid).children()}
+    workers["1"].send_signal(signal.SIGKILL)
+    said, _ = launcher.communicate(timeout=90)
+    assert launcher.returncode != 0
+    assert state.exists(), said
+
+    lost = f"rank 0 of 2 lost rank 1 (process {workers['1'].pid} on"
+    assert f"Error: {lost}" in said
+    assert "out/model.last.pt: go on with --resume" in said
+    assert "Traceback" not in said.split("Error: rank 0")[0], "later comes torchrun's own"
+    (failed,) = mlflow.search_runs(experiment_names=["ocp_mamba"], output_format="list",
+                                   filter_string="params.ran.processes != ''")  # fmt: skip
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["ended.reason"].startswith(f"WorkerLostError: {lost}")
+    assert failed.data.params["ran.processes"] == "2"
+    assert failed.data.tags["distributed.backend"] == "gloo"
+
+    assert "registered   ocp-mamba-lvm version 1" in run(*words, "--resume")
+    assert not state.exists()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        tmp_path / "data.npz", tmp_path / "model.pt", ModelConfig(), TrainConfig(batch_size=3)
+    )
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(job: TrainJob):
+    _require(job, World(size=3))
+    with pytest.raises(ConfigError, match="--batch-size 3 is smaller than the 4 processes"):
+        _require(job, World(size=4))
+
+
+def test_what_torchrun_may_restart_goes_on_from_its_state(job: TrainJob, tmp_path: Path):
+    said: list[str] = []
+    world = World(may_restart=True, restarts=1)
+    assert not _restarted(job, world, said.append).resume
+    (tmp_path / "model.last.pt").write_bytes(b"")
+    assert not _restarted(job, World(), said.append).resume
+    assert not said
+    assert _restarted(job, world, said.append).resume
+    state = tmp_path / "model.last.pt"
+    assert said == [f"restart 1 of this training by torchrun: going on from {state}"]
