@@ -7,6 +7,7 @@ ENV_MANAGER ?= local
 EXPERIMENT ?= ocp_mamba
 PORT ?= 5000
 SERVE_PORT ?= 5001
+SEEDS ?= 0,1,2
 ARGS ?=
 
 # The interpreter that makes .venv: the first of these that is new enough, or PYTHON=...
@@ -19,7 +20,7 @@ export TORCH_INDEX_URL
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all bench lint ui serve install install-dev lock clean
+.PHONY: help run quality test test-all bench lint ui serve install install-dev lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +33,9 @@ help: ## list the targets
 run: install ## install and run the main job in MLflow: train, judge, register
 	$(if $(filter uv,$(ENV_MANAGER)),$(BIN)/uv --version || $(BIN)/pip install -q -c constraints.txt uv)
 	$(BIN)/mlflow run . --env-manager $(ENV_MANAGER) --experiment-name $(EXPERIMENT) -P data="$(DATA)" $(ARGS)
+
+quality: install ## train the model and its rivals with SEEDS=0,1,2, judge them on the test split
+	$(BIN)/ocp-mamba quality --data "$(DATA)" --seeds $(SEEDS) --split test --experiment $(EXPERIMENT) $(ARGS)
 
 test: install-dev ## install and run the tests; screenshots need chromium (apt-get install chromium)
 	$(BIN)/python -m pytest $(ARGS)

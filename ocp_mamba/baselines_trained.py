@@ -31,6 +31,7 @@ class GRUBaseline(NextVectorModel):
         """Create two layers of ``width`` units with freshly drawn weights."""
         super().__init__()
         self.width = width
+        self.settings = {"width": width, "dropout": dropout}
         self.gru = nn.GRU(D_VECTOR, width, GRU_LAYERS, batch_first=True, dropout=dropout)
         self.norm = RMSNorm(width)
         self.output = _linear(width, D_VECTOR)
@@ -74,6 +75,9 @@ class TransformerBaseline(NextVectorModel):
         """Create ``n_layers`` layers of ``width`` with networks of ``hidden`` units."""
         super().__init__()
         self.width, self.hidden = width, hidden
+        self.settings = {
+            "width": width, "hidden": hidden, "n_layers": n_layers, "dropout": dropout
+        }  # fmt: skip
         self.input = nn.Identity() if width == D_VECTOR else _linear(D_VECTOR, width)
         self.layers = nn.ModuleList(
             TransformerLayer(width, hidden, dropout) for _ in range(n_layers)
@@ -125,6 +129,12 @@ TRAINED_BASELINES: dict[str, Callable[[ModelConfig, int], NextVectorModel]] = {
     "transformer": transformer_of_size,
 }
 """Makers by the name that metrics and runs use: of a model's config and number of parameters."""
+
+BASELINE_CLASSES: dict[str, type[GRUBaseline | TransformerBaseline]] = {
+    "gru": GRUBaseline,
+    "transformer": TransformerBaseline,
+}
+"""What each is, by the same names; its ``settings`` make another one of its shape."""
 
 
 def _nearest(make: Callable[[int], NextVectorModel], parameters: int) -> int:

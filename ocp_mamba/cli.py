@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ocp_mamba import __version__
 from ocp_mamba.config import (
     MODEL_SIZES,
     ConfigError,
+    ModelConfig,
     TrainConfig,
     model_config,
     override,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "compare": "ocp_mamba.cli_compare",
     "data": "ocp_mamba.cli_data",
+    "quality": "ocp_mamba.cli_quality",
     "runs": "ocp_mamba.cli_runs",
 }
 AUTO = "auto"
@@ -46,12 +48,13 @@ class _Lazy(click.Group):
         return found
 
 
-class _AutoInt(click.ParamType):
+class AutoInt(click.ParamType):
     """A positive number, or ``auto`` for what the model size or the config file says."""
 
     name = "integer or auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return None for ``auto``, else the number."""
         if value == AUTO:
             return None
         return click.IntRange(min=1).convert(value, param, ctx)
@@ -112,8 +115,8 @@ def _listed(lines: str) -> str:
 )
 @click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)), default=BASE,
               show_default=True, help="A planned variant, see below; other flags win.")  # fmt: skip
-@click.option("--n-layers", type=_AutoInt(), help="Instead of the size's own.")
-@click.option("--d-state", type=_AutoInt(), help="Instead of the size's own.")
+@click.option("--n-layers", type=AutoInt(), help="Instead of the size's own.")
+@click.option("--d-state", type=AutoInt(), help="Instead of the size's own.")
 @_flag("--tmd", "Condition on each chain's TMD vector.")
 @_flag("--relations", "Condition on the relations between concepts that the dataset names.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step, all processes.")
@@ -158,31 +161,39 @@ TRAIN_FLAGS = (
 )  # fmt: skip
 
 
-def _train_job(flags: dict[str, Any]) -> TrainJob:
-    """Merge defaults, preset, config file and flags; what comes later wins."""
+def merged_settings(flags: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """Merge defaults, preset, config file and flags (any may be absent); what comes later wins."""
     from ocp_mamba import job
     from ocp_mamba.config import D_TMD
-    from ocp_mamba.paths import resolve_file, resolve_output
 
-    path = flags["config_file"]
+    path = flags.get("config_file")
     tables = read_config_file(path) if path else {"model": {}, "train": {}}
-    chosen = {k: flags[k] for k in MODEL_FLAGS}
-    if flags["tmd"] is not None:
+    chosen = {k: flags.get(k) for k in MODEL_FLAGS}
+    if flags.get("tmd") is not None:
         chosen["d_tmd"] = D_TMD if flags["tmd"] else 0
-    variant = preset(flags["preset_name"])
+    variant = preset(flags.get("preset_name", BASE))
     model = model_config(
         flags["model_size"], **dict(variant.model) | tables["model"] | _given(chosen)
     )
     settings = override(
         TrainConfig(),
-        **dict(variant.train) | tables["train"] | _given({k: flags[k] for k in TRAIN_FLAGS}),
+        **dict(variant.train) | tables["train"] | _given({k: flags.get(k) for k in TRAIN_FLAGS}),
     )
+    return model, job.with_stopping(settings, flags["early_stopping"], flags.get("patience"))
+
+
+def _train_job(flags: dict[str, Any]) -> TrainJob:
+    from ocp_mamba import job
+    from ocp_mamba.paths import resolve_file, resolve_output
+
+    model, settings = merged_settings(flags)
+    variant = preset(flags["preset_name"])
     return job.TrainJob(
         data=resolve_file(flags["data"]),
         output=resolve_output(flags["output"]),
         model=model,
         relations=variant.relations if flags["relations"] is None else flags["relations"],
-        train=job.with_stopping(settings, flags["early_stopping"], flags["patience"]),
+        train=settings,
         baselines=flags["baselines"],
         experiment=flags["experiment"],
         run_name=flags["run_name"],

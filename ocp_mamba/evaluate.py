@@ -281,6 +281,20 @@ def paired_difference(
     Raises:
         ValueError: the two were not taken over the same data with the same definitions.
     """
+    require_comparable(ours, theirs, metric)
+    difference = ours.per_example[metric] - theirs.per_example[metric]
+    if stratum is None:
+        return metrics.bootstrap_mean(difference, ours.families)
+    chosen = ours.strata[stratum]
+    return metrics.bootstrap_mean(difference[chosen], ours.families[chosen])
+
+
+def require_comparable(ours: Evaluation, theirs: Evaluation, metric: str) -> None:
+    """Refuse to compare judgements by a metric that was taken over different things.
+
+    Raises:
+        ValueError: names what differs.
+    """
     same = ["split", "dataset_fingerprint", "metrics_version", "pool_size", "index"]
     if metric.startswith("echo"):
         same.append("echo_encoder")
@@ -290,11 +304,6 @@ def paired_difference(
             raise ValueError(
                 f"{ours.predictor} and {theirs.predictor} differ in {what}: {a} and {b}"
             )
-    difference = ours.per_example[metric] - theirs.per_example[metric]
-    if stratum is None:
-        return metrics.bootstrap_mean(difference, ours.families)
-    chosen = ours.strata[stratum]
-    return metrics.bootstrap_mean(difference[chosen], ours.families[chosen])
 
 
 def validator(

@@ -125,7 +125,8 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
         DatasetError, ConfigError, TrainingError, TrackingError, RegistryError: see their modules.
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
-    job = _require(dataset, job)
+    require_trainable(dataset, job.data, job.model)
+    job = _with_relations(dataset, job)
     ground = _break_ground(dataset, echo)
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
@@ -181,19 +182,28 @@ def _break_ground(dataset: Dataset, echo: Echo) -> _Ground:
     return _Ground(dataset, index, leaks, baselines)
 
 
-def _require(dataset: Dataset, job: TrainJob) -> TrainJob:
-    """Refuse what would fail only after minutes of work; the model gets the data's relations."""
+def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
+    """Refuse what would fail only after minutes of work.
+
+    Raises:
+        DatasetError: the train or the val split has no examples.
+        ConfigError: the model takes TMD vectors, and the dataset has none.
+    """
     for split in ("train", "val"):
         if dataset.n_examples(split) == 0:
             raise DatasetError(
-                f"{job.data}: the {split} split has no OCP sequences; a training needs a train and "
+                f"{data}: the {split} split has no OCP sequences; a training needs a train and "
                 "a val split"
             )
-    if job.model.d_tmd and dataset.chain_tmd is None:
+    if model.d_tmd and dataset.chain_tmd is None:
         raise ConfigError(
-            f"{job.data} has no chain_tmd, which TMD conditioning needs; train without --tmd, or "
+            f"{data} has no chain_tmd, which TMD conditioning needs; train without --tmd, or "
             "build the dataset from a source with TMD codes"
         )
+
+
+def _with_relations(dataset: Dataset, job: TrainJob) -> TrainJob:
+    """The job, its model given the data's relations where it asks for them."""
     if not job.relations:
         return job
     if dataset.chain_relation is None:

@@ -17,6 +17,8 @@ METRICS_VERSION = "2"
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+T_DRAWS = 500
+"""Draws of Student's t, each with both signs, where there are several seeds: its tails are long."""
 TIE = 1e-6
 """Two cosines nearer than this are one: float32 rounds a sum of 768 products by about as much."""
 RANK_ROWS = 1024
@@ -63,19 +65,42 @@ def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Fig
         groups: ``(n,)`` integers, the family of each example (see ``data.split.families``).
         seed: seed of the resampling.
     """
-    if len(values) == 0:
+    return mean_over_seeds(values[None], groups, seed)
+
+
+def mean_over_seeds(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Figure:
+    """Mean of ``values`` with an interval that covers other groups and other seeds of training.
+
+    The interval holds the middle 95% of ``m + t * s / sqrt(S)``: m, the mean of a resample of whole
+    groups; s, the standard deviation of the S seeds' means; t, a draw of Student's t with S - 1
+    degrees of freedom, independent of m; clipped to the range of the values. With one seed it
+    covers other groups alone.
+    Source of the sum: Behrens and Fisher's, of two independent errors of unknown size.
+
+    Args:
+        values: ``(S, n)``, a row for each seed over the same examples.
+        groups: ``(n,)`` integers, as in `bootstrap_mean`.
+        seed: seed of the resampling.
+    """
+    n_seeds, n = values.shape
+    if n == 0:
         return Figure(None, None, None, 0)
     _, index = np.unique(groups, return_inverse=True)
-    sums = np.bincount(index, weights=values.astype(np.float64))
+    sums = np.bincount(index, weights=values.mean(axis=0, dtype=np.float64))
     counts = np.bincount(index).astype(np.float64)
     mean = float(sums.sum() / counts.sum())
     if len(sums) == 1:
-        return Figure(mean, None, None, len(values))
+        return Figure(mean, None, None, n)
     drawn = _resamples(len(sums), seed)
     means = (drawn @ sums) / (drawn @ counts)
+    if n_seeds > 1:
+        spread = values.mean(axis=1, dtype=np.float64).std(ddof=1) / math.sqrt(n_seeds)
+        t = np.random.default_rng(seed).standard_t(n_seeds - 1, size=(T_DRAWS, 1))
+        means = means + spread * np.concatenate([t, -t])
+        means = means.clip(values.min(), values.max())  # no mean lies beyond all examples
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Figure(mean, float(low), float(high), len(values))
+    return Figure(mean, float(low), float(high), n)
 
 
 @functools.lru_cache(maxsize=4)

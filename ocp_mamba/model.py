@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba import inference, ssm_ops
+from ocp_mamba.checkpoint import (
+    FORMAT_VERSION,
+    KIND,
+    CheckpointError,
+    read_checkpoint,
+    write_checkpoint,
+)
 from ocp_mamba.conditioning import NextVectorModel, RelationAdapter, check_relations
 from ocp_mamba.config import ConfigError, ModelConfig
 from ocp_mamba.inference import InferenceCache
 
-FORMAT_VERSION = 1
-"""Version of the ``.pt`` layout that `save_checkpoint` writes."""
-
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 A_MIN, A_MAX = 1.0, 16.0
 NORM_EPS = 1e-5
-
-
-class CheckpointError(ValueError):
-    """A ``.pt`` file cannot be read as an `OCPMambaLVM` checkpoint."""
 
 
 class RMSNorm(nn.Module):
@@ -324,49 +324,28 @@ def save_checkpoint(
     loop: dict[str, Any] | None = None,
 ) -> None:
     """Write a ``.pt`` that loads with ``weights_only=True``; an older file is replaced whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "format_version": FORMAT_VERSION,
         "model_config": asdict(model.config),
         "state_dict": model.state_dict(),
         "dataset_fingerprint": dataset_fingerprint,
         "encoder": encoder,
         "loop": loop or {},
     }
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    write_checkpoint(path, KIND, content)
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a ``.pt`` file without unpickling anything but tensors and plain values.
+    """Read the ``.pt`` of an `OCPMambaLVM`.
 
     Raises:
-        CheckpointError: the file is missing, no checkpoint of ours, or of a newer format.
+        CheckpointError: as `read_checkpoint`, or the file holds another kind of model.
     """
-    path = Path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint {path}: there is no such file") from error
-    except Exception as error:
+    content = read_checkpoint(path)
+    if content["kind"] != KIND:
         raise CheckpointError(
-            f"checkpoint {path}: not readable with weights_only=True "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise CheckpointError(f"checkpoint {path}: not an ocp_mamba checkpoint (no format_version)")
-    version = content["format_version"]
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {path}: format {version}, this version reads {FORMAT_VERSION}"
+            f"checkpoint {path}: holds a baseline of kind {content['kind']!r}, {KIND!r} wanted; "
+            "`ocp-mamba evaluate --model` judges either"
         )
-    missing = sorted(
-        {"model_config", "state_dict", "dataset_fingerprint", "encoder"} - set(content)
-    )
-    if missing:
-        raise CheckpointError(f"checkpoint {path}: keys {missing} are missing")
     try:
         config = ModelConfig(**content["model_config"])
     except (TypeError, ConfigError) as error:
@@ -377,7 +356,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         content["dataset_fingerprint"],
         content["encoder"],
         content.get("loop", {}),
-        version,
+        content["format_version"],
     )
 
 

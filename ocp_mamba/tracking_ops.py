@@ -178,6 +178,8 @@ def _child(operation: Operation) -> str:
     )
     child_id = child.info.run_id
     _log({**operation, "run_id": child_id})
+    for path in operation.get("files", []):
+        client.log_artifact(child_id, path)
     client.set_terminated(child_id, "FINISHED", operation["time"])
     return child_id
 

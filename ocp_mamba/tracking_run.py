@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ocp_mamba.spool import Operation, Spool
 from ocp_mamba.tracking_dataset import DatasetInput
 from ocp_mamba.tracking_ops import apply, metric_entry, model_entry
 from ocp_mamba.tracking_store import STORE_FAILURES
-from ocp_mamba.train import EpochResult
+from ocp_mamba.train import EpochRecord, EpochResult
 
 NOT_RUN = "not-run"
 
@@ -109,20 +109,10 @@ class TrackedRun:
     def _log_epoch(self, result: EpochResult) -> None:
         if result.is_best or self._best is None:
             self._best = (result.epoch, result.val["next_vec_cosine"])
-        numbers: dict[str, float | None] = {
-            **{f"val_{name}": value for name, value in result.val.items()},
-            **{_train_metric(name): value for name, value in result.losses.items()},
-            "improvement_trend": result.improvement_trend,
-            "epoch_seconds": result.seconds,
-            "learning_rate": result.lr,
-            "examples_per_second": result.examples_per_second,
+        numbers = _epoch_numbers(result) | {
             "best_epoch": self._best[0],
             "best_val_next_vec_cosine": self._best[1],
         }
-        if result.longest_chain is not None:
-            numbers["curriculum_longest_chain"] = float(result.longest_chain)
-        if result.improvement_trend is None:  # there is no trend before the second epoch
-            del numbers["improvement_trend"]
         metrics, notes = self._entries(numbers, result.epoch, _measured_on)
         notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
         self._send({"op": "log", "epoch": result.epoch, "metrics": metrics, "tags": notes})
@@ -158,9 +148,23 @@ class TrackedRun:
         params: Mapping[str, Any],
         numbers: Numbers,
         tags: Mapping[str, str] | None = None,
+        *,
+        history: Sequence[EpochRecord] = (),
+        files: Sequence[Path] = (),
     ) -> str | None:
-        """Log a finished run nested under this one; returns its id, or None if it waits."""
+        """Log a finished run nested under this one; returns its id, or None if it waits.
+
+        Args:
+            name: the run's name.
+            params: what it was made with.
+            numbers: as in `log_results`.
+            tags: further tags.
+            history: epochs, each logged at its own step.
+            files: copied into the run's artifacts.
+        """
         metrics, notes = self._entries(numbers, 0, lambda name: None)
+        for record in history:
+            metrics += self._entries(_epoch_numbers(record), record.epoch, lambda name: None)[0]
         operation = {
             "op": "child",
             "id": uuid.uuid4().hex,
@@ -169,6 +173,7 @@ class TrackedRun:
             "params": {key: str(value) for key, value in params.items()},
             "metrics": metrics,
             "tags": {**(tags or {}), **notes},
+            "files": [str(path.resolve()) for path in files],
         }
         return self._send(operation)
 
@@ -266,6 +271,20 @@ def end_active_run(status: str) -> bool:
     except STORE_FAILURES:
         return False
     return True
+
+
+def _epoch_numbers(record: EpochRecord) -> dict[str, float]:
+    """An epoch's figures by the names of metrics; there is no trend before the second epoch."""
+    trend, longest = record.improvement_trend, record.longest_chain
+    return {
+        **{f"val_{name}": value for name, value in record.val.items()},
+        **{_train_metric(name): value for name, value in record.losses.items()},
+        **({} if trend is None else {"improvement_trend": trend}),
+        **({} if longest is None else {"curriculum_longest_chain": float(longest)}),
+        "epoch_seconds": record.seconds,
+        "learning_rate": record.lr,
+        "examples_per_second": record.examples_per_second,
+    }
 
 
 def _train_metric(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,11 +108,11 @@ def _against(gains: Mapping[str, Figure], question: str, label: str, where: str)
         return [Statement(question, "yes, all", sentence, figures, GOOD)]
     lost = [name for name, verdict in verdicts.items() if verdict == "loses to"]
     tied = [name for name, verdict in verdicts.items() if verdict == "ties with"]
-    parts = [f"beats {_listed(beaten)}"] if beaten else []
-    parts += [f"cannot be told from {_listed(tied)}"] if tied else []
-    parts += [f"loses to {_listed(lost)}"] if lost else []
-    answer = f"no, {'loses to' if lost else 'ties with'} {_listed(lost or tied)}"
-    sentence = f"On {label} {where}it {_listed(parts)}."
+    parts = [f"beats {listed(beaten)}"] if beaten else []
+    parts += [f"cannot be told from {listed(tied)}"] if tied else []
+    parts += [f"loses to {listed(lost)}"] if lost else []
+    answer = f"no, {'loses to' if lost else 'ties with'} {listed(lost or tied)}"
+    sentence = f"On {label} {where}it {listed(parts)}."
     return [Statement(question, answer, sentence, figures, BAD)]
 
 
@@ -171,6 +171,6 @@ def _collapsed(judged: Evaluation, dataset: Dataset) -> Statement:
     )
 
 
-def _listed(names: list[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+def listed(names: Sequence[str]) -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

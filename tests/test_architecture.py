@@ -32,17 +32,25 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     1: {
         "data": ("data.*", "encoders"),
-        "model": ("conditioning", "inference", "model", "quantise"),
+        "model": ("checkpoint", "conditioning", "inference", "model", "quantise"),
         "distributed": ("distributed",),
         "paths": ("paths",),
         "retrieval": ("retrieval",),
     },
     2: {
-        "judging": ("baselines", "baselines_trained", "echo", "evaluate", "gates", "probes"),
+        "judging": (
+            "baselines",
+            "baselines_file",
+            "baselines_trained",
+            "echo",
+            "evaluate",
+            "gates",
+            "probes",
+        ),
         "train": ("train", "train_files", "alarms", "negatives", "objective", "schedule"),
     },
     3: {
-        "report": ("report", "report_html", "compare", "page", "plots", "verdict"),
+        "report": ("report", "report_html", "compare", "page", "plots", "quality", "verdict"),
         "serving": ("serving", "pyfunc_model"),
     },
     4: {
@@ -57,9 +65,18 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         )
     },
     5: {"registry": ("registry",)},
-    6: {"job": ("job", "job_baselines", "job_processes", "job_report", "job_evaluate")},
+    6: {
+        "job": (
+            "job",
+            "job_baselines",
+            "job_evaluate",
+            "job_processes",
+            "job_quality",
+            "job_report",
+        )
+    },
     7: {"sweep": ("sweep",)},
-    8: {"cli": ("__main__", "cli", "cli_compare", "cli_data", "cli_runs")},
+    8: {"cli": ("__main__", "cli", "cli_compare", "cli_data", "cli_quality", "cli_runs")},
 }
 
 # An outside library is spoken to from these modules alone.
