@@ -42,7 +42,9 @@ class Products(NextVectorModel):
             inward.load_state_dict(layer.mixer.in_proj.state_dict())
             outward.load_state_dict(layer.mixer.out_proj.state_dict())
 
-    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+    def predict_all(
+        self, seq_vectors: Tensor, tmd: Tensor | None = None, relations: Tensor | None = None
+    ) -> Tensor:
         x = seq_vectors
         for inward, outward in self.layers:
             x = outward(inward(x)[..., : self.d_inner])
@@ -57,7 +59,9 @@ class Peer(NextVectorModel):
         self.stack, self._run = stack, run
         self.output = nn.Linear(768, 768)
 
-    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+    def predict_all(
+        self, seq_vectors: Tensor, tmd: Tensor | None = None, relations: Tensor | None = None
+    ) -> Tensor:
         rows = self.output(self._run(self.stack, seq_vectors)).to(seq_vectors.dtype)
         return nn.functional.normalize(rows, dim=-1)
 
@@ -92,7 +96,7 @@ def mambapy_mamba(model: OCPMambaLVM) -> Peer:
     return Peer(Mamba(config), lambda m, x: m(x))
 
 
-def batch_of(B: int, L: int, bank: Tensor, tmd: Tensor | None = None) -> Batch:
+def batch_of(B: int, L: int, bank: Tensor) -> Batch:
     """Return B full chains of L + 1 random concepts of the bank."""
     ids = torch.randint(len(bank), (B, L + 1), generator=torch.Generator().manual_seed(0))
     return Batch(
@@ -101,7 +105,8 @@ def batch_of(B: int, L: int, bank: Tensor, tmd: Tensor | None = None) -> Batch:
         inputs=ids[:, :-1],
         targets=ids[:, 1:],
         mask=torch.ones(B, L, dtype=torch.bool),
-        tmd=tmd,
+        tmd=None,
+        relations=None,
         chain_ids=torch.arange(B),
     )
 

@@ -134,6 +134,8 @@ def _listed(lines: str) -> str:
               help="Share of the epochs that learn short chains first.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0))
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
+@click.option("--compile", type=click.Choice(["auto", "on", "off"]),
+              help="CPU kernels, compiled once a machine; auto: where that pays.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice.")
 @click.option("--baselines", type=click.Choice(["cheap", "full"]), default="cheap",
               show_default=True,
@@ -157,7 +159,7 @@ def train(**flags: Any) -> None:
 MODEL_FLAGS = ("n_layers", "d_state", "dropout")
 TRAIN_FLAGS = (
     "batch_size", "max_epochs", "lr", "weight_decay", "infonce_weight", "temperature", "seed",
-    "precision", "threads", "hard_negatives", "curriculum",
+    "precision", "compile", "threads", "hard_negatives", "curriculum",
 )  # fmt: skip
 
 
@@ -277,6 +279,7 @@ def with_errors(run: Callable[[], object]) -> None:
     from ocp_mamba.job import JobError
     from ocp_mamba.model import CheckpointError
     from ocp_mamba.registry import RegistryError
+    from ocp_mamba.ssm_cpu import CompileError
     from ocp_mamba.tracking import TrackingError
     from ocp_mamba.train import TrainingError
 
@@ -291,6 +294,7 @@ def with_errors(run: Callable[[], object]) -> None:
         CheckpointError,
         RegistryError,
         TrackingError,
+        CompileError,
         TrainingError,
         OSError,
     ) as error:

@@ -97,8 +97,10 @@ class TrainConfig:
     ``patience`` is the number of epochs without a better ``val_next_vec_cosine`` after which
     training stops; 0 never stops early. ``infonce_weight`` 0 leaves the contrastive term out.
     ``precision`` auto is bf16 where the processor multiplies bf16 matrices in hardware, else
-    float32. ``threads`` 0 leaves torch's own choice. ``curriculum`` is the share of the epochs in
-    which the longest allowed chain grows (see `schedule`); 0 learns all chains from the start.
+    float32. ``compile`` auto takes the compiled CPU kernels where they save more time than they
+    cost; on fails where they do not compile. ``threads`` 0 leaves torch's own choice.
+    ``curriculum`` is the share of the epochs in which the longest allowed chain grows (see
+    `schedule`); 0 learns all chains from the start.
     ``hard_negatives`` is the number of near bank rows that InfoNCE has an example tell from its
     target beside the batch's own targets.
     """
@@ -118,6 +120,7 @@ class TrainConfig:
     trend_epochs: int = 3
     seed: int = 0
     precision: str = "auto"
+    compile: str = "auto"
     threads: int = 0
 
     @property
@@ -156,6 +159,10 @@ class TrainConfig:
         _require(
             self.precision in ("auto", "float32", "bf16"),
             f"precision must be auto, float32 or bf16, got {self.precision!r}",
+        )
+        _require(
+            self.compile in ("auto", "on", "off"),
+            f"compile must be auto, on or off, got {self.compile!r}",
         )
 
 

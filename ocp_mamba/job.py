@@ -14,6 +14,7 @@ import torch
 
 from ocp_mamba import alarms, gates
 from ocp_mamba.backend import resolve_backend
+from ocp_mamba.compiled import start_kernels
 from ocp_mamba.conditioning import conditions
 from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
 from ocp_mamba.data import Dataset, DatasetError
@@ -131,9 +132,12 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
     model.to(world.device)
-    params = config_params(model=job.model, train=job.train) | what_ran(model, job.train)
+    params = config_params(model=job.model, train=job.train) | what_ran(model, dataset, job.train)
     params |= {"ran.baselines": job.baselines, "ran.processes": world.size}
-    echo(f"\nTraining {model.num_parameters():,} parameters, {params['ran.precision']}")
+    echo(
+        f"\nTraining {model.num_parameters():,} parameters, {params['ran.precision']}, "
+        f"compile {params['ran.compile']}"
+    )
     with track(
         dataset,
         job.data,
@@ -214,14 +218,14 @@ def _with_relations(dataset: Dataset, job: TrainJob) -> TrainJob:
     return replace(job, model=replace(job.model, relations=dataset.relations))
 
 
-def what_ran(model: OCPMambaLVM, config: TrainConfig) -> dict[str, object]:
+def what_ran(model: OCPMambaLVM, dataset: Dataset, config: TrainConfig) -> dict[str, object]:
     """Return the params that say what really runs, whatever was asked for."""
     device = next(model.parameters()).device
     return {
         "ran.backend": resolve_backend("auto", device),
         "ran.device": str(device),
         "ran.precision": resolve_precision(config.precision, device),
-        "ran.compile": False,
+        **start_kernels(model, dataset, config).params(),
         "ran.threads": config.threads or torch.get_num_threads(),
         "ran.parameters": model.num_parameters(),
     }

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocp_mamba import inference, ssm_ops
+from ocp_mamba import inference, ssm_cpu, ssm_ops
 from ocp_mamba.checkpoint import (
     FORMAT_VERSION,
     KIND,
@@ -91,10 +91,18 @@ class Mamba2Mixer(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """Return ``(B, L, d_model)`` from ``(B, L, d_model)``; position t sees positions <= t."""
         c = self.config
-        z, xBC, dt = self.in_proj(u).split([c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1)
-        conv_bias = self.conv1d.bias
+        zxbcdt = self.in_proj(u)
+        conv_weight, conv_bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         assert conv_bias is not None
-        xBC = ssm_ops.causal_conv1d(xBC, self.conv1d.weight.squeeze(1), conv_bias)
+        if ssm_cpu.takes(zxbcdt, self.D):
+            return self.out_proj(
+                ssm_cpu.mixer_core(
+                    zxbcdt, conv_weight, conv_bias, self.dt_bias, -torch.exp(self.A_log), self.D,
+                    self.norm.weight, c.d_state, NORM_EPS,
+                )
+            )  # fmt: skip
+        z, xBC, dt = zxbcdt.split([c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1)
+        xBC = ssm_ops.causal_conv1d(xBC, conv_weight, conv_bias)
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], dim=-1)
         y = ssm_ops.ssd_scan(
             x.unflatten(-1, (c.nheads, c.headdim)),

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ocp_mamba import metrics
 from ocp_mamba.alarms import Alarm, find_alarms
+from ocp_mamba.compiled import start_kernels
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch, batches
 from ocp_mamba.data.file import Dataset
@@ -195,6 +196,7 @@ def fit(
     state = TrainState(model, make_optimizer(model, config), precision, world=world)
     if config.hard_negatives:
         state.negatives = mine_negatives(dataset, config.hard_negatives).to(bank.device)
+    start_kernels(model, dataset, config)
     plan = make_plan(dataset, config)
     files = StateFiles(output, model, dataset, config)
     if resume:

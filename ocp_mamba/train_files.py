@@ -74,7 +74,7 @@ class StateFiles:
         except CheckpointError as error:
             raise TrainingError(f"cannot resume: {error}") from error
         then = TrainConfig(**checkpoint.loop["train_config"])
-        if replace(then, threads=0) != replace(self._config, threads=0):
+        if _what_matters(then) != _what_matters(self._config):
             raise TrainingError(f"cannot resume {self._last}: it was trained with {then}")
         assert isinstance(state.model, OCPMambaLVM)
         if checkpoint.model_config != state.model.config:
@@ -111,6 +111,11 @@ class StateFiles:
             encoder=self._encoder,
             loop=loop,
         )
+
+
+def _what_matters(config: TrainConfig) -> TrainConfig:
+    """The config without what a resumed training may change: where and how fast it computes."""
+    return replace(config, threads=0, compile="auto")
 
 
 def resume_path(output: Path) -> Path:

@@ -28,7 +28,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "lifecycle": ("lifecycle",),
         "metrics": ("metrics",),
         "spool": ("spool",),
-        "ssm_ops": ("backend", "ssm_cuda", "ssm_ops", "ssm_step"),
+        "ssm_ops": ("backend", "ssm_cpu", "ssm_cuda", "ssm_ops", "ssm_step"),
     },
     1: {
         "data": ("data.*", "encoders"),
@@ -47,7 +47,15 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "gates",
             "probes",
         ),
-        "train": ("train", "train_files", "alarms", "negatives", "objective", "schedule"),
+        "train": (
+            "train",
+            "train_files",
+            "alarms",
+            "compiled",
+            "negatives",
+            "objective",
+            "schedule",
+        ),
     },
     3: {
         "report": ("report", "report_html", "compare", "page", "plots", "quality", "verdict"),
