@@ -50,6 +50,12 @@ class InferenceCache:
             layer.conv_state.zero_()
             layer.ssm_state.zero_()
 
+    def restore(self, other: InferenceCache) -> None:
+        """Remember what another cache of as many sequences does."""
+        for layer, source in zip(self.layers, other.layers, strict=True):
+            layer.conv_state.copy_(source.conv_state)
+            layer.ssm_state.copy_(source.ssm_state)
+
     def select(self, rows: Tensor) -> InferenceCache:
         """Return a new cache of some of the sequences, by row number or boolean ``(B,)``."""
         return InferenceCache(

@@ -262,10 +262,15 @@ class OCPMambaLVM(NextVectorModel):
 
         ``relation`` is ``(B, 2)``: number and confidence of the one by which the vector follows.
         """
-        self._check(
-            vector[:, None], tmd, relation if relation is None else relation[:, None], cache
-        )
+        self.check_step(vector, tmd, relation, cache)
         return inference.step(self, vector, tmd, cache, relation)
+
+    def check_step(
+        self, vector: Tensor, tmd: Tensor | None, relation: Tensor | None, cache: InferenceCache
+    ) -> None:
+        """Raise `ValueError` for arguments of `step` that do not fit."""
+        steps = None if relation is None else relation[:, None]
+        self._check(vector[:, None], tmd, steps, cache)
 
     def _check(
         self,

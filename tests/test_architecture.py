@@ -32,7 +32,14 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     1: {
         "data": ("data.*", "encoders"),
-        "model": ("checkpoint", "conditioning", "inference", "model", "quantise"),
+        "model": (
+            "checkpoint",
+            "conditioning",
+            "inference",
+            "inference_fast",
+            "model",
+            "quantise",
+        ),
         "distributed": ("distributed",),
         "paths": ("paths",),
         "retrieval": ("retrieval",),
