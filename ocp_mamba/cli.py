@@ -28,6 +28,7 @@ GROUPS = {
     "data": "ocp_mamba.cli_data",
     "quality": "ocp_mamba.cli_quality",
     "runs": "ocp_mamba.cli_runs",
+    "sweep": "ocp_mamba.cli_sweep",
 }
 AUTO = "auto"
 
@@ -257,17 +258,6 @@ def evaluate(**flags: Any) -> None:
             raise click.ClickException(f"failed gates: {', '.join(failed)}")
 
     with_errors(run)
-
-
-@main.command()
-@click.option("--data", help="Dataset file.")
-@click.option("--n-trials", type=click.IntRange(min=1))
-def sweep(data: str | None, n_trials: int | None) -> None:
-    """Optuna sweeps as nested runs: not built yet."""
-    raise click.ClickException(
-        "sweeps are not part of this version; nothing was run. Until they are, start several "
-        "`ocp-mamba train` with different flags: their runs compare in the MLflow UI"
-    )
 
 
 def with_errors(run: Callable[[], object]) -> None:

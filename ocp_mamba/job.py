@@ -6,7 +6,7 @@ This is where training and evaluation, which know no tracker, meet MLflow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,7 @@ class TrainJob:
     resume: bool = False
     allow_pickle: bool = False
     progress: bool = True
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
         experiment=job.experiment,
         run_name=job.run_name,
         params=params,
-        tags={"metrics.version": METRICS_VERSION} | world.tags(),
+        tags={"metrics.version": METRICS_VERSION} | dict(job.tags) | world.tags(),
         checkpoint_every=job.checkpoint_every,
     ) as run:
         run.log_results(ground.leaks.figures())

@@ -257,6 +257,24 @@ def as_png(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def save_pyplot(axes: Any, path: Path, width: float, height: float) -> Path:
+    """Write and close the pyplot figure of some axes, which another library drew.
+
+    Args:
+        axes: one axes, or an array of them.
+        path: the ``.png`` to write.
+        width: of the figure, in inches.
+        height: of the figure, in inches.
+    """
+    from matplotlib import pyplot
+
+    figure = np.ravel(axes)[0].figure
+    figure.set_size_inches(width, height)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
+
+
 def _column(figures: Sequence[metrics.Figure], end: str) -> list[float]:
     return [getattr(figure, end) for figure in figures]
 

@@ -94,7 +94,7 @@ def track(
             active = mlflow.start_run(
                 experiment_id=None if adopted else mlflow.set_experiment(experiment).experiment_id,
                 run_name=run_name,
-                tags={**_identity(dataset), **(tags or {})},
+                tags={**identity_tags(dataset), **(tags or {})},
                 log_system_metrics=system_metrics,
             )
             run = TrackedRun(active, uri, dataset, data_path, Path(output_dir), checkpoint_every)
@@ -128,8 +128,8 @@ def _outcome(error: BaseException) -> tuple[str, str]:
     return "FAILED", f"{type(error).__name__}: {first_line(error)}"
 
 
-def _identity(dataset: Dataset) -> dict[str, str]:
-    """Tags that say which process, code, versions, data and encoder a run has."""
+def identity_tags(dataset: Dataset) -> dict[str, str]:
+    """Return the tags that say which process, code, versions, data and encoder a run has."""
     encoder = dataset.meta.get("encoder", {})
     return {
         **process_tags(),

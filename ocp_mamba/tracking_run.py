@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import DatasetInput as LoggedInput
+from mlflow.entities import InputTag, Run
 
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.model import OCPMambaLVM, save_checkpoint
@@ -20,6 +22,7 @@ from ocp_mamba.tracking_store import STORE_FAILURES
 from ocp_mamba.train import EpochRecord, EpochResult
 
 NOT_RUN = "not-run"
+CONTEXT = "mlflow.data.context"
 
 Numbers = Mapping[str, float | None]
 
@@ -30,9 +33,12 @@ class TrackedRun:
     Everything is sent through a `Spool`: where the store does not answer, it waits in a file.
     """
 
+    has_rows = True
+    """Whether each epoch gets a row of the Models page."""
+
     def __init__(
         self,
-        active: mlflow.ActiveRun,
+        active: Run,
         store: str,
         dataset: Dataset,
         data_path: Path | str,
@@ -57,8 +63,13 @@ class TrackedRun:
         self._opened = time.perf_counter()
         self._cost = _Cost()
         with self._cost:
-            mlflow.log_input(self._inputs["train"], context="training")
-            mlflow.log_input(self._inputs["val"], context="validation")
+            mlflow.MlflowClient().log_inputs(
+                self.run_id,
+                [
+                    LoggedInput(self._inputs[split]._to_mlflow_entity(), [InputTag(CONTEXT, name)])
+                    for split, name in {"train": "training", "val": "validation"}.items()
+                ],
+            )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log params; one that ``mlflow run`` logged with another text gets ``resolved.`` before.
@@ -107,19 +118,27 @@ class TrackedRun:
         self._cost.training = time.perf_counter() - self._opened
 
     def _log_epoch(self, result: EpochResult) -> None:
-        if result.is_best or self._best is None:
-            self._best = (result.epoch, result.val["next_vec_cosine"])
+        self._best = self._better(result)
         numbers = _epoch_numbers(result) | {
             "best_epoch": self._best[0],
             "best_val_next_vec_cosine": self._best[1],
         }
         metrics, notes = self._entries(numbers, result.epoch, _measured_on)
         notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
-        self._send({"op": "log", "epoch": result.epoch, "metrics": metrics, "tags": notes})
+        epoch = result.epoch if self.has_rows else None
+        self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
+        if not self.has_rows:
+            return
         if self._checkpoint_every and result.epoch % self._checkpoint_every == 0:
             self._store_model(result.epoch, self._save(result), delete=True)
         elif result.is_last:
             self._last = (result.epoch, self._save(result))
+
+    def _better(self, result: EpochResult) -> tuple[int, float]:
+        """The best epoch until now, this one included, and its cosine."""
+        if result.is_best or self._best is None:
+            return result.epoch, result.val["next_vec_cosine"]
+        return self._best
 
     def log_models(self, best_checkpoint: Path, best_epoch: int) -> str | None:
         """Store the best and the last epoch's whole models, each in its epoch's own row.
@@ -195,7 +214,7 @@ class TrackedRun:
         if reason:
             self._send({"op": "log", "tags": {"ended.reason": reason}})
         drained = self._spool.drain(now=True)
-        ended = end_active_run(status)
+        ended = self._terminate(status)
         if not (drained and ended):
             self._spool.append(
                 {"op": "end", "run_id": self.run_id, "status": status, "time": _now()}
@@ -204,6 +223,9 @@ class TrackedRun:
                 f"The tracking store {self.store} did not take everything. When it answers:\n"
                 f"  ocp-mamba runs replay {self.spool_path}"
             )
+
+    def _terminate(self, status: str) -> bool:
+        return end_active_run(status)
 
     def _send(self, operation: Operation) -> Any:
         with self._cost:

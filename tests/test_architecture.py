@@ -76,6 +76,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "tracking_ops",
             "tracking_run",
             "tracking_store",
+            "tracking_sweep",
             "tracking_zombies",
         )
     },
@@ -90,8 +91,27 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "job_report",
         )
     },
-    7: {"sweep": ("sweep",)},
-    8: {"cli": ("__main__", "cli", "cli_compare", "cli_data", "cli_quality", "cli_runs")},
+    7: {
+        "sweep": (
+            "sweep",
+            "sweep_job",
+            "sweep_report",
+            "sweep_space",
+            "sweep_store",
+            "sweep_worker",
+        )
+    },
+    8: {
+        "cli": (
+            "__main__",
+            "cli",
+            "cli_compare",
+            "cli_data",
+            "cli_quality",
+            "cli_runs",
+            "cli_sweep",
+        )
+    },
 }
 
 # An outside library is spoken to from these modules alone.
@@ -102,13 +122,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "mamba_ssm": ("ssm_cuda",),
     "matplotlib": ("plots",),
     "mlflow": (*FLOORS[3]["serving"], *FLOORS[4]["tracking"], "registry"),
-    "optuna": ("sweep",),
+    "optuna": FLOORS[7]["sweep"],
     "psutil": ("lifecycle", "paths"),
     "requests": ("tracking_store",),
     "sentence_transformers": ("encoders",),
-    "sqlalchemy": ("tracking_store",),
+    "sqlalchemy": ("tracking_store", "sweep_store"),
     "torch.distributed": ("distributed",),
     "transformers": ("encoders",),
+    "yaml": ("sweep_space",),
 }
 
 # Optional, or slow to import: imported inside the function that uses them.
@@ -116,12 +137,11 @@ LAZY = {
     "causal_conv1d",
     "mamba_ssm",
     "matplotlib",
-    "optuna",
     "sentence_transformers",
     "transformers",
 }
 
-HEAVY = {"faiss", "mlflow", "torch", "pandas", "sklearn", *LAZY}
+HEAVY = {"faiss", "mlflow", "torch", "pandas", "sklearn", "optuna", *LAZY}
 
 
 def module_name(path: Path) -> str:
@@ -243,7 +263,7 @@ def test_optional_and_slow_libraries_are_imported_when_used(module: str) -> None
 
 
 @pytest.mark.parametrize(
-    "module", ["", "config", "spool", "paths", "cli", "cli_runs", "cli_compare"]
+    "module", ["", "config", "spool", "paths", "cli", "cli_runs", "cli_compare", "cli_sweep"]
 )
 def test_importing_loads_nothing_heavy_and_writes_nothing(module: str, tmp_path: Path) -> None:
     name = f"{PACKAGE}.{module}".rstrip(".")
