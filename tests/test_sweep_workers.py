@@ -1,0 +1,57 @@
+"""Several workers on one study, one of them killed: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from postgres import Postgres
+from sweeps import Files, WorkerProcess, kill_in_a_trial, require_exactly, study_of
+
+GRACE = 6
+
+
+def sweep_with_a_killed_worker(
+    tmp_path: Path, store: str, address: str, *, workers: int, n_trials: int
+) -> list[WorkerProcess]:
+    """Start all workers at once, kill the first one in a trial, and wait for the others."""
+    files = Files.make(tmp_path)
+    words = files.new("--n-trials", n_trials, "--grace", GRACE, epochs=4)
+    started = [
+        WorkerProcess(words, tmp_path / f"worker-{i}.log", MLFLOW_TRACKING_URI=store,
+                      OCP_MAMBA_SWEEP_STORAGE=address)
+        for i in range(workers)
+    ]  # fmt: skip
+    try:
+        killed = kill_in_a_trial(started[0], address)
+        for worker in started[1:]:
+            worker.wait()
+    finally:
+        for worker in started:
+            worker.process.kill()
+    children = require_exactly(n_trials, address)
+    retried = [t for t in study_of(address).get_trials() if "retry_history" in t.system_attrs]
+    assert killed.number in {t.system_attrs["retry_history"][0] for t in retried}
+    (adopted,) = [c for c in children if c.info.run_id == killed.user_attrs["run_id"]]
+    assert int(adopted.data.tags["sweep.attempts"]) >= 2
+    return started
+
+
+@pytest.mark.parametrize("kind", ["journal", "postgres"])
+def test_six_trials_two_workers_one_killed(
+    kind: str, request: pytest.FixtureRequest, store: str, tmp_path: Path
+) -> None:
+    if kind == "postgres":
+        server: Postgres = request.getfixturevalue("postgres")
+        address = server.create_database("six_trials")
+    else:
+        address = str(tmp_path / "sweeps.journal")
+    sweep_with_a_killed_worker(tmp_path, store, address, workers=2, n_trials=6)
+
+
+@pytest.mark.slow
+def test_twenty_trials_three_workers_one_killed(
+    postgres: Postgres, store: str, tmp_path: Path
+) -> None:
+    address = postgres.create_database("twenty_trials")
+    sweep_with_a_killed_worker(tmp_path, store, address, workers=3, n_trials=20)
