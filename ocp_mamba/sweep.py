@@ -37,6 +37,7 @@ OBJECTIVES = {"cosine": "next_vec_cosine", "p1": "retrieval_p1"}
 """Each is maximised, on the validation split, at the epoch of the best cosine."""
 
 PRUNERS = ("asha", "hyperband", "median", "none")
+DEFAULT_TRIALS = 20
 WARM_TRIALS = 5
 """How many configurations a warm start takes from an earlier study."""
 
@@ -211,7 +212,7 @@ def start(
     settings: SweepSettings,
     dataset: Dataset,
     *,
-    n_trials: int,
+    n_trials: int | None,
     warm_start: Sequence[str],
     store: str,
     echo: Callable[[str], None],
@@ -238,7 +239,8 @@ def start(
             study.set_user_attr(SETTINGS, asdict(settings))
             for old, trials in found.items():
                 _enqueue(study, old, trials, settings, echo)
-        study.set_user_attr(N_TRIALS, n_trials)
+        if n_trials is not None or N_TRIALS not in study.user_attrs:
+            study.set_user_attr(N_TRIALS, n_trials or DEFAULT_TRIALS)
         if PARENT not in study.user_attrs:
             sweep_id = study.user_attrs[ID]
             parent = make_parent(sweep_id, settings.experiment, f"sweep {name}", dataset, store)
@@ -324,7 +326,7 @@ def _require_same(study: optuna.Study, settings: SweepSettings) -> None:
     if differ:
         name = study.study_name
         raise SweepError(
-            f"study {name!r} exists with other settings:\n  " + "\n  ".join(differ) + "\n"
+            f"study {name} exists with other settings:\n  " + "\n  ".join(differ) + "\n"
             f"To go on with it: --join {name}. For a new one that begins with its best: --study "
             f"NEW --warm-start {name}"
         )

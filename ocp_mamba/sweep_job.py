@@ -30,8 +30,6 @@ from ocp_mamba.sweep_worker import Worker, work
 from ocp_mamba.tracking import EXPERIMENT, RUN_VARIABLE
 from ocp_mamba.tracking_store import ui_link, use_store
 
-N_TRIALS = 20
-
 Echo = Callable[[str], None]
 
 
@@ -94,6 +92,8 @@ def run_sweep(job: SweepJob, echo: Echo) -> Sweep:
         echo(f"study {job.study} in {storage.shown}, {sweep.counts().done} of {sweep.n_trials} "
              f"trials; objectives {', '.join(sweep.settings.objectives)}, "
              f"pruner {sweep.settings.pruner}")  # fmt: skip
+        if sweep.counts().done >= sweep.n_trials:
+            echo("nothing left to try; for more: --n-trials")
         folder = job.output / job.study
         worker = Worker(dataset, data, folder, store, job.grace, job.timeout, job.threads,
                         echo, job.progress)  # fmt: skip
@@ -151,7 +151,7 @@ def _open(
         storage,
         settings,
         dataset,
-        n_trials=job.n_trials or N_TRIALS,
+        n_trials=job.n_trials,
         warm_start=job.wanted.warm_start,
         store=store,
         echo=echo,

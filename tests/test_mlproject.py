@@ -13,12 +13,14 @@ import click
 import mlflow
 import pytest
 import yaml
+from command import run
 from mlflow.projects import _project_spec
 from mlflow.utils.environment import _PythonEnv
 from mlflow_run import mlflow_run
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from sweeps import Files, require_exactly, runs_of
 
 from ocp_mamba.cli import main
 from ocp_mamba.config import MODEL_SIZES, TrainConfig
@@ -103,7 +105,12 @@ def test_an_undeclared_parameter_is_refused_or_is_a_flag() -> None:
 
 def test_the_other_entry_points_parse() -> None:
     assert parsed("evaluate")["split"] == "val"
-    assert parsed("sweep", n_trials="5")["n_trials"] == 5
+    flags = parsed("sweep", n_trials="5", objective="cosine,p1", timeout="2h", retrain_best="true")
+    assert (flags["n_trials"], flags["objective"]) == (5, ("cosine,p1",))
+    assert (flags["study"], flags["space"], flags["pruner"]) == (None, None, None)
+    assert (flags["timeout"], flags["retrain_best"]) == (7200, True)
+    assert parsed("sweep")["timeout"] == 0
+    assert parsed("sweep")["retrain_best"] is False
 
 
 def test_no_entry_point_needs_conda() -> None:
@@ -196,7 +203,26 @@ def test_mlflow_run_trains_from_another_folder(
     assert "next_vec_cosine" in printed
     assert (tmp_path / "out" / "model.pt").is_file()
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    (run,) = [r for r in runs if r.data.tags.get("mlflow.project.entryPoint") == "main"]
-    assert run.info.status == "FINISHED"
-    assert run.data.params["max_epochs"] == "1"
-    assert "next_vec_cosine" in run.data.metrics
+    (tracked,) = [r for r in runs if r.data.tags.get("mlflow.project.entryPoint") == "main"]
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["max_epochs"] == "1"
+    assert "next_vec_cosine" in tracked.data.metrics
+
+
+def test_mlflow_run_sweeps_in_its_own_run(store: str, tmp_path: Path) -> None:
+    """``mlflow run <project> -e sweep``: its run is the parent; run again, it has more children."""
+    files = Files.make(tmp_path)
+    printed = mlflow_run(
+        tmp_path, str(ROOT), "-e", "sweep", "-P", "data=small.npz", "-P", "space=space.yaml",
+        "-P", "n_trials=2", "-P", "model_size=tiny", "-P", "max_epochs=1",
+    )  # fmt: skip
+    assert "2 of 2" in printed
+    address = str(tmp_path / "sweeps.journal")
+    require_exactly(2, address)
+    (parent,) = runs_of("sweep")
+    assert parent.data.tags["mlflow.project.entryPoint"] == "sweep"
+    assert parent.data.params["n_trials"] == "2"
+    assert "study small exists" in run(*files.new(), code=2), "another model: not the same study"
+    run("sweep", "--join", "small", "--n-trials", 3, "--quiet")
+    require_exactly(3, address)
+    assert [r.info.run_id for r in runs_of("sweep")] == [parent.info.run_id]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from command import run
 from postgres import Postgres
 from sweeps import Files, WorkerProcess, kill_in_a_trial, require_exactly, study_of
 
@@ -37,16 +39,23 @@ def sweep_with_a_killed_worker(
     return started
 
 
-@pytest.mark.parametrize("kind", ["journal", "postgres"])
-def test_six_trials_two_workers_one_killed(
-    kind: str, request: pytest.FixtureRequest, store: str, tmp_path: Path
-) -> None:
-    if kind == "postgres":
-        server: Postgres = request.getfixturevalue("postgres")
-        address = server.create_database("six_trials")
-    else:
-        address = str(tmp_path / "sweeps.journal")
+def test_six_trials_two_workers_one_killed(postgres: Postgres, store: str, tmp_path: Path) -> None:
+    address = postgres.create_database("six_trials")
     sweep_with_a_killed_worker(tmp_path, store, address, workers=2, n_trials=6)
+
+
+def test_run_again_after_a_kill_goes_on_in_the_journal(store: str, tmp_path: Path) -> None:
+    address = str(tmp_path / "sweeps.journal")
+    words = Files.make(tmp_path).new("--n-trials", 3, "--grace", 2, epochs=3)
+    worker = WorkerProcess(words, tmp_path / "worker.log", MLFLOW_TRACKING_URI=store)
+    killed = kill_in_a_trial(worker, address)
+    said = run(*words)
+    children = require_exactly(3, address)
+    (adopted,) = [c for c in children if c.info.run_id == killed.user_attrs["run_id"]]
+    assert adopted.data.tags["sweep.attempts"] == "2"
+    assert adopted.data.tags["process.pid"] == str(os.getpid())
+    assert "3 of 3" in said
+    assert "nothing" in run(*words)
 
 
 @pytest.mark.slow
