@@ -70,15 +70,28 @@ class Space:
     def check(self, model: ModelConfig, train: TrainConfig) -> None:
         """Refuse bounds and choices that the configs refuse, before any trial is run.
 
+        A value that goes with other searched values only, such as hard negatives with an InfoNCE
+        weight, is taken.
+
         Raises:
             SpaceError: names the file, the setting and the value.
         """
-        for name, distribution in self.distributions.items():
-            for value in _edges(distribution):
-                try:
-                    self.configs({name: value}, model, train)
-                except ConfigError as error:
-                    raise SpaceError(f"{self.name}: {name}: {value!r}: {error}") from error
+        edges = {name: _edges(d) for name, d in self.distributions.items()}
+        others = [{}, *({n: e[end] for n, e in edges.items()} for end in (0, -1))]
+        for name, values in edges.items():
+            for value in values:
+                refused = [self._refusal({**rest, name: value}, model, train) for rest in others]
+                if all(refused):
+                    raise SpaceError(f"{self.name}: {name}: {value!r}: {refused[0]}")
+
+    def _refusal(
+        self, params: Mapping[str, Any], model: ModelConfig, train: TrainConfig
+    ) -> str | None:
+        try:
+            self.configs(params, model, train)
+        except ConfigError as error:
+            return str(error)
+        return None
 
 
 def load_space(path: Path = DEFAULT_SPACE) -> Space:
