@@ -2,8 +2,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from command import run
 from data_maker import make_dataset
 from nbclient import NotebookClient
+from sweeps import Files, runs_of
 from tracked import train_tracked
 
 from ocp_mamba import tracking
@@ -34,7 +36,7 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, store: st
     return texts
 
 
-@pytest.mark.parametrize("name", ["compare_epochs.ipynb", "judge_a_model.ipynb"])
+@pytest.mark.parametrize("name", ["compare_epochs.ipynb", "judge_a_model.ipynb", "sweep.ipynb"])
 def test_notebook_is_stored_without_outputs(name: str) -> None:
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -95,3 +97,19 @@ def test_judge_a_model_shows_a_judgement_and_refuses_another_split(
     assert "left out: these runs are not ranked" in cells[-1]
     assert "ridge test differs from ridge val in split: test, not val" in cells[-1]
     assert str(other.judged.figures["faiss_retrieval_p1"]) in cells[-1]
+
+
+def test_sweep_shows_its_trials_its_best_and_its_plots(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*Files.make(tmp_path).new("--n-trials", 3, "--pruner", "none"))
+    cells = executed("sweep.ipynb", tmp_path, monkeypatch, store)
+    text = "\n".join(cells)
+    (parent,) = runs_of("sweep")
+    assert parent.info.run_id in text
+    assert "study small, FINISHED" in text
+    for child in runs_of("trial"):
+        assert child.data.params["search.train.lr"] in text
+    assert parent.data.tags["best.run"] in text
+    assert text.count("image/png") == 6, "the epochs, and five plots of Optuna's"
+    assert "--join small --retrain-best" in cells[-1]
