@@ -213,7 +213,9 @@ def _train(
     config = replace(config, threads=worker.threads)
     torch.manual_seed(config.seed)
     model = OCPMambaLVM(model_config)
-    run.log_params(config_params(model=model_config, train=config) | what_ran(model, config))
+    run.log_params(
+        config_params(model=model_config, train=config) | what_ran(model, worker.dataset, config)
+    )
     limit = _TimeLimit(sweep.settings.trial_seconds)
 
     def on_epoch(result: EpochResult) -> None:
