@@ -112,11 +112,12 @@ def _listed(lines: str) -> str:
     type=click.Choice(list(MODEL_SIZES)),
     default="small",
     show_default=True,
-    help="small: d_model 768, 6 layers, d_state 16.",
+    help="small: d_model 768, 6 layers in 3 stacks, d_state 16.",
 )
 @click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)), default=BASE,
               show_default=True, help="A planned variant, see below; other flags win.")  # fmt: skip
 @click.option("--n-layers", type=AutoInt(), help="Instead of the size's own.")
+@click.option("--members", type=AutoInt(), help="Stacks that share the layers and are averaged.")
 @click.option("--d-state", type=AutoInt(), help="Instead of the size's own.")
 @_flag("--tmd", "Condition on each chain's TMD vector.")
 @_flag("--relations", "Condition on the relations between concepts that the dataset names.")
@@ -128,6 +129,8 @@ def _listed(lines: str) -> str:
 @click.option("--weight-decay", type=click.FloatRange(min=0), help="On matrices only.")
 @click.option("--dropout", type=click.FloatRange(min=0, max=1, max_open=True))
 @click.option("--infonce-weight", type=click.FloatRange(min=0), help="Weight of the InfoNCE term.")
+@click.option("--infonce-candidates", type=click.Choice(["batch", "train"]),
+              help="What it tells a target from: the batch's targets or all of train's.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Of InfoNCE.")
 @click.option("--hard-negatives", type=click.IntRange(min=0), metavar="K",
               help="Bank rows near each target that InfoNCE tells from it.")  # fmt: skip
@@ -157,10 +160,10 @@ def train(**flags: Any) -> None:
     with_errors(lambda: job_processes.run(_train_job(flags), click.echo))
 
 
-MODEL_FLAGS = ("n_layers", "d_state", "dropout")
+MODEL_FLAGS = ("n_layers", "members", "d_state", "dropout")
 TRAIN_FLAGS = (
-    "batch_size", "max_epochs", "lr", "weight_decay", "infonce_weight", "temperature", "seed",
-    "precision", "compile", "threads", "hard_negatives", "curriculum",
+    "batch_size", "max_epochs", "lr", "weight_decay", "infonce_weight", "infonce_candidates",
+    "temperature", "seed", "precision", "compile", "threads", "hard_negatives", "curriculum",
 )  # fmt: skip
 
 

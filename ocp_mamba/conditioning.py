@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba.config import ModelConfig
@@ -25,6 +26,13 @@ class NextVectorModel(nn.Module):
         """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; row t sees positions <= t."""
         raise NotImplementedError(f"{type(self).__name__} has no predict_all")
 
+    def predict_members(self, seq_vectors: Tensor, **conditions: Tensor) -> Tensor:
+        """Return ``(M, B, L, 768)`` unit rows, what is taught: the model's own prediction, M = 1.
+
+        A model of several members gives the prediction of each.
+        """
+        return self.predict_all(seq_vectors, **conditions)[None]
+
     def num_parameters(self) -> int:
         """Return the number of trainable numbers."""
         return sum(p.numel() for p in self.parameters())
@@ -39,6 +47,17 @@ class NextVectorModel(nn.Module):
         for p in self.parameters():
             (decay if p.ndim == 2 else no_decay).append(p)
         return decay, no_decay
+
+
+def mean_direction(predictions: Tensor) -> Tensor:
+    """Return the direction of the mean of M members' unit rows, ``(..., 768)``.
+
+    Args:
+        predictions: ``(M, ..., 768)``; with M = 1 they are returned as they are.
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    return F.normalize(predictions.mean(dim=0), dim=-1)
 
 
 class RelationAdapter(nn.Module):

@@ -38,6 +38,9 @@ class ModelConfig:
 
     ``d_tmd`` is 0 for a model without TMD conditioning and 16 for one with it. ``relations`` names
     the relations that it knows, numbered from 1; empty for a model that takes none.
+
+    ``members`` shares the layers out among that many stacks, which stand side by side and are
+    taught apart; the prediction is the direction of the mean of theirs. 1 is a single stack.
     """
 
     d_model: int = 768
@@ -52,17 +55,23 @@ class ModelConfig:
     dropout: float = 0.0
     relations: tuple[str, ...] = ()
     d_relation: int = 32
+    members: int = 1
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a shape that no model can have."""
         object.__setattr__(self, "relations", tuple(self.relations))
         for name in (
             "d_model", "n_layers", "d_state", "d_conv", "expand", "headdim", "chunk_size",
-            "d_relation",
+            "d_relation", "members",
         ):  # fmt: skip
             _require(
                 getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
             )
+        _require(
+            self.members <= self.n_layers,
+            f"members = {self.members} stacks cannot share n_layers = {self.n_layers} layers; "
+            "set members to n_layers or less",
+        )
         _require(self.d_vector >= 1, f"d_vector must be at least 1, got {self.d_vector}")
         _require(self.d_tmd in (0, D_TMD), f"d_tmd must be 0 or {D_TMD}, got {self.d_tmd}")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
@@ -81,13 +90,19 @@ class ModelConfig:
         """Number of SSM heads, ``d_inner / headdim``."""
         return self.d_inner // self.headdim
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each member; they differ by one at most."""
+        each, rest = divmod(self.n_layers, self.members)
+        return tuple(each + (i < rest) for i in range(self.members))
+
 
 MODEL_SIZES: Mapping[str, ModelConfig] = {
     "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32),
-    "small": ModelConfig(),
+    "small": ModelConfig(members=3),
     "base": ModelConfig(d_model=1024, n_layers=12, d_state=64),
 }
-"""`small` is the reference: d_model 768, 6 layers, d_state 16."""
+"""`small` is the reference: d_model 768, 6 layers, d_state 16, in 3 stacks of 2 layers."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,9 @@ class TrainConfig:
     """How a model is trained. ``batch_size`` counts chains: one pass learns all their prefixes.
 
     ``patience`` is the number of epochs without a better ``val_next_vec_cosine`` after which
-    training stops; 0 never stops early. ``infonce_weight`` 0 leaves the contrastive term out.
+    training stops; 0 never stops early. ``infonce_weight`` 0 leaves the contrastive term out;
+    ``infonce_candidates`` are what it tells a target from: the targets of its ``batch``, or all
+    those of the ``train`` split, which makes it a softmax over them.
     ``precision`` auto is bf16 where the processor multiplies bf16 matrices in hardware, else
     float32. ``compile`` auto takes the compiled CPU kernels where they save more time than they
     cost; on fails where they do not compile. ``threads`` 0 leaves torch's own choice.
@@ -112,7 +129,8 @@ class TrainConfig:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.1
     grad_clip: float = 1.0
-    infonce_weight: float = 0.0
+    infonce_weight: float = 0.05
+    infonce_candidates: str = "train"
     temperature: float = 0.05
     hard_negatives: int = 0
     curriculum: float = 0.0
@@ -155,6 +173,10 @@ class TrainConfig:
             not self.hard_negatives or self.infonce_weight > 0,
             f"hard_negatives {self.hard_negatives} belong to InfoNCE, whose infonce_weight is 0; "
             "set it above 0, or leave hard_negatives out",
+        )
+        _require(
+            self.infonce_candidates in ("batch", "train"),
+            f"infonce_candidates must be batch or train, got {self.infonce_candidates!r}",
         )
         _require(
             self.precision in ("auto", "float32", "bf16"),

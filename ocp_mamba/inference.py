@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba import ssm_step
+from ocp_mamba.conditioning import mean_direction
 from ocp_mamba.quantise import PackedLinear
 
 if TYPE_CHECKING:
@@ -92,12 +93,16 @@ def prefill(
     valid = None
     if lengths is not None:
         valid = torch.arange(L, device=seq_vectors.device) < lengths[:, None]
-    x = model.embed(seq_vectors, tmd, relations)
-    for layer, state in _with_states(model, cache):
-        x = x + _mixer_prefill(layer.mixer, layer.norm(x), state, lengths, valid)
-    if lengths is None:
-        return model.head(x[:, -1], seq_vectors.dtype)
-    return model.head(x[torch.arange(B, device=x.device), lengths - 1], seq_vectors.dtype)
+    embedded = model.embed(seq_vectors, tmd, relations)
+    last = L - 1 if lengths is None else lengths - 1
+    rows = torch.arange(B, device=embedded.device)
+    predictions = []
+    for stack in _with_states(model, cache):
+        x = embedded
+        for layer, state in stack:
+            x = x + _mixer_prefill(layer.mixer, layer.norm(x), state, lengths, valid)
+        predictions.append(model.head(x[rows, last], seq_vectors.dtype))
+    return mean_direction(torch.stack(predictions))
 
 
 def _mixer_prefill(
@@ -136,10 +141,14 @@ def step(
     relation: Tensor | None = None,
 ) -> Tensor:
     """See `OCPMambaLVM.step`."""
-    x = model.embed(vector, tmd, relation)
-    for layer, state in _with_states(model, cache):
-        x = layer_step(layer, x, state)
-    return model.head(x, vector.dtype)
+    embedded = model.embed(vector, tmd, relation)
+    predictions = []
+    for stack in _with_states(model, cache):
+        x = embedded
+        for layer, state in stack:
+            x = layer_step(layer, x, state)
+        predictions.append(model.head(x, vector.dtype))
+    return mean_direction(torch.stack(predictions))
 
 
 def layer_step(layer: Mamba2Layer, x: Tensor, state: LayerState) -> Tensor:
@@ -164,8 +173,11 @@ def layer_step(layer: Mamba2Layer, x: Tensor, state: LayerState) -> Tensor:
 
 def _with_states(
     model: OCPMambaLVM, cache: InferenceCache
-) -> Iterator[tuple[Mamba2Layer, LayerState]]:
-    return zip(cast("list[Mamba2Layer]", model.layers), cache.layers, strict=True)
+) -> Iterator[list[tuple[Mamba2Layer, LayerState]]]:
+    """Each member's layers, each with its memory."""
+    states = iter(cache.layers)
+    for stack in model.stacks():
+        yield [(cast("Mamba2Layer", layer), next(states)) for layer in stack]
 
 
 def _conv(mixer: Mamba2Mixer) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from ocp_mamba.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from ocp_mamba.conditioning import NextVectorModel, RelationAdapter, check_relations
+from ocp_mamba.conditioning import (
+    NextVectorModel,
+    RelationAdapter,
+    check_relations,
+    mean_direction,
+)
 from ocp_mamba.config import ConfigError, ModelConfig
 from ocp_mamba.inference import InferenceCache
 
@@ -70,7 +76,8 @@ class Mamba2Mixer(nn.Module):
         """Draw every parameter anew.
 
         ``dt_bias`` is the inverse softplus of a log-uniform dt in [0.001, 0.1], ``A_log`` the
-        logarithm of a uniform 1..16, ``D`` ones; ``out_proj`` is scaled by ``1/sqrt(n_layers)``.
+        logarithm of a uniform 1..16, ``D`` ones; ``out_proj`` is scaled by ``1/sqrt`` of the
+        deepest stack's layers.
         """
         H = self.config.nheads
         nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))
@@ -82,7 +89,7 @@ class Mamba2Mixer(nn.Module):
         nn.init.ones_(self.D)
         nn.init.ones_(self.norm.weight)
         with torch.no_grad():
-            self.out_proj.weight /= math.sqrt(self.config.n_layers)
+            self.out_proj.weight /= math.sqrt(max(self.config.depths))
             log_range = math.log(DT_MAX) - math.log(DT_MIN)
             dt = torch.exp(torch.rand(H) * log_range + math.log(DT_MIN)).clamp(min=DT_FLOOR)
             self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
@@ -204,11 +211,34 @@ class OCPMambaLVM(NextVectorModel):
         Raises:
             ValueError: a shape or the presence of ``tmd`` does not fit the model.
         """
+        return mean_direction(self.predict_members(seq_vectors, tmd, relations))
+
+    def predict_members(
+        self, seq_vectors: Tensor, tmd: Tensor | None = None, relations: Tensor | None = None
+    ) -> Tensor:
+        """Return what each of M members predicts, ``(M, B, L, 768)`` unit rows, for training.
+
+        Arguments and errors are `predict_all`'s. Members are taught apart, each by its own loss:
+        where they have learnt the same they agree, elsewhere their mean hedges.
+        Source: Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation
+        using Deep Ensembles", 2017; here the members share the output layer.
+        """
         self._check(seq_vectors, tmd, relations)
-        x = self.embed(seq_vectors, tmd, relations)
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x, seq_vectors.dtype)
+        embedded = self.embed(seq_vectors, tmd, relations)
+        predictions = []
+        for stack in self.stacks():
+            x = embedded
+            for layer in stack:
+                x = layer(x)
+            predictions.append(self.head(x, seq_vectors.dtype))
+        return torch.stack(predictions)
+
+    def stacks(self) -> Iterator[nn.ModuleList]:
+        """Yield each member's layers."""
+        start = 0
+        for depth in self.config.depths:
+            yield self.layers[start : start + depth]
+            start += depth
 
     def embed(self, vectors: Tensor, tmd: Tensor | None, relations: Tensor | None = None) -> Tensor:
         """Return ``(B, [L,] d_model)``, what the first layer sees of ``(B, [L,] 768)``."""

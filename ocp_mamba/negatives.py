@@ -1,5 +1,6 @@
-"""Hard negatives: bank rows near a target that do not follow its prefix-end, mined before training.
+"""What InfoNCE tells a target from: the train split's other targets, and hard negatives.
 
+Hard negatives are bank rows near a target that do not follow its prefix-end, mined before training.
 A *true continuation* of a prefix-end (the context's last concept) is a concept that follows it
 somewhere in the train split. What follows it in val or test is not looked at: to spare those would
 tell the model what it is judged on.
@@ -13,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.retrieval import BankIndex
 
 CHUNK = 1024
+MOST_CANDIDATES = 16_384
+"""Beyond as many train targets, a softmax over all of them would cost more than the model."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,55 @@ class HardNegatives:
     def to(self, device: torch.device) -> HardNegatives:
         """Return them on a device."""
         return replace(self, keys=self.keys.to(device), ids=self.ids.to(device))
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What the targets of a batch are told from.
+
+    Attributes:
+        hard: hard negatives of each example, or None for none.
+        targets: int64 ``(n,)``, ascending ids of all the train split's targets; None where only the
+            targets of the batch are told from each other.
+    """
+
+    hard: HardNegatives | None = None
+    targets: Tensor | None = None
+
+    def candidates(self, batch_targets: Tensor) -> Tensor:
+        """Return the ascending ids that a batch's targets are told from; they are among them.
+
+        Of more than `MOST_CANDIDATES` train targets as many are drawn, anew for each batch. The
+        draw depends on nothing but the batch: processes that share it draw the same.
+        """
+        if self.targets is None:
+            return torch.unique(batch_targets)
+        if len(self.targets) <= MOST_CANDIDATES:
+            return self.targets
+        drawing = torch.Generator().manual_seed(int(batch_targets.sum()))
+        drawn = torch.randint(len(self.targets), (MOST_CANDIDATES,), generator=drawing)
+        return torch.unique(torch.cat([batch_targets, self.targets[drawn.to(self.targets.device)]]))
+
+    def to(self, device: torch.device) -> Rivals:
+        """Return them on a device."""
+        return Rivals(
+            None if self.hard is None else self.hard.to(device),
+            None if self.targets is None else self.targets.to(device),
+        )
+
+
+NO_RIVALS = Rivals()
+
+
+def find_rivals(dataset: Dataset, config: TrainConfig) -> Rivals:
+    """Return what a training by this config tells its targets from."""
+    if not config.infonce_weight:
+        return NO_RIVALS
+    targets = np.unique(dataset.examples("train").target).astype(np.int64)
+    return Rivals(
+        mine_negatives(dataset, config.hard_negatives) if config.hard_negatives else None,
+        torch.from_numpy(targets) if config.infonce_candidates == "train" else None,
+    )
 
 
 def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:

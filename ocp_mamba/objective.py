@@ -10,7 +10,7 @@ from ocp_mamba.conditioning import conditions
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch
 from ocp_mamba.model import NextVectorModel
-from ocp_mamba.negatives import HardNegatives
+from ocp_mamba.negatives import NO_RIVALS, Rivals
 
 
 def batch_losses(
@@ -18,33 +18,39 @@ def batch_losses(
     batch: Batch,
     bank: Tensor,
     config: TrainConfig,
-    negatives: HardNegatives | None = None,
+    rivals: Rivals = NO_RIVALS,
 ) -> dict[str, Tensor]:
     """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
 
     One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
-    per example. Of a batch that several processes share, each gives its part of the mean: the parts
-    add up to what one process would give.
+    per example. Each member of the model is taught by its own loss; theirs are averaged. Of a batch
+    that several processes share, each gives its part of the mean: the parts add up to what one
+    process would give.
 
     Args:
         model: predicts.
         batch: B chains, padded to L.
         bank: float32 ``(n_concepts, 768)`` unit rows on the batch's device.
         config: weights and temperature.
-        negatives: hard negatives of InfoNCE, if it has any.
+        rivals: what InfoNCE tells the targets from beside the batch's other targets.
     """
     taken = conditions(model, batch.tmd, batch.relations)
-    predictions = model.predict_all(batch.vectors, **taken)[batch.mask]
+    members = model.predict_members(batch.vectors, **taken)[:, batch.mask]
     target_ids = batch.targets[batch.mask]
-    terms = {"cosine": metrics.cosine_loss(predictions, bank[target_ids])}
+    terms = {"cosine": metrics.cosine_loss(members, bank[target_ids].expand_as(members))}
     if config.infonce_weight:
-        hard_ids = negatives.of(batch.inputs[batch.mask], target_ids) if negatives else None
-        hard = bank[hard_ids.clamp_min(0)] if hard_ids is not None else None
-        distinct = torch.unique(batch.all_targets)
-        terms["infonce"] = metrics.info_nce(
-            predictions, target_ids, distinct, bank[distinct], config.temperature, hard_ids, hard
-        )
-    losses = {name: term.sum() / len(batch.all_targets) for name, term in terms.items()}
+        hard_ids = rivals.hard.of(batch.inputs[batch.mask], target_ids) if rivals.hard else None
+        candidate_ids = rivals.candidates(batch.all_targets)
+        told_apart = [
+            metrics.info_nce(
+                own, target_ids, candidate_ids, bank[candidate_ids], config.temperature,
+                hard_ids, None if hard_ids is None else bank[hard_ids.clamp_min(0)],
+            )
+            for own in members
+        ]  # fmt: skip
+        terms["infonce"] = torch.stack(told_apart)
+    share = len(members) * len(batch.all_targets)
+    losses = {name: term.sum() / share for name, term in terms.items()}
     weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]
     return losses | {"total": torch.stack(weighted).sum()}
 
@@ -62,7 +68,7 @@ class Objective(nn.Module):
         batch: Batch,
         bank: Tensor,
         config: TrainConfig,
-        negatives: HardNegatives | None = None,
+        rivals: Rivals = NO_RIVALS,
     ) -> dict[str, Tensor]:
         """Return what `batch_losses` does."""
-        return batch_losses(self.model, batch, bank, config, negatives)
+        return batch_losses(self.model, batch, bank, config, rivals)

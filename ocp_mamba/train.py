@@ -25,7 +25,7 @@ from ocp_mamba.data.batches import Batch, batches
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.model import NextVectorModel
-from ocp_mamba.negatives import HardNegatives, mine_negatives
+from ocp_mamba.negatives import NO_RIVALS, Rivals, find_rivals
 from ocp_mamba.objective import Objective
 from ocp_mamba.schedule import Plan, learning_rate, make_plan
 from ocp_mamba.train_files import StateFiles, TrainingError
@@ -77,7 +77,7 @@ class TrainState:
     model: NextVectorModel
     optimizer: torch.optim.Optimizer
     precision: str
-    negatives: HardNegatives | None = None
+    rivals: Rivals = NO_RIVALS
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
     world: World = ALONE
@@ -140,7 +140,7 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
-        losses = state.objective(batch, bank, config, state.negatives)
+        losses = state.objective(batch, bank, config, state.rivals)
     (losses["total"] * state.world.size).backward()  # DDP averages; the parts are to be added
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     losses = state.world.total(losses)
@@ -194,8 +194,7 @@ def fit(
     bank = torch.from_numpy(dataset.bank).to(next(model.parameters()).device)
     precision = resolve_precision(config.precision, bank.device)
     state = TrainState(model, make_optimizer(model, config), precision, world=world)
-    if config.hard_negatives:
-        state.negatives = mine_negatives(dataset, config.hard_negatives).to(bank.device)
+    state.rivals = find_rivals(dataset, config).to(bank.device)
     start_kernels(model, dataset, config)
     plan = make_plan(dataset, config)
     files = StateFiles(output, model, dataset, config)

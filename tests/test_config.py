@@ -15,6 +15,12 @@ def test_small_is_the_reference_shape():
     small = MODEL_SIZES["small"]
     assert (small.d_model, small.n_layers, small.d_state) == (768, 6, 16)
     assert (small.d_inner, small.nheads) == (1536, 24)
+    assert small.depths == (2, 2, 2)
+
+
+def test_layers_are_shared_out_evenly():
+    assert ModelConfig(n_layers=8, members=3).depths == (3, 3, 2)
+    assert ModelConfig(n_layers=8).depths == (8,)
 
 
 def test_none_keeps_a_value_and_an_unknown_name_is_refused():
@@ -30,6 +36,10 @@ def test_none_keeps_a_value_and_an_unknown_name_is_refused():
     [
         (lambda: ModelConfig(n_layers=0), "n_layers must be at least 1, got 0"),
         (lambda: ModelConfig(d_model=100), "200 must be a multiple of headdim = 64"),
+        (
+            lambda: ModelConfig(n_layers=2, members=3),
+            "members = 3 stacks cannot share n_layers = 2",
+        ),
         (lambda: ModelConfig(d_tmd=3), "d_tmd must be 0 or 16, got 3"),
         (lambda: ModelConfig(dropout=1.0), "dropout"),
         (lambda: TrainConfig(lr=0), "lr must be positive, got 0"),

@@ -26,10 +26,18 @@ def vectors(*shape, seed=0, dtype=torch.float64):
 
 
 configs = st.builds(
-    lambda heads, expand, **rest: ModelConfig(d_model=8 * heads, expand=expand, headdim=8, **rest),
+    lambda heads, expand, n_layers, members, **rest: ModelConfig(
+        d_model=8 * heads,
+        expand=expand,
+        headdim=8,
+        n_layers=n_layers,
+        members=min(members, n_layers),
+        **rest,
+    ),
     heads=st.integers(1, 4),
     expand=st.integers(1, 2),
     n_layers=st.integers(1, 3),
+    members=st.integers(1, 3),
     d_state=st.integers(1, 9),
     d_conv=st.integers(1, 5),
     chunk_size=st.integers(1, 9),

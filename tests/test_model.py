@@ -124,6 +124,34 @@ def test_predictions_are_unit_rows_and_only_the_direction_of_an_input_counts():
         torch.testing.assert_close(model(x * 3.7), y, rtol=1e-5, atol=1e-5)
 
 
+def test_members_share_the_layers_and_the_prediction_is_their_means_direction():
+    config = ModelConfig(d_model=32, headdim=16, n_layers=5, members=2)
+    model, seq = OCPMambaLVM(config).eval(), torch.randn(3, 7, 768)
+    assert config.depths == (3, 2)
+    assert set(model.state_dict()) == set(
+        OCPMambaLVM(ModelConfig(d_model=32, headdim=16, n_layers=5)).state_dict()
+    )
+    own = model.predict_members(seq)
+    assert own.shape == (2, 3, 7, 768)
+    assert torch.allclose(model.predict_all(seq), F.normalize(own.sum(0), dim=-1), atol=1e-6)
+    with torch.no_grad():
+        model.layers[4].mixer.out_proj.weight.mul_(-1)
+    changed = model.predict_members(seq)
+    assert torch.equal(changed[0], own[0])
+    assert not torch.allclose(changed[1], own[1])
+
+
+def test_a_single_member_is_a_plain_stack():
+    model, seq = (
+        OCPMambaLVM(ModelConfig(d_model=32, headdim=16, n_layers=2)),
+        torch.randn(1, 4, 768),
+    )
+    x = model.embed(seq, None)
+    for layer in model.layers:
+        x = layer(x)
+    assert torch.equal(model.predict_all(seq), model.head(x, seq.dtype))
+
+
 def test_tmd_is_broadcast_to_every_position_and_changes_the_prediction():
     model = seeded(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16))
     x, tmd = vectors(2, 4, 768), vectors(2, 16)
