@@ -130,7 +130,7 @@ def _listed(lines: str) -> str:
 @click.option("--dropout", type=click.FloatRange(min=0, max=1, max_open=True))
 @click.option("--infonce-weight", type=click.FloatRange(min=0), help="Weight of the InfoNCE term.")
 @click.option("--infonce-candidates", type=click.Choice(["batch", "train"]),
-              help="What it tells a target from: the batch's targets or all of train's.")  # fmt: skip
+              help="What it tells a target from: the batch's targets, or train's.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Of InfoNCE.")
 @click.option("--hard-negatives", type=click.IntRange(min=0), metavar="K",
               help="Bank rows near each target that InfoNCE tells from it.")  # fmt: skip

@@ -26,12 +26,12 @@ class NextVectorModel(nn.Module):
         """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; row t sees positions <= t."""
         raise NotImplementedError(f"{type(self).__name__} has no predict_all")
 
-    def predict_members(self, seq_vectors: Tensor, **conditions: Tensor) -> Tensor:
+    def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return ``(M, B, L, 768)`` unit rows, what is taught: the model's own prediction, M = 1.
 
         A model of several members gives the prediction of each.
         """
-        return self.predict_all(seq_vectors, **conditions)[None]
+        return self.predict_all(seq_vectors, tmd)[None]
 
     def num_parameters(self) -> int:
         """Return the number of trainable numbers."""
