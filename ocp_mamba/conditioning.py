@@ -102,6 +102,19 @@ def check_relations(known: int, relations: Tensor | None, positions: Sequence[in
         )
 
 
+def check_lengths(lengths: Tensor, B: int, L: int) -> None:
+    """Refuse lengths of B rows that are not 1..L.
+
+    Raises:
+        ValueError: the shape is not ``(B,)``, or a length is out of range.
+    """
+    if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > L:
+        raise ValueError(
+            f"lengths must hold {B} numbers from 1 to {L}, got shape {tuple(lengths.shape)} "
+            f"with values {int(lengths.min())} to {int(lengths.max())}"
+        )
+
+
 def conditions(
     predictor: object, tmd: Tensor | None, relations: Tensor | None
 ) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from ocp_mamba.checkpoint import (
 from ocp_mamba.conditioning import (
     NextVectorModel,
     RelationAdapter,
+    check_lengths,
     check_relations,
     mean_direction,
 )
@@ -191,7 +192,7 @@ class OCPMambaLVM(NextVectorModel):
         predictions = self.predict_all(seq_vectors, tmd, relations)
         if lengths is None:
             return predictions[:, -1]
-        _check_lengths(lengths, *seq_vectors.shape[:2])
+        check_lengths(lengths, *seq_vectors.shape[:2])
         return predictions[torch.arange(len(lengths), device=lengths.device), lengths.long() - 1]
 
     def predict_all(
@@ -277,7 +278,7 @@ class OCPMambaLVM(NextVectorModel):
         """
         self._check(seq_vectors, tmd, relations, cache)
         if lengths is not None:
-            _check_lengths(lengths, *seq_vectors.shape[:2])
+            check_lengths(lengths, *seq_vectors.shape[:2])
         return inference.prefill(self, seq_vectors, tmd, cache, lengths, relations)
 
     @torch.no_grad()
@@ -321,14 +322,6 @@ class OCPMambaLVM(NextVectorModel):
         if cache is not None and cache.batch != shape[0]:
             raise ValueError(f"the cache is of {cache.batch} sequences, got {shape[0]}")
         check_relations(self.n_relations, relations, shape[:2])
-
-
-def _check_lengths(lengths: Tensor, B: int, L: int) -> None:
-    if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > L:
-        raise ValueError(
-            f"lengths must hold {B} numbers from 1 to {L}, got shape {tuple(lengths.shape)} "
-            f"with values {int(lengths.min())} to {int(lengths.max())}"
-        )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "1D": Preset("12 layers", model={"n_layers": 12}),
         "1E": Preset(
             "contrastive: 0.1 InfoNCE with 8 hard negatives a target out of the bank",
-            train={"infonce_weight": 0.1, "hard_negatives": 8},
+            train={"infonce_weight": 0.1, "infonce_candidates": "batch", "hard_negatives": 8},
         ),
         "relations": Preset(
             "conditioned on the relation by which each concept follows", relations=True

@@ -76,10 +76,10 @@ def test_a_hard_negative_stands_in_its_own_examples_denominator_once():
 @given(seed=st.integers(0, 500), k=st.integers(1, 6), m=st.integers(1, 8))
 def test_hard_negatives_only_raise_the_loss_and_none_leaves_it(seed, k, m):
     generator = torch.Generator().manual_seed(seed)
-    bank = F.normalize(torch.randn(20, 8, generator=generator), dim=-1)
+    bank = F.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=-1)
     ids = torch.randint(0, 10, (m,), generator=generator)
     hard_ids = torch.randint(10, 20, (m, k), generator=generator)
-    predictions = F.normalize(torch.randn(m, 8, generator=generator), dim=-1)
+    predictions = F.normalize(torch.randn(m, 8, generator=generator, dtype=torch.float64), dim=-1)
     distinct = ids.unique()
     candidates = bank[distinct]
     plain = metrics.info_nce(predictions, ids, distinct, candidates, 0.1)

@@ -7,8 +7,9 @@ from data_maker import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocp_mamba.config import D_VECTOR
-from ocp_mamba.negatives import mine_negatives
+from ocp_mamba import negatives
+from ocp_mamba.config import D_VECTOR, TrainConfig
+from ocp_mamba.negatives import find_rivals, mine_negatives
 
 
 def on_a_circle(degrees):
@@ -74,3 +75,26 @@ def test_for_each_example_exactly_the_nearest_that_may_be(seed, k, n_concepts):
         wanted = sorted(may, key=lambda i: -cosines[i])[:k]
         assert ids[: len(wanted)] == wanted
         assert ids[len(wanted) :] == [-1] * (k - len(wanted))
+
+
+def test_candidates_are_the_batchs_targets_or_all_of_trains():
+    data = make_dataset(seed=5)
+    of_train = np.unique(data.examples("train").target)
+    batch = torch.from_numpy(of_train[[3, 1, 3]]).long()
+    own = find_rivals(data, TrainConfig(infonce_candidates="batch")).candidates(batch)
+    assert own.tolist() == sorted(of_train[[1, 3]])
+    assert find_rivals(data, TrainConfig()).candidates(batch).tolist() == of_train.tolist()
+    assert find_rivals(data, TrainConfig(infonce_weight=0.0)) is negatives.NO_RIVALS
+
+
+def test_of_too_many_train_targets_some_are_drawn_the_same_for_the_same_batch(monkeypatch):
+    data = make_dataset(seed=5)
+    rivals = find_rivals(data, TrainConfig())
+    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 4)
+    batch, other = rivals.targets[[0, 2]], rivals.targets[[1, 2]]
+    drawn = rivals.candidates(batch)
+    assert 2 < len(drawn) <= 6
+    assert set(batch.tolist()) <= set(drawn.tolist()) <= set(rivals.targets.tolist())
+    assert drawn.tolist() == sorted(drawn.tolist())
+    assert torch.equal(drawn, rivals.candidates(batch))
+    assert set(drawn.tolist()) != set(rivals.candidates(other).tolist())

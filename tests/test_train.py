@@ -10,6 +10,7 @@ from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.batches import batches
 from ocp_mamba.evaluate import validator
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
+from ocp_mamba.negatives import find_rivals
 from ocp_mamba.objective import batch_losses
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.schedule import learning_rate, make_plan
@@ -77,6 +78,37 @@ def test_packed_chains_are_exactly_one_prefix_per_example(data, infonce_weight, 
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("candidates", ["batch", "train"])
+def test_each_member_is_taught_by_its_own_loss(data, candidates):
+    shape = {"d_model": 32, "headdim": 16}
+    model = seeded(ModelConfig(n_layers=2, members=2, **shape)).double()
+    bank = torch.from_numpy(data.bank).double()
+    batch = next(batches(data, "train", 16, bank=bank, shuffle_seed=1))
+    config = TrainConfig(infonce_weight=0.5, infonce_candidates=candidates)
+    rivals = find_rivals(data, config)
+    together = batch_losses(model, batch, bank, config, rivals)
+    apart = []
+    for member in range(2):
+        alone = seeded(ModelConfig(n_layers=1, **shape)).double()
+        weights = {k: v for k, v in model.state_dict().items() if not k.startswith("layers")}
+        layer = model.layers[member].state_dict()
+        alone.load_state_dict(weights | {f"layers.0.{k}": v for k, v in layer.items()})
+        apart.append(batch_losses(alone, batch, bank, config, rivals))
+    for name, loss in together.items():
+        mean = (apart[0][name] + apart[1][name]) / 2
+        torch.testing.assert_close(loss, mean, rtol=1e-10, atol=1e-12)
+
+
+def test_all_train_targets_are_harder_to_tell_from_than_the_batchs(data):
+    model, bank = seeded(), torch.from_numpy(data.bank)
+    batch = next(batches(data, "train", 4, bank=bank, shuffle_seed=1))
+    few, many = (
+        batch_losses(model, batch, bank, config, find_rivals(data, config))["infonce"]
+        for config in (TrainConfig(infonce_candidates=c) for c in ("batch", "train"))
+    )
+    assert many > few
+
+
 def test_fit_learns_and_leaves_the_best_epochs_weights(data, validate, tmp_path):
     model, seen = seeded(), []
     path = tmp_path / "model.pt"
@@ -125,7 +157,9 @@ def test_a_curriculum_learns_short_chains_first_and_is_told(data, validate):
 
 def test_hard_negatives_change_the_loss_and_are_mined_for_every_example(data, validate):
     def last_loss(hard):
-        config = replace(QUICK, infonce_weight=0.5, hard_negatives=hard, max_epochs=1)
+        config = replace(
+            QUICK, infonce_weight=0.5, infonce_candidates="batch", hard_negatives=hard, max_epochs=1
+        )
         return fit(seeded(), data, config, validate=validate, progress=False).history[0].losses
 
     plain, hard = last_loss(0), last_loss(4)
