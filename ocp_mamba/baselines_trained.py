@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ocp_mamba.conditioning import NextVectorModel
 from ocp_mamba.config import D_VECTOR, ModelConfig
-from ocp_mamba.model import NextVectorModel, RMSNorm
+from ocp_mamba.mamba2 import RMSNorm
 
 GRU_LAYERS = 2
 HEAD_WIDTH = 64

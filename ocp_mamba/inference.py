@@ -18,7 +18,8 @@ from ocp_mamba.conditioning import mean_direction
 from ocp_mamba.quantise import PackedLinear
 
 if TYPE_CHECKING:
-    from ocp_mamba.model import Mamba2Layer, Mamba2Mixer, OCPMambaLVM
+    from ocp_mamba.mamba2 import Mamba2Layer, Mamba2Mixer
+    from ocp_mamba.model import OCPMambaLVM
 
 
 @dataclass(frozen=True)

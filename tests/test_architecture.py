@@ -37,6 +37,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "conditioning",
             "inference",
             "inference_fast",
+            "mamba2",
             "model",
             "quantise",
         ),

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocp_mamba.config import ModelConfig
+from ocp_mamba.mamba2 import Mamba2Mixer
 from ocp_mamba.model import (
     CheckpointError,
-    Mamba2Mixer,
     OCPMambaLVM,
     load_checkpoint,
     load_model,

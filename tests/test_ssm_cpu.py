@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from ocp_mamba import ssm_cpu
 from ocp_mamba.compiled import COMPILE_SECONDS, Compiled, seconds_saved, start_kernels
 from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
-from ocp_mamba.model import Mamba2Mixer, OCPMambaLVM
+from ocp_mamba.mamba2 import Mamba2Mixer
+from ocp_mamba.model import OCPMambaLVM
 from ocp_mamba.train import fit
 from tests.data_maker import make_dataset
 
