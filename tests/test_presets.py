@@ -6,7 +6,7 @@ import click
 import pytest
 
 from ocp_mamba.cli import _train_job, main, train
-from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig, override
+from ocp_mamba.config import MODEL_SIZES, ConfigError, ModelConfig, TrainConfig, override
 from ocp_mamba.presets import BASE, PRESETS, preset
 
 
@@ -29,7 +29,7 @@ def test_each_changes_settings_that_exist_and_only_base_changes_none(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_train_takes_it_and_help_says_it(name):
     trained = job("--preset", name)
-    assert trained.model == override(ModelConfig(), **PRESETS[name].model)
+    assert trained.model == override(MODEL_SIZES["small"], **PRESETS[name].model)
     assert trained.train == override(TrainConfig(), **PRESETS[name].train)
     assert trained.relations == PRESETS[name].relations
     text = train.get_help(click.Context(train, parent=click.Context(main)))
