@@ -69,7 +69,7 @@ def load_predictor(path: Path | str) -> SavedPredictor:
             its settings.
     """
     content = read_checkpoint(path)
-    kind = content["kind"]
+    kind = str(content["kind"])
     if kind == KIND:
         checkpoint = load_checkpoint(path)
         model: NextVectorModel = checkpoint.build_model()

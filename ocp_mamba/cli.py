@@ -220,9 +220,11 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     Examples:
       ocp-mamba evaluate --model outputs/model.pt --data ocp_training_9k.npz --gate
       ocp-mamba evaluate --model baseline:ridge --data ocp_training_9k.npz --split test
+      ocp-mamba evaluate --model outputs/model.gru.pt --data ocp_training_9k.npz
     """
 )
-@click.option("--model", required=True, help="A .pt, models:/NAME@ALIAS, or baseline:NAME.")
+@click.option("--model", required=True, help="A .pt of the model or of a trained "
+              "baseline, models:/NAME@ALIAS, runs:/ID/FILE.pt, or baseline:NAME.")  # fmt: skip
 @click.option("--data", required=True, help="Dataset file, or an older npz.")
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True
@@ -239,13 +241,14 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 def evaluate(**flags: Any) -> None:
     """Judge a model or a baseline on a split, and track the judgement."""
     from ocp_mamba import gates, job_evaluate
+    from ocp_mamba.job_open import PREFIXES
     from ocp_mamba.paths import resolve_file, resolve_output
 
     def run() -> None:
         model = flags["model"]
         outcome = job_evaluate.run_evaluation(
             job_evaluate.EvaluationJob(
-                model=str(resolve_file(model)) if model.endswith(".pt") else model,
+                model=model if model.startswith(PREFIXES) else str(resolve_file(model)),
                 data=resolve_file(flags["data"]),
                 split=flags["split"],
                 output=resolve_output(flags["output"]),

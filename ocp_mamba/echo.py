@@ -14,10 +14,6 @@ MIN_PARITY = 0.999
 """A row rounded to float16 loses less than 1e-6 of its cosine; one of other weights, far more."""
 
 
-class EncoderMismatchError(ValueError):
-    """An encoder does not give the bank's vectors: figures that mix the two mean nothing."""
-
-
 @dataclass(frozen=True)
 class Parity:
     """Cosines of bank rows with their own texts encoded again: mean and lowest over ``n``."""
@@ -26,6 +22,22 @@ class Parity:
     n: int
     mean: float
     lowest: float
+
+    def figures(self) -> dict[str, float]:
+        """Return the numbers by the names of metrics."""
+        return {"encoder_parity_mean": self.mean, "encoder_parity_lowest": self.lowest}
+
+
+class EncoderMismatchError(ValueError):
+    """An encoder does not give the bank's vectors: figures that mix the two mean nothing.
+
+    ``parity`` holds the figures where a live encoder was tried, else None.
+    """
+
+    def __init__(self, message: str, parity: Parity | None = None) -> None:
+        """Keep the figures beside the message."""
+        super().__init__(message)
+        self.parity = parity
 
 
 def check_parity(encoder: Encoder, dataset: Dataset, seed: int = 0) -> Parity:
@@ -45,7 +57,8 @@ def check_parity(encoder: Encoder, dataset: Dataset, seed: int = 0) -> Parity:
             f"encoder mismatch: {n} bank texts encoded again by {encoder.name} have a cosine of "
             f"mean {parity.mean:.4f}, lowest {parity.lowest:.4f} ({str(worst)!r}) with their bank "
             f"rows, and each must reach {MIN_PARITY}; the bank says it is of "
-            f"{dataset.meta.get('encoder', {}).get('name', 'an unknown encoder')}"
+            f"{dataset.meta.get('encoder', {}).get('name', 'an unknown encoder')}",
+            parity,
         )
     return parity
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ocp_mamba import metrics
 from ocp_mamba.baselines import ContextMean, GlobalMean, Predictor
-from ocp_mamba.conditioning import conditions
+from ocp_mamba.conditioning import NextVectorModel, conditions
+from ocp_mamba.config import D_VECTOR
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.data.leak import strata
@@ -22,7 +23,6 @@ from ocp_mamba.data.split import families
 from ocp_mamba.echo import Parity, check_parity, encode_again
 from ocp_mamba.encoders import Encoder
 from ocp_mamba.metrics import Figure
-from ocp_mamba.model import OCPMambaLVM
 from ocp_mamba.probes import rollout, sensitivity
 from ocp_mamba.retrieval import BankIndex
 
@@ -171,6 +171,8 @@ def evaluate(
             "prediction_variance": metrics.variance(predictions),
             "target_variance": metrics.variance(_rows(dataset, examples.target)),
         }
+        if parity:
+            scalars |= parity.figures()
         if index.kind != "exact":
             scalars["faiss_recall_at_1"] = index.recall_at_1(predictions.numpy())
     return Evaluation(
@@ -334,16 +336,16 @@ def validator(
     return validate
 
 
-def inference_latency(model: OCPMambaLVM) -> dict[str, float]:
+def inference_latency(model: NextVectorModel) -> dict[str, float]:
     """Time the model alone on one context of 10 vectors: p50 and p95 in milliseconds."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, LATENCY_CONTEXT, model.config.d_vector, generator=generator)
+    x = torch.randn(1, LATENCY_CONTEXT, D_VECTOR, generator=generator)
     taken = conditions(model, torch.zeros(1, model.d_tmd), torch.zeros(1, LATENCY_CONTEXT, 2))
     seconds = []
     with torch.inference_mode():
         for _ in range(LATENCY_WARMUP + LATENCY_RUNS):
             started = time.perf_counter()
-            model(x, **taken)
+            model.predict_all(x, **taken)[:, -1]
             seconds.append(time.perf_counter() - started)
     timed = seconds[LATENCY_WARMUP:]
     return {

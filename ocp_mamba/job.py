@@ -258,7 +258,14 @@ def _conclude(
     trained: dict[str, Evaluation] = {}
     if job.baselines == FULL:
         trained = train_and_judge(
-            run, model, ground.dataset, ground.index, job.train, echo=echo, progress=job.progress
+            run,
+            model,
+            ground.dataset,
+            ground.index,
+            job.train,
+            job.output,
+            echo=echo,
+            progress=job.progress,
         )
     verdicts |= trained_gates(judged, trained)
     ground = replace(ground, baselines={**ground.baselines, **trained})

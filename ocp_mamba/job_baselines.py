@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from ocp_mamba import gates
 from ocp_mamba.baselines import cheap_baselines
+from ocp_mamba.baselines_file import save_baseline
 from ocp_mamba.baselines_trained import TRAINED_BASELINES
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data import Dataset
@@ -15,7 +17,7 @@ from ocp_mamba.evaluate import Evaluation, evaluate, validator
 from ocp_mamba.model import OCPMambaLVM
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.tracking_run import TrackedRun
-from ocp_mamba.train import fit
+from ocp_mamba.train import EpochRecord, fit
 
 CHEAP, FULL = "cheap", "full"
 HEADLINE = ("next_vec_cosine", "faiss_retrieval_p1")
@@ -35,13 +37,15 @@ def train_and_judge(
     dataset: Dataset,
     index: BankIndex,
     config: TrainConfig,
+    output: Path,
     *,
     echo: Callable[[str], None],
     progress: bool,
 ) -> dict[str, Evaluation]:
     """Train each baseline of the model's size as the model was, judge it and log it as a child.
 
-    Everything is the model's: seed, batches, loss, schedule, precision, early stopping.
+    Everything is the model's: seed, batches, loss, schedule, precision, early stopping. Each one's
+    best epoch is written beside the model's file, as ``<stem>.<name>.pt``, and into its child run.
 
     Returns:
         Judgements of the best epochs on the validation split, by name.
@@ -58,6 +62,15 @@ def train_and_judge(
             "best_epoch": fitted.best_epoch,
             "epochs": len(fitted.history),
         }
+        path = output.with_name(f"{output.stem}.{name}.pt")
+        save_baseline(
+            path,
+            model,
+            dataset_fingerprint=dataset.fingerprint,
+            encoder=dict(dataset.meta.get("encoder", {})),
+            loop={"epoch": fitted.best_epoch},
+        )
+        echo(f"baseline file {path}")
         log_baseline(
             run,
             name,
@@ -65,6 +78,8 @@ def train_and_judge(
             params,
             {"train_time_minutes": fitted.train_minutes},
             {alarm.tag: str(alarm) for alarm in fitted.alarms},
+            history=fitted.history,
+            files=[path],
         )
     return judged
 
@@ -76,6 +91,9 @@ def log_baseline(
     params: Mapping[str, object] | None = None,
     numbers: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
+    *,
+    history: Sequence[EpochRecord] = (),
+    files: Sequence[Path] = (),
 ) -> None:
     """Log a baseline as a child run, and its headline beside the model's on the run itself."""
     figures = judged.flat()
@@ -84,6 +102,8 @@ def log_baseline(
         {"predictor": name, **(params or {})},
         {**figures, **(numbers or {})},
         {"kind": "baseline", **(tags or {})},
+        history=history,
+        files=files,
     )
     run.log_results({f"baseline/{name}_{key}": figures.get(key) for key in HEADLINE})
 

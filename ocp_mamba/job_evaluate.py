@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ocp_mamba import gates
 from ocp_mamba.baselines import Predictor, cheap_baselines
+from ocp_mamba.conditioning import NextVectorModel
 from ocp_mamba.data import Dataset, DatasetError
+from ocp_mamba.echo import EncoderMismatchError
 from ocp_mamba.encoders import Encoder, SentenceTransformerEncoder
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency
-from ocp_mamba.job import Echo, JobError, check_aloud, open_data
+from ocp_mamba.job import Echo, check_aloud, open_data
+from ocp_mamba.job_open import BASELINE_PREFIX, open_predictor, require_one_encoder, short_name
 from ocp_mamba.job_report import log_judgement
-from ocp_mamba.model import OCPMambaLVM, load_checkpoint
-from ocp_mamba.registry import load_version
 from ocp_mamba.report import baseline_table, result_table
 from ocp_mamba.report_html import Report
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.tracking import track
-
-BASELINE_PREFIX = "baseline:"
+from ocp_mamba.tracking_run import TrackedRun
 
 SHOWN = (
     "next_vec_cosine",
@@ -44,7 +45,7 @@ class EvaluationJob:
     """What to judge, on what, and with what.
 
     Attributes:
-        model: a path, ``models:/…``, or a name of `cheap_baselines` after ``baseline:``.
+        model: see `job_open.open_predictor`.
         data: a dataset file, or an older npz.
         split: "train", "val" or "test".
         output: folder for the page, the figures and ``gates.json``, made where it does not exist.
@@ -80,15 +81,16 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
 
     Raises:
         DatasetError: the split has no examples, or see `open_data`.
-        JobError: the baseline is unknown, or model and dataset are of different encoders.
-        EncoderError, EncoderMismatchError: the encoder cannot be loaded, or is not the bank's.
+        JobError: the baseline is unknown, or the dataset lacks what the model takes.
+        EncoderError: the encoder cannot be loaded.
+        EncoderMismatchError: the model's or the live encoder is not the bank's. A run tells of it.
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
     if dataset.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to judge on")
     compared = job.against or job.model.startswith(BASELINE_PREFIX)
     cheap = cheap_baselines(dataset) if compared else {}
-    predictor, trained_on = _open_predictor(job.model, dataset, cheap)
+    opened = open_predictor(job.model, dataset, cheap)
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
     leaks = check_aloud(dataset, echo)
     job.output.mkdir(parents=True, exist_ok=True)
@@ -98,22 +100,27 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         output_dir=job.output,
         run_name=f"evaluate {job.split}",
         params={"evaluated.model": job.model, "evaluated.split": job.split},
-        tags={"kind": "evaluation"},
+        tags={"kind": "evaluation", "test_split_judged": str(job.split == "test").lower()},
+        inputs={job.split: "evaluation"},
         system_metrics=False,
     ) as run:
-        judged, baselines = _judge_all(job, predictor, cheap, dataset, encoder, echo)
+        if opened.model_id is not None:
+            run.link_model(opened.model_id)
+        with _mismatch_tracked(run):
+            require_one_encoder(job.model, opened.encoder, dataset)
+            judged, baselines = _judge_all(job, opened.predictor, cheap, dataset, encoder, echo)
         numbers = judged.flat() | leaks.figures()
-        if isinstance(predictor, OCPMambaLVM):
-            numbers |= inference_latency(predictor)
+        if isinstance(opened.predictor, NextVectorModel):
+            numbers |= inference_latency(opened.predictor)
         verdicts = gates.judge(
             judged,
             baselines,
             leaks=leaks.leaks,
-            same_encoder=gates.same_encoder(trained_on, dataset.meta.get("encoder", {})),
+            same_encoder=gates.same_encoder(opened.encoder, dataset.meta.get("encoder", {})),
         )
         run.log_results(numbers, verdicts, judged.tags(), split=job.split)
         report = Report(
-            title=f"Judgement of {job.model} on the {job.split} split",
+            title=f"Judgement of {judged.predictor} on the {job.split} split",
             judged=judged,
             dataset=dataset,
             baselines=baselines,
@@ -125,7 +132,7 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         written = job.output / "gates.json"
         written.write_text(json.dumps(verdicts, indent=1) + "\n", encoding="utf-8")
         run.log_artifact(written, "reports")
-    echo(baseline_table({**baselines, job.model: judged}))
+    echo(baseline_table({**baselines, judged.predictor: judged}))
     echo("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
     echo(f"\nmargin {margin_note(judged)}")
     echo(f"\nwrote {page}, run {run.run_id}")
@@ -152,7 +159,9 @@ def _judge_all(
     """Judge the predictor, then the baselines (but the one that it is), with the same index."""
     index = BankIndex(dataset.bank, job.index)
     echo(f"judging {job.model} on {dataset.n_examples(job.split):,} sequences of {job.split}")
-    judged = evaluate(predictor, dataset, job.split, name=job.model, index=index, encoder=encoder)
+    judged = evaluate(
+        predictor, dataset, job.split, name=short_name(job.model), index=index, encoder=encoder
+    )
     baselines = {}
     for name, baseline in cheap.items() if job.against else ():
         if baseline is not predictor:
@@ -161,37 +170,12 @@ def _judge_all(
     return judged, baselines
 
 
-def _names(relations: tuple[str, ...]) -> str:
-    return ", ".join(relations[:10]) + (", …" if relations[10:] else "") if relations else "none"
-
-
-def _open_predictor(
-    model: str, dataset: Dataset, cheap: Mapping[str, Predictor]
-) -> tuple[Predictor, Mapping[str, object]]:
-    """Return a predictor and the encoder of the vectors that it was trained on."""
-    bank = dataset.meta.get("encoder", {})
-    if model.startswith(BASELINE_PREFIX):
-        name = model.removeprefix(BASELINE_PREFIX)
-        if name not in cheap:
-            raise JobError(f"baseline {name!r} is unknown; choose one of {', '.join(cheap)}")
-        return cheap[name], bank
-    if model.startswith("models:/"):
-        loaded, trained_on = load_version(model)
-    else:
-        checkpoint = load_checkpoint(model)
-        loaded, trained_on = checkpoint.build_model(), checkpoint.encoder
-    if gates.same_encoder(trained_on, bank) is False:
-        raise JobError(
-            f"encoder mismatch: {model} was trained on vectors of {trained_on.get('name')} "
-            f"(weights {str(trained_on['weight_hash'])[:12]}), the bank's are of "
-            f"{bank.get('name')} (weights {str(bank['weight_hash'])[:12]}); retrieval between them "
-            "means nothing"
-        )
-    if loaded.config.d_tmd and dataset.chain_tmd is None:
-        raise JobError(f"{model} takes TMD vectors, and the dataset has none (no chain_tmd)")
-    if loaded.config.relations and loaded.config.relations != dataset.relations:
-        raise JobError(
-            f"{model} knows the relations {_names(loaded.config.relations)}, the dataset has "
-            f"{_names(dataset.relations)}; their numbers would mean something else"
-        )
-    return loaded, trained_on
+@contextmanager
+def _mismatch_tracked(run: TrackedRun) -> Iterator[None]:
+    """Log a mismatch of encoders as a failed gate, with the figures, before it ends the run."""
+    try:
+        yield
+    except EncoderMismatchError as error:
+        figures = error.parity.figures() if error.parity else {}
+        run.log_results(figures, {"no_encoder_mismatch": gates.FAIL})
+        raise

@@ -27,7 +27,7 @@ from ocp_mamba.model import NextVectorModel, OCPMambaLVM, save_checkpoint
 from ocp_mamba.quality import COLUMNS, Quality, Row, to_dict, to_markdown
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.tracking import EXPERIMENT, config_params, track
-from ocp_mamba.tracking_run import TrackedRun
+from ocp_mamba.tracking_run import TRAINING_INPUTS, TrackedRun
 from ocp_mamba.train import EpochRecord, fit, resolve_precision
 
 MODEL = "model"
@@ -118,6 +118,7 @@ def run_quality(job: QualityJob, echo: Echo) -> Quality | None:
             "metrics.version": METRICS_VERSION,
             "test_split_judged": str(job.split == "test").lower(),
         },
+        inputs={**TRAINING_INPUTS, job.split: "evaluation"},
         system_metrics=False,
     ) as run:
         _train_all(job, units, dataset, index, echo)

@@ -12,7 +12,9 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from ocp_mamba.model import CheckpointError, OCPMambaLVM, load_checkpoint
+from ocp_mamba.baselines_file import SavedPredictor, load_predictor
+from ocp_mamba.checkpoint import CheckpointError
+from ocp_mamba.model import OCPMambaLVM, load_checkpoint
 from ocp_mamba.serving import CHECKPOINT
 from ocp_mamba.tracking_ops import DIGEST_TAG
 from ocp_mamba.tracking_store import first_line
@@ -83,6 +85,37 @@ def _version_tags(model: LoggedModel, run: Run) -> dict[str, str]:
     tags |= {k: f"{measured[k]:.6f}" for k in VERSION_METRICS if k in measured}
     kept = (k for k in run.data.tags if k in RUN_TAGS or k.startswith("gate."))
     return tags | {k: run.data.tags[k] for k in kept}
+
+
+def load_run_file(uri: str) -> SavedPredictor:
+    """Load a predictor out of a ``.pt`` among a run's artifacts, in evaluation mode.
+
+    Args:
+        uri: such as ``runs:/RUN_ID/model.gru.pt``.
+
+    Raises:
+        RegistryError: there is no such run or file, or it cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)
+            return load_predictor(path)
+        except (MlflowException, OSError, CheckpointError) as error:
+            raise RegistryError(f"{uri}: no model to load: {first_line(error)}") from error
+
+
+def logged_model_id(uri: str) -> str | None:
+    """Return the id of the LoggedModel behind ``models:/…``, or None where nothing says it."""
+    name = uri.removeprefix("models:/")
+    if "@" not in name and "/" not in name:
+        return name
+    client = mlflow.MlflowClient()
+    if "@" in name:
+        version = client.get_model_version_by_alias(*name.split("@", 1))
+    else:
+        version = client.get_model_version(*name.split("/", 1))
+    found: str | None = version.tags.get("model_id")
+    return found
 
 
 def load_version(uri: str) -> tuple[OCPMambaLVM, dict[str, Any]]:

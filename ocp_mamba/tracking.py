@@ -23,7 +23,7 @@ from ocp_mamba.lifecycle import (
 )
 from ocp_mamba.spool import read_spool, replay_spool
 from ocp_mamba.tracking_ops import apply
-from ocp_mamba.tracking_run import TrackedRun, end_active_run
+from ocp_mamba.tracking_run import TRAINING_INPUTS, TrackedRun, end_active_run
 from ocp_mamba.tracking_store import STORE_FAILURES, STORE_VARIABLE, first_line, use_store
 
 EXPERIMENT = "ocp_mamba"
@@ -65,6 +65,7 @@ def track(
     checkpoint_every: int = 0,
     store: str | None = None,
     system_metrics: bool = True,
+    inputs: Mapping[str, str] = TRAINING_INPUTS,
 ) -> Iterator[TrackedRun]:
     """Open an MLflow run for the block and end it as FINISHED, FAILED or KILLED.
 
@@ -73,7 +74,7 @@ def track(
     is gone; a signal, and that, then end the process with exit code 143.
 
     Args:
-        dataset: logged as the run's inputs, its train and its val split.
+        dataset: logged as the run's inputs.
         data_path: the file that it came from; only its name is logged.
         output_dir: where the spool, and the last epoch's ``.pt`` until it is stored, are kept.
         experiment: name of the experiment, made where it does not exist.
@@ -83,6 +84,7 @@ def track(
         checkpoint_every: every how many epochs the whole model is stored; 0 for best and last only.
         store: tracking URI, see `use_store`.
         system_metrics: log CPU, memory, disk and network of this machine.
+        inputs: which splits the run reads, and as what.
 
     Raises:
         TrackingError: the store cannot be used or refuses the run.
@@ -97,7 +99,9 @@ def track(
                 tags={**identity_tags(dataset), **(tags or {})},
                 log_system_metrics=system_metrics,
             )
-            run = TrackedRun(active, uri, dataset, data_path, Path(output_dir), checkpoint_every)
+            run = TrackedRun(
+                active, uri, dataset, data_path, Path(output_dir), checkpoint_every, inputs
+            )
         except BaseException as error:
             with undisturbed():
                 end_active_run(_outcome(error)[0])

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import (
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
@@ -190,10 +198,17 @@ def _end(operation: Operation) -> None:
     )
 
 
+def _model_input(operation: Operation) -> None:
+    mlflow.MlflowClient().log_inputs(
+        operation["run_id"], models=[LoggedModelInput(operation["model_id"])]
+    )
+
+
 APPLY: dict[str, Callable[[Operation], str | None]] = {
     "log": _log,
     "model": _store_model,
     "artifact": _artifact,
     "child": _child,
+    "model_input": _model_input,
     "end": _end,
 }

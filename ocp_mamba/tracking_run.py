@@ -24,6 +24,9 @@ from ocp_mamba.train import EpochRecord, EpochResult
 NOT_RUN = "not-run"
 CONTEXT = "mlflow.data.context"
 
+TRAINING_INPUTS: Mapping[str, str] = {"train": "training", "val": "validation"}
+"""The splits that a training reads, and as what."""
+
 Numbers = Mapping[str, float | None]
 
 
@@ -44,8 +47,9 @@ class TrackedRun:
         data_path: Path | str,
         output_dir: Path,
         checkpoint_every: int = 0,
+        inputs: Mapping[str, str] = TRAINING_INPUTS,
     ) -> None:
-        """Wrap an active run and log the dataset's train and val split as its inputs."""
+        """Wrap an active run and log splits of the dataset as its inputs, each in its context."""
         self.run_id: str = active.info.run_id
         self.experiment_id: str = active.info.experiment_id
         self.name: str = active.info.run_name
@@ -54,7 +58,7 @@ class TrackedRun:
         self._spool = Spool(self.spool_path, apply, store=store, failures=STORE_FAILURES)
         self._logged_params: dict[str, str] = dict(active.data.params)
         self._dataset = dataset
-        self._inputs = {s: DatasetInput(dataset, s, data_path) for s in ("train", "val")}
+        self._inputs = {s: DatasetInput(dataset, s, data_path) for s in inputs}
         self._output_dir = output_dir
         self._checkpoint_every = checkpoint_every
         self._best: tuple[int, float] | None = None
@@ -67,7 +71,7 @@ class TrackedRun:
                 self.run_id,
                 [
                     LoggedInput(self._inputs[split]._to_mlflow_entity(), [InputTag(CONTEXT, name)])
-                    for split, name in {"train": "training", "val": "validation"}.items()
+                    for split, name in inputs.items()
                 ],
             )
 
@@ -156,6 +160,10 @@ class TrackedRun:
             self._last = None
             self._send({"op": "log", "tags": {"best.epoch": str(best_epoch)}})
         return self._model_ids[best_epoch]
+
+    def link_model(self, model_id: str) -> None:
+        """Say that the run judged a LoggedModel, so that each leads to the other."""
+        self._send({"op": "model_input", "model_id": model_id})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into a folder of the run's artifacts."""

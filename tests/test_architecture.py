@@ -87,6 +87,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "job",
             "job_baselines",
             "job_evaluate",
+            "job_open",
             "job_processes",
             "job_quality",
             "job_report",

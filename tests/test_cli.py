@@ -80,6 +80,19 @@ def test_train_tracks_judges_registers_and_says_where_to_look(file, store, tmp_p
     written = json.loads((tmp_path / "outputs/evaluation/evaluation.json").read_text())
     assert written["split"] == "val"
     assert "Judgement of models:/" in (tmp_path / "outputs/evaluation/report.html").read_text()
+    (linked,) = client.get_run(judged.info.run_id).inputs.model_inputs
+    version = client.get_model_version("ocp-mamba-lvm", "1")
+    assert linked.model_id == version.tags["model_id"]
+    (read,) = judged.inputs.dataset_inputs
+    assert read.dataset.name == "small-val"
+
+    run("evaluate", "--model", tmp_path / "out/model.pt", "--data", file, "--split", "test")
+    judged = last_run()
+    (read,) = judged.inputs.dataset_inputs
+    assert (read.dataset.name, read.tags[0].value) == ("small-test", "evaluation")
+    assert judged.data.tags["test_split_judged"] == "true"
+    page = (tmp_path / "outputs/evaluation/report.html").read_text()
+    assert "Judgement of model.pt on the test split" in page
 
 
 def test_evaluate_judges_a_baseline_and_a_file(file, store, tmp_path):
@@ -106,6 +119,8 @@ def test_model_and_bank_of_different_encoders_are_refused(file, store, tmp_path)
     said = run("evaluate", "--model", tmp_path / "other.pt", "--data", file, code=2)
     assert "encoder mismatch" in said
     assert "gtr-t5" in said
+    assert last_run().info.status == "FAILED"
+    assert last_run().data.tags["gate.no_encoder_mismatch"] == "fail"
 
 
 def test_a_tmd_model_trains_and_needs_tmd_in_the_dataset(file, store, tmp_path):

@@ -5,6 +5,7 @@ import json
 import mlflow
 import pytest
 from click.testing import CliRunner
+from command import run
 from data_maker import make_dataset
 
 from ocp_mamba.baselines_trained import TRAINED_BASELINES
@@ -49,6 +50,28 @@ def test_full_trains_judges_and_tracks_each_beside_the_model(file, store, tmp_pa
     assert all(top.data.tags[gate] in ("pass", "fail") for gate in GATES)
     artifact = mlflow.artifacts.load_text(f"{top.info.artifact_uri}/plots/cosine.json")
     assert set(TRAINED_BASELINES) <= set(json.loads(artifact)["baselines"])
+
+
+def test_a_trained_baseline_is_judged_from_its_file_and_from_its_child_run(file, store, tmp_path):
+    _, _, children = train(file, "--baselines", "full", "--output", "out/m.pt")
+    for name in TRAINED_BASELINES:
+        child = children[f"baseline {name}"]
+        history = mlflow.MlflowClient().get_metric_history(child.info.run_id, "val_next_vec_cosine")
+        assert [m.step for m in history] == [1, 2]
+        for model in (tmp_path / f"out/m.{name}.pt", f"runs:/{child.info.run_id}/m.{name}.pt"):
+            run("evaluate", "--model", model, "--data", file, "--against", "none")
+            judged = mlflow.search_runs(
+                experiment_names=["ocp_mamba"], output_format="list", max_results=1,
+                filter_string="tags.kind = 'evaluation'", order_by=["start_time DESC"],
+            )[0].data  # fmt: skip
+            for metric in ("next_vec_cosine", "faiss_retrieval_p1", "rollout/h2_cosine"):
+                assert judged.metrics[metric] == pytest.approx(child.data.metrics[metric]), metric
+            assert judged.metrics["inference_latency_ms"] > 0
+            assert judged.tags["gate.no_encoder_mismatch"] == "pass"
+    said = run("evaluate", "--model", "baseline:gru", "--data", file, code=2)
+    assert "judged by the file" in said
+    said = run("evaluate", "--model", f"runs:/{'0' * 32}/m.gru.pt", "--data", file, code=2)
+    assert "no model to load" in said
 
 
 def test_cheap_is_the_default_and_says_not_run(file, store, tmp_path):

@@ -84,6 +84,9 @@ def test_the_echo_is_encoded_by_the_encoder_given(file, encoder, store, tmp_path
     assert tracked.data.tags["echo_encoder"] == "tiny-encoder"
     written = json.loads((tmp_path / "outputs/evaluation/evaluation.json").read_text())
     assert written["parity"]["lowest"] > 0.999
+    assert tracked.data.metrics["encoder_parity_lowest"] == pytest.approx(
+        written["parity"]["lowest"]
+    )
     run("--model", "baseline:ridge", "--data", file, "--against", "none")
     bank = last_run()
     assert bank.data.tags["echo_encoder"] == "bank"
@@ -97,6 +100,13 @@ def test_an_encoder_that_did_not_make_the_bank_is_refused(file, store, tmp_path)
     folder = save_tiny_encoder(tmp_path / "other", seed=1)
     said = run("--model", "baseline:ridge", "--data", other, "--encoder", folder, code=2)
     assert "encoder mismatch: 60 bank texts encoded again by tiny-encoder" in said
+    tracked = last_run()
+    assert tracked.info.status == "FAILED"
+    assert tracked.data.tags["gate.no_encoder_mismatch"] == "fail"
+    assert "encoder mismatch: 60 bank texts" in tracked.data.tags["ended.reason"]
+    assert f"mean {tracked.data.metrics['encoder_parity_mean']:.4f}, lowest" in said
+    assert tracked.data.metrics["encoder_parity_lowest"] < 0.5
+    assert "next_vec_cosine" not in tracked.data.metrics, "nothing was judged"
     said = run("--model", "baseline:ridge", "--data", file, "--encoder", tmp_path / "no", code=2)
     assert "cannot be loaded" in said
 

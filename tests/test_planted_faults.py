@@ -7,7 +7,7 @@ what no cheap baseline can. Some topics are in no train chain.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,14 +19,18 @@ from encoder_maker import CountingEncoder
 
 from ocp_mamba import gates
 from ocp_mamba.baselines import Persistence, cheap_baselines
+from ocp_mamba.baselines_file import save_baseline
+from ocp_mamba.baselines_trained import gru_of_size
+from ocp_mamba.checkpoint import CheckpointError
 from ocp_mamba.config import D_VECTOR, ModelConfig, TrainConfig
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.data.leak import check
 from ocp_mamba.echo import EncoderMismatchError
 from ocp_mamba.evaluate import evaluate, validator
 from ocp_mamba.job import _same_predictions
-from ocp_mamba.model import OCPMambaLVM, load_checkpoint, save_checkpoint
+from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model, save_checkpoint
 from ocp_mamba.retrieval import BankIndex
+from ocp_mamba.serving import save_pyfunc
 from ocp_mamba.train import fit
 
 TOPICS, PHASES, LENGTH, UNSEEN_TOPICS = 60, 5, 5, 10
@@ -206,6 +210,24 @@ def test_a_file_with_other_weights_is_not_ready_for_inference(data, baselines, t
     loaded = load_checkpoint(tmp_path / "other.pt").build_model()
     found = failures(loaded, data, baselines)
     assert {"next_vec_cosine", "beats_baselines_cosine", "beats_baselines_p1"} <= set(found)
+
+
+def test_a_baseline_in_the_models_place_is_not_promoted(data, tmp_path):
+    """A file of another class is refused by name where it is loaded, served or registered."""
+    gru = gru_of_size(MODEL, 50_000)
+    path = tmp_path / "model.pt"
+    save_baseline(path, gru, dataset_fingerprint=data.fingerprint, encoder=data.meta["encoder"])
+    both = "holds a baseline of kind 'gru', 'OCPMambaLVM' wanted"
+    for promote in (load_checkpoint, load_model, lambda p: save_pyfunc(tmp_path / "served", p)):
+        with pytest.raises(CheckpointError, match=both):
+            promote(path)
+    forged = torch.load(path, weights_only=True) | {"kind": "OCPMambaLVM"}
+    torch.save(forged, path)
+    with pytest.raises(CheckpointError, match="keys \\['model_config'\\] are missing"):
+        load_model(path)
+    torch.save(forged | {"model_config": asdict(MODEL)}, path)
+    with pytest.raises(CheckpointError, match="the weights do not fit the checkpoint's config"):
+        load_model(path)
 
 
 def test_targets_that_lag_by_one_are_warned_of(data):
