@@ -99,7 +99,7 @@ def _listed(lines: str) -> str:
     \b
     Example:
       ocp-mamba train --data ocp_training_9k.npz --model-size small --n-layers 6 \\
-        --batch-size 64 --max-epochs 10 --early-stopping --output model.pt
+        --batch-size 64 --max-epochs 6 --early-stopping --output model.pt
       torchrun --nproc-per-node 4 -m ocp_mamba train --data ocp_training_9k.npz
 
     \b

@@ -123,7 +123,7 @@ class TrainConfig:
     """
 
     batch_size: int = 64
-    max_epochs: int = 10
+    max_epochs: int = 6
     lr: float = 1e-3
     min_lr_fraction: float = 0.05
     warmup_fraction: float = 0.05

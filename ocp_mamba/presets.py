@@ -41,6 +41,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "contrastive: 0.1 InfoNCE with 8 hard negatives a target out of the bank",
             train={"infonce_weight": 0.1, "infonce_candidates": "batch", "hard_negatives": 8},
         ),
+        "1S": Preset("one stack of all the layers", model={"members": 1}),
         "relations": Preset(
             "conditioned on the relation by which each concept follows", relations=True
         ),
