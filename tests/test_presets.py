@@ -6,7 +6,7 @@ import click
 import pytest
 
 from ocp_mamba.cli import _train_job, main, train
-from ocp_mamba.config import MODEL_SIZES, ConfigError, ModelConfig, TrainConfig, override
+from ocp_mamba.config import MODEL_SIZES, ConfigError, TrainConfig, override
 from ocp_mamba.presets import BASE, PRESETS, preset
 
 
@@ -18,9 +18,10 @@ def job(*words):
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_changes_settings_that_exist_and_only_base_changes_none(name):
     found = PRESETS[name]
-    model = override(ModelConfig(), **found.model)
+    small = MODEL_SIZES["small"]
+    model = override(small, **found.model)
     settings = override(TrainConfig(), **found.train)
-    changed = (model, settings) != (ModelConfig(), TrainConfig()) or found.relations
+    changed = (model, settings) != (small, TrainConfig()) or found.relations
     assert changed == (name != BASE)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.summary = "x"
