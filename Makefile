@@ -20,7 +20,7 @@ export TORCH_INDEX_URL
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run quality test test-all bench lint ui serve install install-dev lock clean
+.PHONY: help run quality test test-all bench lint ui server serve install install-server install-dev lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -56,11 +56,15 @@ ui: install ## open the tracked runs (PORT=5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	$(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1 --port $(PORT)
 
+server: install-server ## start a team's tracking server, see docs/server.md (PORT=5000)
+	$(BIN)/python scripts/server.py start --port $(PORT)
+
 serve: install ## serve the registered candidate over HTTP (SERVE_PORT=5001)
 	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
 	$(BIN)/mlflow models serve -m models:/ocp-mamba-lvm@candidate --env-manager local --port $(SERVE_PORT)
 
 install: $(VENV)/.installed ## make .venv with what `make run` needs
+install-server: $(VENV)/.installed-server ## make .venv with what `make server` needs
 install-dev: $(VENV)/.installed-dev ## make .venv with what `make test` needs
 
 # A stamp is older than what it was made from only when that changed: then pip runs again.
@@ -72,6 +76,10 @@ $(VENV)/.installed: $(INPUTS)
 
 $(VENV)/.installed-dev: $(INPUTS)
 	@$(call install,--extras dev)
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-server: $(INPUTS)
+	@$(call install,--extras server)
 	@touch $@ $(VENV)/.installed
 
 define install

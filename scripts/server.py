@@ -216,7 +216,6 @@ def connect(layout: Layout, port: int) -> Any:
 
 
 def can_connect(layout: Layout, port: int) -> bool:
-    """Whether PostgreSQL takes connections."""
     import psycopg
 
     try:
@@ -357,7 +356,6 @@ def wait_until(
 
 
 def answers(url: str) -> bool:
-    """Whether MLflow's health page answers."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5):
             return True
@@ -377,12 +375,10 @@ def end(process: subprocess.Popen[bytes], signum: signal.Signals) -> None:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing uses."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
