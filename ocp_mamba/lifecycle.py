@@ -19,6 +19,7 @@ WATCH_SECONDS = 1.0
 START_TOLERANCE_SECONDS = 1.0
 
 HOST_TAG, PID_TAG, START_TAG = "process.host", "process.pid", "process.start_time"
+WORKER_TAG = "process.worker/"
 
 
 class Killed(SystemExit):
@@ -38,6 +39,22 @@ def process_tags() -> dict[str, str]:
         PID_TAG: str(me.pid),
         START_TAG: f"{me.create_time():.2f}",
     }
+
+
+def worker_tag() -> tuple[str, str]:
+    """Return the tag by which a run that several processes write to knows this one."""
+    tags = process_tags()
+    return f"{WORKER_TAG}{tags[HOST_TAG]}/{tags[PID_TAG]}", tags[START_TAG]
+
+
+def workers_of(tags: dict[str, str]) -> list[dict[str, str]]:
+    """Return the process tags of each worker that a run's tags name."""
+    found = []
+    for name, started in tags.items():
+        if name.startswith(WORKER_TAG):
+            host, _, pid = name.removeprefix(WORKER_TAG).rpartition("/")
+            found.append({HOST_TAG: host, PID_TAG: pid, START_TAG: started})
+    return found
 
 
 def process_is_gone(tags: dict[str, str]) -> bool | None:

@@ -86,7 +86,8 @@ def run_sweep(job: SweepJob, echo: Echo) -> Sweep:
     dataset = open_data(data, allow_pickle=job.allow_pickle, echo=echo)
     if settings is not None:
         require_trainable(dataset, data, settings.model)
-    with stop_signals(mlflow_run_ancestor() if os.environ.get(RUN_VARIABLE) else None):
+    watched = mlflow_run_ancestor() if os.environ.get(RUN_VARIABLE) else None
+    with stop_signals(watched), storage.named_errors():
         sweep = _open(job, settings, storage, data, dataset, store, echo)
         _require_data(sweep, dataset, data)
         echo(f"study {job.study} in {storage.shown}, {sweep.counts().done} of {sweep.n_trials} "
@@ -99,8 +100,8 @@ def run_sweep(job: SweepJob, echo: Echo) -> Sweep:
                         echo, job.progress)  # fmt: skip
         work(sweep, worker)
         echo(_result(sweep, folder))
-    if job.retrain:
-        _retrain(sweep, job, data, echo)
+        if job.retrain:
+            _retrain(sweep, job, data, echo)
     return sweep
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import (
     BaseStorage,
     JournalStorage,
@@ -60,6 +60,18 @@ class SweepStorage:
         """Say that a trial is alive."""
         assert isinstance(self.optuna, BaseHeartbeat)
         self.optuna.record_heartbeat(trial_id)
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Let what the storage raises within the block be an error that says what to do."""
+        try:
+            yield
+        except (SQLAlchemyError, StorageInternalError) as error:
+            cause = error.__cause__ or error
+            raise StorageError(
+                f"storage {self.shown}: {_first_line(cause)}. Run the sweep again when it answers: "
+                "it goes on where it was"
+            ) from error
 
 
 def default_journal(tracking_uri: str, folder: Path) -> Path:
@@ -195,11 +207,10 @@ def _open_postgres(url: URL, tracking_uri: str, grace: int) -> SweepStorage:
             f"storage {shown}: {error}. The driver of postgresql:// comes with "
             "pip install 'ocp-mamba[postgres]'"
         ) from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         if isinstance(error, StorageError):
             raise
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise StorageError(f"storage {shown}: {lines[0]}") from error
+        raise StorageError(f"storage {shown}: {_first_line(error)}") from error
     return SweepStorage(storage, shown, lambda: _postgres_lock(engine))
 
 
@@ -209,6 +220,10 @@ def _postgres_lock(engine: Engine) -> Iterator[None]:
     with engine.begin() as connection:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
         yield
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _sqlite_file(tracking_uri: str) -> Path | None:

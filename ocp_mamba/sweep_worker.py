@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from typing import Any
 
 import torch
 from optuna import TrialPruned
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from ocp_mamba.data import Dataset
 from ocp_mamba.evaluate import validator
@@ -43,6 +45,9 @@ from ocp_mamba.train import EpochResult, FitResult, fit
 
 MAX_FAILURES = 3
 """Failed trials in a row after which a worker gives up."""
+
+AWAY: tuple[type[Exception], ...] = (*STORE_FAILURES, StorageInternalError)
+"""What MLflow's and Optuna's stores raise when they do not answer."""
 
 LONGEST_WAIT = 5.0
 STATE_TAG = "sweep.state"
@@ -95,7 +100,7 @@ def work(sweep: Sweep, worker: Worker) -> None:
         ended = ("FAILED", f"{type(error).__name__}: {first_line(error)}")
         raise
     finally:
-        with undisturbed(), sweep.storage.locked():
+        with undisturbed():
             _leave(sweep, report, *ended)
 
 
@@ -128,14 +133,23 @@ def _loop(
 
 def _leave(sweep: Sweep, report: SweepReport, status: str, reason: str) -> None:
     """The last worker to leave ends the parent run, with all that is known."""
-    counts, wanted = sweep.counts(), sweep.n_trials
-    if counts.running:
-        return
-    report.refresh(now=True)
-    if counts.done >= wanted:
-        sweep.parent.end("FINISHED", f"all {wanted} trials")
-    else:
-        sweep.parent.end(status, f"{reason}, after {counts.done} of {wanted} trials")
+    try:
+        with sweep.storage.locked():
+            sweep.parent.left()
+            counts, wanted = sweep.counts(), sweep.n_trials
+            if counts.running:
+                return
+            report.refresh(now=True)
+            if counts.done >= wanted:
+                sweep.parent.end("FINISHED", f"all {wanted} trials")
+            else:
+                sweep.parent.end(status, f"{reason}, after {counts.done} of {wanted} trials")
+    except AWAY as error:
+        warnings.warn(
+            f"the sweep's run {sweep.parent.run_id} could not be ended: {first_line(error)}. "
+            "Running the sweep again does",
+            stacklevel=2,
+        )
 
 
 def _run_trial(
@@ -170,6 +184,9 @@ def _run_trial(
             run.end("KILLED", f"pruned: {error}")
             sweep.study.tell(trial, state=TrialState.PRUNED)
             return PRUNED, str(error)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            run.end("KILLED", f"storage: {first_line(error)}; the next worker takes it over")
+            raise
         except (KeyboardInterrupt, SystemExit) as error:
             with undisturbed():
                 reason = error.reason if isinstance(error, Killed) else "Ctrl-C"

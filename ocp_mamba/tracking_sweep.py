@@ -15,9 +15,9 @@ import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from ocp_mamba.data.file import Dataset
-from ocp_mamba.lifecycle import process_tags
+from ocp_mamba.lifecycle import process_tags, worker_tag
 from ocp_mamba.tracking import RUN_VARIABLE, TrackingError, identity_tags
-from ocp_mamba.tracking_ops import BATCH, MAX_TAG_CHARACTERS
+from ocp_mamba.tracking_ops import MAX_TAG_CHARACTERS
 from ocp_mamba.tracking_run import TrackedRun
 from ocp_mamba.tracking_store import STORE_FAILURES, STORE_VARIABLE, first_line
 from ocp_mamba.train import EpochResult
@@ -134,7 +134,7 @@ class ParentRun:
         client.log_batch(
             self.run_id,
             [Metric(k, v, now, step) for k, v in (metrics or {}).items()],
-            [Param(k, str(v)) for k, v in (params or {}).items() if k not in held][:BATCH],
+            [Param(k, str(v)) for k, v in (params or {}).items() if k not in held],
             _tags(tags or {}),
         )
 
@@ -143,8 +143,27 @@ class ParentRun:
         mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder)
 
     def running(self) -> None:
-        """Mark the run as RUNNING."""
-        _reopen(mlflow.MlflowClient().get_run(self.run_id))
+        """Mark the run as RUNNING, and this process as one that works on it.
+
+        Raises:
+            TrackingError: the store does not answer.
+        """
+        client = mlflow.MlflowClient()
+        try:
+            _reopen(client.get_run(self.run_id))
+            client.set_tag(self.run_id, *worker_tag())
+        except STORE_FAILURES as error:
+            raise TrackingError(
+                f"tracking store {self.store}: {first_line(error)}. Run the sweep again when it "
+                "answers"
+            ) from error
+
+    def left(self) -> None:
+        """Take back that this process works on the run."""
+        client = mlflow.MlflowClient()
+        name, _ = worker_tag()
+        if name in client.get_run(self.run_id).data.tags:
+            client.delete_tag(self.run_id, name)
 
     def end(self, status: str, reason: str) -> None:
         """End the run, with what ended it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Run, ViewType
 
-from ocp_mamba.lifecycle import HOST_TAG, PID_TAG, process_is_gone, processes_with
+from ocp_mamba.lifecycle import HOST_TAG, PID_TAG, process_is_gone, processes_with, workers_of
 
 REASON_TAG = "ended.reason"
 PROJECT_NAMES = ("ocp-mamba", "ocp_mamba")
@@ -31,9 +31,10 @@ class Zombie:
 def find_zombies(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[Zombie]:
     """Find runs of this project that are RUNNING with nothing behind them.
 
-    Two kinds: runs whose process, by the tags that it left, has ended on this host (any age), and
-    runs that ``mlflow run`` made for a process that never started (conda is missing, a path does
-    not exist), older than ``older_than_minutes``. Runs of other hosts are left alone.
+    Three kinds: runs whose process, by the tags that it left, has ended on this host (any age);
+    sweeps whose workers all have; and runs that ``mlflow run`` made for a process that never
+    started (conda is missing, a path does not exist). The last two are older than
+    ``older_than_minutes``. Runs of other hosts are left alone.
     """
     client = mlflow.MlflowClient()
     experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
@@ -64,6 +65,11 @@ def _judge(run: Run, older_than_minutes: float) -> Zombie | None:
         if process_is_gone(tags):
             reason = f"process {tags[PID_TAG]} on {tags[HOST_TAG]} is gone"
             return _zombie(run, minutes, "KILLED", reason)
+        return None
+    if tags.get("kind") == "sweep":
+        gone = all(process_is_gone(worker) for worker in workers_of(tags))
+        if gone and minutes >= older_than_minutes:
+            return _zombie(run, minutes, "KILLED", "no worker of this sweep is left")
         return None
     never_started = (
         tags.get("mlflow.source.type") == "PROJECT"

@@ -128,7 +128,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "psutil": ("lifecycle", "paths"),
     "requests": ("tracking_store",),
     "sentence_transformers": ("encoders",),
-    "sqlalchemy": ("tracking_store", "sweep_store"),
+    "sqlalchemy": ("tracking_store", "sweep_store", "sweep_worker"),
     "torch.distributed": ("distributed",),
     "transformers": ("encoders",),
     "yaml": ("sweep_space",),

@@ -14,10 +14,13 @@ import pytest
 from command import run
 from mlflow.entities import Run
 from optuna.trial import TrialState
+from postgres import PASSWORD, USER, Postgres
 from sweeps import SPACE, Files, require_exactly, runs_of, study_of
 
 from ocp_mamba import sweep_worker
 from ocp_mamba.config import model_config
+from ocp_mamba.lifecycle import workers_of
+from ocp_mamba.tracking_zombies import find_zombies
 from ocp_mamba.train import EpochResult, TrainingError
 
 
@@ -91,6 +94,45 @@ def test_a_sweep_is_tracked_goes_on_and_trains_its_best_again(files: Files, jour
     assert again.data.params["train.max_epochs"] == "1"
     version = mlflow.MlflowClient().get_model_version_by_alias("ocp-mamba-lvm", "candidate")
     assert version.tags["run_id"] == again.info.run_id
+
+
+def test_a_storage_that_goes_away_is_named_and_the_trial_goes_on_when_it_is_back(
+    files: Files, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = postgres.create_database("goes_away")
+    monkeypatch.setenv("OCP_MAMBA_SWEEP_STORAGE", address)
+    at_epoch(monkeypatch, trial=1, epoch=1, action=postgres.kill)
+    words = files.new("--n-trials", 2, "--pruner", "none", "--grace", 2)
+    try:
+        said = run(*words, code=2)
+    finally:
+        postgres.start()
+    assert f"storage postgresql+psycopg://{USER}:***@" in said
+    assert "Run the sweep again" in said
+    assert PASSWORD not in said
+    assert of_trial(1).info.status == "KILLED"
+    assert runs_of("sweep")[0].data.params["storage"].count("***") == 1
+    run(*words)
+    require_exactly(2, address)
+
+
+def test_a_sweep_whose_workers_are_gone_is_a_zombie_and_one_with_a_worker_is_not(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    at_epoch(monkeypatch, trial=0, epoch=1, action=lambda: seen.extend(find_zombies(0)))
+    run(*files.new("--n-trials", 1, epochs=1))
+    assert seen == []
+    (parent,) = runs_of("sweep")
+    assert not workers_of(parent.data.tags), "it left"
+    client = mlflow.MlflowClient()
+    client.update_run(parent.info.run_id, status="RUNNING")
+    host = of_trial(0).data.tags["process.host"]
+    client.set_tag(parent.info.run_id, f"process.worker/{host}/1", "1.00")
+    (zombie,) = find_zombies(0)
+    assert (zombie.run_id, zombie.status) == (parent.info.run_id, "KILLED")
+    client.set_tag(parent.info.run_id, "process.worker/another-host/1", "1.00")
+    assert find_zombies(0) == []
 
 
 def test_several_objectives_give_a_front_and_no_pruning(files: Files, journal: str) -> None:
