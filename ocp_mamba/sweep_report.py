@@ -24,6 +24,9 @@ from ocp_mamba.train import EpochResult
 PLOT_SECONDS = 30.0
 """Plots of a running sweep are drawn anew at most this often."""
 
+LOG_SECONDS = 30.0
+"""Where there is no terminal to draw a bar on, a long trial says at most this often where it is."""
+
 STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -209,6 +212,8 @@ class Progress:
         self._sweep, self._echo = sweep, echo
         self._done = sweep.counts().done
         self._began = time.monotonic()
+        self._spoke = self._began
+        self._enabled = enabled
         self._said_waiting = False
         self._bar = tqdm(
             total=sweep.n_trials,
@@ -228,6 +233,9 @@ class Progress:
         cosine = result.val["next_vec_cosine"]
         text = f"trial {number}, epoch {result.epoch}/{result.max_epochs}, cosine {cosine:.4f}"
         self._bar.set_description(text)
+        silent = time.monotonic() - self._spoke
+        if self._enabled and self._bar.disable and silent > LOG_SECONDS and not result.is_last:
+            self._say(text)
 
     def ended(self, claimed: Trial, state: str, reason: str) -> None:
         """Say what became of a trial, the best so far and the time left."""
@@ -268,6 +276,7 @@ class Progress:
         return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than 1 min left"
 
     def _say(self, line: str) -> None:
+        self._spoke = time.monotonic()
         self._bar.clear()
         self._echo(line)
         self._bar.refresh()
