@@ -29,6 +29,7 @@ CONFIG = """
 [model]
 d_model = 32
 n_layers = 1
+members = 1
 headdim = 16
 [train]
 precision = "float32"
