@@ -93,13 +93,14 @@ def test_bounds_that_no_config_takes_are_refused_before_a_trial(text: str, messa
 
 
 def test_settings_that_go_only_together_are_searched_together() -> None:
+    train = TrainConfig(infonce_weight=0.0)
     text = (
         "train:\n  hard_negatives: {type: categorical, choices: [0, 16]}\n"
         "  infonce_weight: {type: float, low: 0.0, high: 0.5}\n"
     )
-    parse_space(text, "s").check(ModelConfig(), TrainConfig())
+    parse_space(text, "s").check(ModelConfig(), train)
     with pytest.raises(ConfigError, match=r"train\.hard_negatives: 16: .* infonce_weight is 0"):
-        parse_space(text.split("  infonce")[0], "s").check(ModelConfig(), TrainConfig())
+        parse_space(text.split("  infonce")[0], "s").check(ModelConfig(), train)
 
 
 @given(
