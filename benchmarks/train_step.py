@@ -99,16 +99,16 @@ def mambapy_mamba(model: OCPMambaLVM) -> Peer:
 def batch_of(B: int, L: int, bank: Tensor) -> Batch:
     """Return B full chains of L + 1 random concepts of the bank."""
     ids = torch.randint(len(bank), (B, L + 1), generator=torch.Generator().manual_seed(0))
-    return Batch(
-        vectors=bank[ids[:, :-1]],
-        lengths=torch.full((B,), L),
-        inputs=ids[:, :-1],
-        targets=ids[:, 1:],
-        mask=torch.ones(B, L, dtype=torch.bool),
-        tmd=None,
-        relations=None,
-        chain_ids=torch.arange(B),
-    )
+    known = {
+        "vectors": bank[ids[:, :-1]],
+        "lengths": torch.full((B,), L),
+        "inputs": ids[:, :-1],
+        "targets": ids[:, 1:],
+        "mask": torch.ones(B, L, dtype=torch.bool),
+        "chain_ids": torch.arange(B),
+        "all_targets": ids[:, 1:].flatten(),
+    }
+    return Batch(**dict.fromkeys(Batch.__dataclass_fields__) | known)
 
 
 def random_bank(rows: int) -> Tensor:

@@ -10,12 +10,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <omp.h>
 #include <vector>
 
 namespace {
 
-constexpr long CHUNK = 16;  // positions that one masked matrix product takes together
+constexpr long CHUNK = 16;   // positions that one masked matrix product takes together
+constexpr long BLOCK = 128;  // positions whose intermediate results are held at once
 
 struct bf16 {
     uint16_t bits;
@@ -113,22 +115,25 @@ struct Sizes {
     long E() const { return H * P; }
     long C() const { return E() + 2 * N; }
     long Z() const { return 2 * E() + 2 * N + H; }
+    long blocks() const { return (L + BLOCK - 1) / BLOCK; }
+    long state() const { return H * N * P; }
 };
 
 template <class R> struct Weights {
     const R *conv, *conv_bias, *dt_bias, *A, *D, *norm;  // conv is (K, C)
 };
 
-// One sequence: its rows of every tensor, and memory of its own.
-template <class S, class R> struct Sequence {
+// One block of one sequence. Its own memory is addressed by the position in the sequence, too.
+template <class S, class R> struct Block {
     const Sizes& s;
     const Weights<R>& w;
-    const S* in;       // (L, Z)
-    R* y;              // (L, E) scan and skip, before the gate
-    R* dt;             // (L, H) after softplus
-    R* act;            // (L, C) after convolution and SiLU
-    R* gram;           // (L, CHUNK) products of C and B
-    R* slope = nullptr;  // (L, C) derivative of SiLU
+    long first, last;
+    const S* in;         // (L, Z)
+    R* y;                // (L, E) scan and skip, before the gate
+    R* dt;               // (L, H) after softplus
+    R* act;              // (C) a position, after convolution and SiLU
+    R* gram;             // (CHUNK) a position, products of C and B
+    R* slope = nullptr;  // (C) a position, derivative of SiLU
 
     void convolve(long t) const {
         const long C = s.C(), Z = s.Z(), K = s.K;
@@ -212,14 +217,15 @@ template <class S, class R> struct Sequence {
         add_product<R>({state, P}, {inflow.data(), 1, N}, x(k.start, h), N, P, k.size);
     }
 
-    void scan(long h) const {
+    // The block's y of one head; its state (N, P) goes from before the block to after it.
+    void scan(long h, R* state) const {
         const long N = s.N, P = s.P;
-        std::vector<R> state(N * P, R(0)), outflow(CHUNK * N);
+        std::vector<R> outflow(CHUNK * N);
         Chunk k;
-        for (long t = 0; t < s.L; t++)
+        for (long t = first; t < last; t++)
             dt[t * s.H + h] =
                 softplus<R>(load(in[t * s.Z() + s.Z() - s.H + h]) + w.dt_bias[h]);
-        for (long start = 0; start < s.L; start += CHUNK) {
+        for (long start = first; start < last; start += CHUNK) {
             open(k, h, start);
             const Matrix<R> out{y + start * s.E() + h * P, s.E()}, in_x = x(start, h);
             for (long i = 0; i < k.size; i++)
@@ -229,9 +235,9 @@ template <class S, class R> struct Sequence {
                 for (long i = 0; i < k.size; i++)
                     for (long n = 0; n < N; n++)
                         outflow[i * N + n] = k.since_start[i] * Cv(start + i)(0, n);
-                add_product<R>(out, {outflow.data(), N}, {state.data(), P}, k.size, P, N);
+                add_product<R>(out, {outflow.data(), N}, {state, P}, k.size, P, N);
             }
-            if (start + CHUNK < s.L) carry(k, h, state.data());
+            if (start + CHUNK < s.L) carry(k, h, state);
         }
     }
 
@@ -282,25 +288,31 @@ template <class S, class R> struct Sequence {
         }
     }
 
-    // Gradient through the scan of one head: dx into dact, dB and dC of this head into dBC (L, 2N),
-    // ddt before softplus into din; sums are those of dt_bias, A and D. The states before each
-    // chunk are computed again, for this head alone.
-    void scan_back(long h, const R* dy, R* dact, R* dBC, S* din, R* sums) const {
-        const long N = s.N, P = s.P, chunks = (s.L + CHUNK - 1) / CHUNK;
-        std::vector<R> memory(chunks * N * P + 2 * N * P + CHUNK * (2 * N + P), R(0));
-        R *states = memory.data(), *dstate = states + chunks * N * P;
-        const Matrix<R> turned{dstate + N * P, N};  // (P, N)
+    // Gradient through the scan of one head: dx into dact, dB and dC of this head into dBC (2N) a
+    // position, ddt before softplus into din; to sums, those of dt_bias, A and D are added. The
+    // state's gradient dstate (N, P) goes from after the block to before it; the states before
+    // each chunk are computed again from the one before the block.
+    void scan_back(long h, const R* found, const R* dy, R* dact, R* dBC, S* din, R* dstate,
+                   R* sums) const {
+        const long N = s.N, P = s.P, chunks = (last - first + CHUNK - 1) / CHUNK;
+        std::unique_ptr<R[]> memory(new R[(chunks + 1) * N * P + CHUNK * (2 * N + P)]);
+        R* states = memory.get();
+        const Matrix<R> turned{states + chunks * N * P, N};  // (P, N)
         const Matrix<R> scaled{turned.at + N * P, N}, rows{scaled.at + CHUNK * N, N};  // (CHUNK, N)
         const Matrix<R> x_turned{rows.at + CHUNK * N, CHUNK};  // (P, CHUNK)
         Chunk k;
+        if (found)
+            std::memcpy(states, found, N * P * sizeof(R));
+        else
+            std::memset(states, 0, N * P * sizeof(R));
         for (long c = 0; c + 1 < chunks; c++) {
-            open(k, h, c * CHUNK);
+            open(k, h, first + c * CHUNK);
             std::memcpy(states + (c + 1) * N * P, states + c * N * P, N * P * sizeof(R));
             carry(k, h, states + (c + 1) * N * P);
         }
         R ddt_bias = 0, dA = 0, dD = 0;
         for (long c = chunks - 1; c >= 0; c--) {
-            const long start = c * CHUNK;
+            const long start = first + c * CHUNK;
             open(k, h, start);
             const long Q = k.size;
             const Matrix<R> d{const_cast<R*>(dy) + start * s.E() + h * P, s.E()};
@@ -317,7 +329,7 @@ template <class S, class R> struct Sequence {
             copy(x_turned, in_x.transposed(), P, Q);
             add_product<R>({through[0], CHUNK}, d, x_turned, Q, CHUNK, P);
             for (long i = 0; i < Q; i++)
-                for (long j = 0; j < CHUNK; j++) {
+                for (long j = 0; j < Q; j++) {
                     const R cb = gram[(start + i) * CHUNK + j];
                     const R flow = through[i][j] * k.weight[i][j];
                     through[i][j] *= k.decay[i][j];
@@ -330,7 +342,7 @@ template <class S, class R> struct Sequence {
             add_product<R>(dB, Matrix<R>{through[0], CHUNK}.transposed(), Cm, Q, N, Q);
             add_product<R>(dC, {through[0], CHUNK}, B, Q, N, Q);
 
-            if (c + 1 < chunks) {  // through the state that this chunk left
+            if (start + CHUNK < s.L) {  // through the state that this chunk left
                 dlog[CHUNK - 1] += k.whole() * dot(dstate, states + c * N * P, N * P);
                 copy(turned, Matrix<R>{dstate, P}.transposed(), P, N);
                 std::memset(rows.at, 0, CHUNK * N * sizeof(R));
@@ -349,7 +361,7 @@ template <class S, class R> struct Sequence {
                 add_product<R>(dx, scaled, {dstate, P}, Q, P, N);
                 for (long i = 0; i < N * P; i++) dstate[i] *= k.whole();
             }
-            if (c) {  // through the state that this chunk found
+            if (start) {  // through the state that this chunk found
                 copy(turned, Matrix<R>{states + c * N * P, P}.transposed(), P, N);
                 std::memset(rows.at, 0, CHUNK * N * sizeof(R));
                 add_product<R>(rows, d, turned, Q, N, P);
@@ -371,16 +383,16 @@ template <class S, class R> struct Sequence {
                 store(din[(start + i) * s.Z() + s.Z() - s.H + h], raw);
             }
         }
-        sums[0] = ddt_bias, sums[1] = dA, sums[2] = dD;
+        sums[0] += ddt_bias, sums[1] += dA, sums[2] += dD;
     }
 
     // Sum dB and dC over heads, then the gradient before SiLU, in dact's place.
-    void silu_back(long t, const R* dBC, R* dact) const {
+    void silu_back(long t, const R* dBC, long rows, R* dact) const {
         const long N = s.N, C = s.C();
         R *row = dact + t * C, *both = row + s.E();
         for (long n = 0; n < 2 * N; n++) both[n] = 0;
         for (long h = 0; h < s.H; h++) {
-            const R* part = dBC + (h * s.L + t) * 2 * N;
+            const R* part = dBC + (h * rows + t - first) * 2 * N;
             for (long n = 0; n < 2 * N; n++) both[n] += part[n];
         }
 #pragma omp simd
@@ -417,66 +429,140 @@ template <class S, class R> struct Sequence {
     }
 };
 
+// states (B, blocks - 1, H, N, P) are those before every block but the first; null where no one will
+// go back.
 template <class S, class R>
-void forward(const Sizes& s, const Weights<R>& w, const S* in, S* out, R* y, R* dt) {
+void forward(const Sizes& s, const Weights<R>& w, const S* in, S* out, R* y, R* dt, R* states) {
     const bool apart = s.B >= omp_get_max_threads();
-    const long E = s.E();
-#pragma omp parallel for if (apart) schedule(static)
-    for (long b = 0; b < s.B; b++) {
-        std::vector<R> memory(s.L * (s.C() + CHUNK));
-        R *act = memory.data(), *gram = act + s.L * s.C();
-        const Sequence<S, R> q{s, w, in + b * s.L * s.Z(), y + b * s.L * E, dt + b * s.L * s.H,
-                               act, gram};
+    const long E = s.E(), C = s.C(), rows = s.L < BLOCK ? s.L : BLOCK;
+#pragma omp parallel if (apart)
+    {
+        std::unique_ptr<R[]> memory(new R[rows * (C + CHUNK) + s.state()]);
+        R *act = memory.get(), *gram = act + rows * C, *state = gram + rows * CHUNK;
+#pragma omp for schedule(static)
+        for (long b = 0; b < s.B; b++) {
+            std::memset(state, 0, s.state() * sizeof(R));
+            for (long k = 0; k < s.blocks(); k++) {
+                const long first = k * BLOCK, last = first + rows < s.L ? first + rows : s.L;
+                const Block<S, R> q{s, w, first, last, in + b * s.L * s.Z(), y + b * s.L * E,
+                                    dt + b * s.L * s.H, act - first * C, gram - first * CHUNK};
+                if (states && k)
+                    std::memcpy(states + (b * (s.blocks() - 1) + k - 1) * s.state(), state,
+                                s.state() * sizeof(R));
 #pragma omp parallel for if (!apart) schedule(static)
-        for (long t = 0; t < s.L; t++) q.convolve(t);
-        for (long t = 0; t < s.L; t++) q.pair(t);
+                for (long t = first; t < last; t++) q.convolve(t);
+                for (long t = first; t < last; t++) q.pair(t);
 #pragma omp parallel for if (!apart) schedule(static)
-        for (long h = 0; h < s.H; h++) q.scan(h);
+                for (long h = 0; h < s.H; h++) q.scan(h, state + h * s.N * s.P);
 #pragma omp parallel for if (!apart) schedule(static)
-        for (long t = 0; t < s.L; t++) q.gate(t, out + b * s.L * E);
+                for (long t = first; t < last; t++) q.gate(t, out + b * s.L * E);
+            }
+        }
     }
 }
 
-// dnorm (E) and dconv (K + 1, C) are added to; dheads is (B, H, 3): dt_bias, A, D.
+// dnorm (E), dconv (K + 1, C) and dheads (B, H, 3), of dt_bias, A and D, are added to.
 template <class S, class R>
 void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R* y, R* dt,
-              S* din, R* dnorm, R* dconv, R* dheads) {
+              R* states, S* din, R* dnorm, R* dconv, R* dheads) {
     const long threads = omp_get_max_threads();
     const bool apart = s.B >= threads;
-    const long C = s.C(), E = s.E();
+    const long C = s.C(), E = s.E(), rows = s.L < BLOCK ? s.L : BLOCK, halo = s.K - 1;
     const long share = E + (s.K + 1) * C;  // each thread's sums, added in order afterwards
     std::vector<R> sums(threads * share, R(0));
-#pragma omp parallel for if (apart) schedule(static)
-    for (long b = 0; b < s.B; b++) {
-        const long mine = omp_get_thread_num();
-        std::vector<R> memory(s.L * (3 * C + E + s.H * 2 * s.N + CHUNK));
-        R *act = memory.data(), *slope = act + s.L * C, *dact = slope + s.L * C;
-        R *dy = dact + s.L * C, *gram = dy + s.L * E, *dBC = gram + s.L * CHUNK;
-        const Sequence<S, R> q{s, w, in + b * s.L * s.Z(), y + b * s.L * E, dt + b * s.L * s.H,
-                               act, gram, slope};
-        S* d = din + b * s.L * s.Z();
-        const long slots = apart ? 1 : threads;
+#pragma omp parallel if (apart)
+    {
+        const long mine = omp_get_thread_num(), slots = apart ? 1 : threads;
+        std::unique_ptr<R[]> memory(
+            new R[(rows + halo) * C + rows * (2 * C + E + s.H * 2 * s.N + CHUNK) + s.state()]);
+        R *act = memory.get(), *slope = act + rows * C, *dact = slope + rows * C;
+        R *dy = dact + (rows + halo) * C, *gram = dy + rows * E, *dBC = gram + rows * CHUNK;
+        R* dstate = dBC + s.H * rows * 2 * s.N;
+#pragma omp for schedule(static)
+        for (long b = 0; b < s.B; b++) {
+            S* d = din + b * s.L * s.Z();
+            std::memset(dstate, 0, s.state() * sizeof(R));
+            for (long k = s.blocks() - 1; k >= 0; k--) {
+                const long first = k * BLOCK, last = first + rows < s.L ? first + rows : s.L;
+                const long size = last - first;
+                const Block<S, R> q{s, w, first, last, in + b * s.L * s.Z(), y + b * s.L * E,
+                                    dt + b * s.L * s.H, act - first * C, gram - first * CHUNK,
+                                    slope - first * C};
+                R *my_dy = dy - first * E, *my_dact = dact - first * C;
+                const R* found =
+                    k ? states + (b * (s.blocks() - 1) + k - 1) * s.state() : nullptr;
+                // Rows are cut into as many parts as there are threads, each with sums of its own.
 #pragma omp parallel for if (!apart) schedule(static)
-        for (long i = 0; i < slots; i++)
-            for (long t = i * s.L / slots; t < (i + 1) * s.L / slots; t++) {
-                q.gate_back(t, dout + b * s.L * E, d, dy, &sums[(apart ? mine : i) * share]);
-                q.convolve(t);
+                for (long i = 0; i < slots; i++)
+                    for (long t = first + i * size / slots; t < first + (i + 1) * size / slots; t++) {
+                        R* sum = &sums[(apart ? mine : i) * share];
+                        q.gate_back(t, dout + b * s.L * E, d, my_dy, sum);
+                        q.convolve(t);
+                    }
+                for (long t = first; t < last; t++) q.pair(t);
+#pragma omp parallel for if (!apart) schedule(static)
+                for (long h = 0; h < s.H; h++) {
+                    const long at = h * s.N * s.P;
+                    q.scan_back(h, found ? found + at : nullptr, my_dy, my_dact,
+                                dBC + (h * rows - first) * 2 * s.N, d, dstate + at,
+                                dheads + (b * s.H + h) * 3);
+                }
+#pragma omp parallel for if (!apart) schedule(static)
+                for (long t = first; t < last; t++) q.silu_back(t, dBC, rows, my_dact);
+#pragma omp parallel for if (!apart) schedule(static)
+                for (long i = 0; i < slots; i++)
+                    for (long t = first + i * size / slots; t < first + (i + 1) * size / slots; t++) {
+                        R* sum = &sums[(apart ? mine : i) * share];
+                        q.convolve_back(t, my_dact, d, sum + E);
+                    }
+                if (k)  // the block before needs the first rows of this one
+                    for (long i = halo - 1; i >= 0; i--)
+                        std::memcpy(dact + (rows + i) * C, dact + i * C, C * sizeof(R));
             }
-        for (long t = 0; t < s.L; t++) q.pair(t);
-#pragma omp parallel for if (!apart) schedule(static)
-        for (long h = 0; h < s.H; h++)
-            q.scan_back(h, dy, dact, dBC + h * s.L * 2 * s.N, d, dheads + (b * s.H + h) * 3);
-#pragma omp parallel for if (!apart) schedule(static)
-        for (long t = 0; t < s.L; t++) q.silu_back(t, dBC, dact);
-#pragma omp parallel for if (!apart) schedule(static)
-        for (long i = 0; i < slots; i++)
-            for (long t = i * s.L / slots; t < (i + 1) * s.L / slots; t++)
-                q.convolve_back(t, dact, d, &sums[(apart ? mine : i) * share + E]);
+        }
     }
     for (long i = 0; i < threads; i++) {
         for (long e = 0; e < E; e++) dnorm[e] += sums[i * share + e];
         for (long c = 0; c < (s.K + 1) * C; c++) dconv[c] += sums[i * share + E + c];
     }
+}
+
+// The RMS norm before a mixer: rows (count, width) of R in, of S out.
+template <class S, class R>
+void norm_forward(long count, long width, R eps, const R* weight, const R* in, S* out) {
+#pragma omp parallel for schedule(static)
+    for (long i = 0; i < count; i++) {
+        const R* row = in + i * width;
+        S* to = out + i * width;
+        const R scale = R(1) / std::sqrt(dot(row, row, width) / R(width) + eps);
+#pragma omp simd
+        for (long j = 0; j < width; j++) store(to[j], row[j] * scale * weight[j]);
+    }
+}
+template <class S, class R>
+void norm_backward(long count, long width, R eps, const R* weight, const R* in, const S* dout,
+                   R* din, R* dweight) {
+    const long slots = omp_get_max_threads();
+    std::vector<R> sums(slots * width, R(0));
+#pragma omp parallel for schedule(static)
+    for (long slot = 0; slot < slots; slot++)
+        for (long i = slot * count / slots; i < (slot + 1) * count / slots; i++) {
+            const R* row = in + i * width;
+            const S* d = dout + i * width;
+            R *to = din + i * width, *sum = &sums[slot * width], along = 0;
+#pragma omp simd reduction(+ : along)
+            for (long j = 0; j < width; j++) along += load(d[j]) * weight[j] * row[j];
+            const R scale = R(1) / std::sqrt(dot(row, row, width) / R(width) + eps);
+            along *= scale * scale * scale / R(width);
+#pragma omp simd
+            for (long j = 0; j < width; j++) {
+                const R v = load(d[j]);
+                sum[j] += v * row[j] * scale;
+                to[j] = v * weight[j] * scale - row[j] * along;
+            }
+        }
+    for (long slot = 0; slot < slots; slot++)
+        for (long j = 0; j < width; j++) dweight[j] += sums[slot * width + j];
 }
 
 template <class R> Weights<R> weights(void* const* p) {
@@ -485,24 +571,33 @@ template <class R> Weights<R> weights(void* const* p) {
 }
 template <class S, class R> void call_forward(const Sizes& s, void* const* p) {
     forward<S, R>(s, weights<R>(p), static_cast<S*>(p[6]), static_cast<S*>(p[7]),
-                  static_cast<R*>(p[8]), static_cast<R*>(p[9]));
+                  static_cast<R*>(p[8]), static_cast<R*>(p[9]), static_cast<R*>(p[10]));
 }
 template <class S, class R> void call_backward(const Sizes& s, void* const* p) {
     backward<S, R>(s, weights<R>(p), static_cast<S*>(p[6]), static_cast<S*>(p[7]),
-                   static_cast<R*>(p[8]), static_cast<R*>(p[9]), static_cast<S*>(p[10]),
-                   static_cast<R*>(p[11]), static_cast<R*>(p[12]), static_cast<R*>(p[13]));
+                   static_cast<R*>(p[8]), static_cast<R*>(p[9]), static_cast<R*>(p[10]),
+                   static_cast<S*>(p[11]), static_cast<R*>(p[12]), static_cast<R*>(p[13]),
+                   static_cast<R*>(p[14]));
+}
+template <class S, class R> void call_norm_forward(const Sizes& s, void* const* p) {
+    norm_forward<S, R>(s.B * s.L, s.P, R(s.eps), static_cast<R*>(p[0]), static_cast<R*>(p[1]),
+                       static_cast<S*>(p[2]));
+}
+template <class S, class R> void call_norm_backward(const Sizes& s, void* const* p) {
+    norm_backward<S, R>(s.B * s.L, s.P, R(s.eps), static_cast<R*>(p[0]), static_cast<R*>(p[1]),
+                        static_cast<S*>(p[2]), static_cast<R*>(p[3]), static_cast<R*>(p[4]));
 }
 
 }  // namespace
 
-// kind: 0 is bfloat16 computed in float, 1 float, 2 double.
-extern "C" void mixer_forward(int kind, const Sizes* s, void* const* p) {
-    if (kind == 0) call_forward<bf16, float>(*s, p);
-    if (kind == 1) call_forward<float, float>(*s, p);
-    if (kind == 2) call_forward<double, double>(*s, p);
-}
-extern "C" void mixer_backward(int kind, const Sizes* s, void* const* p) {
-    if (kind == 0) call_backward<bf16, float>(*s, p);
-    if (kind == 1) call_backward<float, float>(*s, p);
-    if (kind == 2) call_backward<double, double>(*s, p);
-}
+// kind: 0 is bfloat16 computed in float, 1 float, 2 double. For the norm, P is the width.
+#define OCP_ENTRY(name)                                                            \
+    extern "C" void mixer_##name(int kind, const Sizes* s, void* const* p) {       \
+        if (kind == 0) call_##name<bf16, float>(*s, p);                            \
+        if (kind == 1) call_##name<float, float>(*s, p);                           \
+        if (kind == 2) call_##name<double, double>(*s, p);                         \
+    }
+OCP_ENTRY(forward)
+OCP_ENTRY(backward)
+OCP_ENTRY(norm_forward)
+OCP_ENTRY(norm_backward)

@@ -31,6 +31,8 @@ FLAGS = (
 )  # fmt: skip
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_LIMIT_S = 120
+BLOCK = 128
+"""Positions between the states that `ssm_cpu.cpp` keeps for the backward pass."""
 KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.float64: 2}
 """What `ssm_cpu.cpp` calls each dtype of the stored tensors."""
 
@@ -184,6 +186,13 @@ def mixer_core(
     )
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise ``(..., width)`` rows; under autocast the result has autocast's dtype."""
+    low = torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
+    dtype = torch.get_autocast_dtype("cpu") if low else x.dtype
+    return _Norm.apply(x, weight, eps, dtype)
+
+
 class _MixerCore(torch.autograd.Function):
     """The kernels as one differentiable operation; states are computed again going back."""
 
@@ -198,27 +207,54 @@ class _MixerCore(torch.autograd.Function):
         sizes = _Sizes(B, L, H, E // H, d_state, conv.shape[1], eps)
         out = x.new_empty(B, L, E)
         y, dt = norm.new_empty(B, L, E), norm.new_empty(B, L, H)
-        ctx.save_for_backward(x, y, dt, *weights)
-        ctx.sizes = sizes
-        _call("mixer_forward", sizes, weights, x, out, y, dt)
+        states = None
+        if any(ctx.needs_input_grad):
+            states = norm.new_empty(B, max(0, -(-L // BLOCK) - 1), H, d_state, E // H)
+            ctx.save_for_backward(x, y, dt, states, *weights)
+            ctx.sizes = sizes
+        _call("forward", x.dtype, sizes, *weights, x, out, y, dt, states)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, dt, *weights = ctx.saved_tensors
+        x, y, dt, states, *weights = ctx.saved_tensors
         sizes, norm = ctx.sizes, weights[-1]
         din = torch.empty_like(x)
         dnorm, dconv = torch.zeros_like(norm), norm.new_zeros(sizes.K + 1, weights[0].shape[1])
-        dheads = norm.new_empty(sizes.B, sizes.H, 3)
+        dheads = norm.new_zeros(sizes.B, sizes.H, 3)
         dout = dout.to(x.dtype).contiguous()
-        _call("mixer_backward", sizes, weights, x, dout, y, dt, din, dnorm, dconv, dheads)
+        given = (*weights, x, dout, y, dt, states)
+        _call("backward", x.dtype, sizes, *given, din, dnorm, dconv, dheads)
         ddt_bias, dA, dD = dheads.sum(0).unbind(-1)
         return din, dconv[:-1].t(), dconv[-1], ddt_bias, dA, dD, dnorm, None, None
 
 
-def _call(name: str, sizes: _Sizes, weights: list[Tensor], x: Tensor, *rest: Tensor) -> None:
+class _Norm(torch.autograd.Function):
+    """RMS norm over the last axis, given in the dtype that the next product takes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        out = torch.empty_like(x, dtype=dtype)
+        width = x.shape[-1]
+        ctx.sizes, ctx.dtype = _Sizes(x.numel() // width, 1, 1, width, 1, 1, eps), dtype
+        ctx.save_for_backward(x, weight)
+        _call("norm_forward", dtype, ctx.sizes, weight, x, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        din, dweight = torch.empty_like(x), torch.zeros_like(weight)
+        dout = dout.to(ctx.dtype).contiguous()
+        _call("norm_backward", ctx.dtype, ctx.sizes, weight, x, dout, din, dweight)
+        return din, dweight, None, None
+
+
+def _call(name: str, dtype: torch.dtype, sizes: _Sizes, *tensors: Tensor | None) -> None:
     """Call a kernel with the addresses of its tensors, in the order of `ssm_cpu.cpp`."""
-    tensors = [*weights, x, *rest]
-    addresses = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
-    getattr(library().handle, name)(KINDS[x.dtype], ctypes.byref(sizes), addresses)
+    addresses = [None if t is None else t.data_ptr() for t in tensors]
+    kernel = getattr(library().handle, f"mixer_{name}")
+    kernel(KINDS[dtype], ctypes.byref(sizes), (ctypes.c_void_p * len(tensors))(*addresses))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ocp_mamba import ssm_cpu
 from ocp_mamba.compiled import COMPILE_SECONDS, Compiled, seconds_saved, start_kernels
 from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
-from ocp_mamba.mamba2 import Mamba2Mixer
+from ocp_mamba.mamba2 import Mamba2Mixer, RMSNorm
 from ocp_mamba.model import OCPMambaLVM
 from ocp_mamba.train import fit
 from tests.data_maker import make_dataset
@@ -51,7 +51,8 @@ def assert_same(fast, slow, tolerance):
 
 
 SHAPES = {
-    "B": st.integers(1, 5), "L": st.integers(1, 50), "H": st.integers(1, 4),
+    "B": st.integers(1, 5), "H": st.integers(1, 4),
+    "L": st.one_of(st.integers(1, 50), st.sampled_from([127, 128, 129, 131, 260])),
     "P": st.sampled_from([1, 3, 8, 16, 19]), "N": st.sampled_from([1, 4, 7, 16, 20]),
     "K": st.integers(1, 5), "seed": st.integers(0, 10_000),
 }  # fmt: skip
@@ -79,6 +80,32 @@ def test_kernels_in_float32_are_as_exact_as_plain_torch(B, L, H, P, N, K, seed):
     assert_same(fast, slow, 1e-4)
     for a, b in zip(fast_grads, slow_grads, strict=True):
         assert_same(a, b, 1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(B=st.integers(1, 4), L=st.integers(1, 9), width=st.integers(1, 40), seed=st.integers(0, 99))
+def test_the_norm_equals_torchs_in_outputs_and_gradients(B, L, width, seed):
+    torch.manual_seed(seed)
+    norm = RMSNorm(width).double()
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(B, L, width, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn_like(x)
+    results = []
+    for compiled in (True, False):
+        ssm_cpu.use(compiled)
+        out = norm(x)
+        results.append((out, *torch.autograd.grad((out * weights).sum(), [x, norm.weight])))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-11)
+
+
+def test_under_autocast_the_norm_gives_what_the_next_product_takes():
+    norm, x = RMSNorm(32), torch.randn(2, 3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = norm(x)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low, norm(x).bfloat16())
+    assert norm(x).dtype == torch.float32
 
 
 @pytest.mark.parametrize("length", [14, 70])
