@@ -29,6 +29,7 @@ GROUPS = {
     "quality": "ocp_mamba.cli_quality",
     "runs": "ocp_mamba.cli_runs",
     "sweep": "ocp_mamba.cli_sweep",
+    "variants": "ocp_mamba.cli_variants",
 }
 AUTO = "auto"
 
@@ -89,7 +90,7 @@ def main() -> None:
     """Train a Mamba-2 latent vector model, and know from MLflow whether it is any good."""
 
 
-def _listed(lines: str) -> str:
+def listed(lines: str) -> str:
     """Lines for an epilog, which keeps them apart."""
     return "".join(f"      {line}\n" for line in lines.splitlines())
 
@@ -104,7 +105,7 @@ def _listed(lines: str) -> str:
 
     \b
     Presets:
-{_listed(listing())}    """
+{listed(listing())}    """
 )
 @click.option("--data", required=True, help="Dataset file, or an older npz (see data import).")
 @click.option(

@@ -11,12 +11,13 @@ from ocp_mamba.cli import AutoInt, merged_settings, with_errors
 from ocp_mamba.config import MODEL_SIZES
 
 
-class _Seeds(click.ParamType):
+class Seeds(click.ParamType):
     """Different whole numbers with commas between them."""
 
     name = "seeds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the seeds as a tuple."""
         if isinstance(value, tuple):
             return value
         words = str(value).split(",")
@@ -39,7 +40,7 @@ class _Seeds(click.ParamType):
     """
 )
 @click.option("--data", required=True, help="Dataset file, or an older npz.")
-@click.option("--seeds", type=_Seeds(), default="0,1,2", show_default=True, metavar="N,N,…")
+@click.option("--seeds", type=Seeds(), default="0,1,2", show_default=True, metavar="N,N,…")
 @click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True,
               help="What is judged. test is touched when named here alone, and the run is tagged "
               "test_split_judged; training and early stopping look at train and val.")  # fmt: skip

@@ -16,6 +16,7 @@ METRICS_VERSION = "2"
 """Changes when a definition changes: figures of two versions are not comparable."""
 
 CONFIDENCE = 0.95
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 RESAMPLES = 1000
 T_DRAWS = 500
 """Draws of Student's t, each with both signs, where there are several seeds: its tails are long."""
@@ -94,13 +95,54 @@ def mean_over_seeds(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Fi
     drawn = _resamples(len(sums), seed)
     means = (drawn @ sums) / (drawn @ counts)
     if n_seeds > 1:
-        spread = values.mean(axis=1, dtype=np.float64).std(ddof=1) / math.sqrt(n_seeds)
-        t = np.random.default_rng(seed).standard_t(n_seeds - 1, size=(T_DRAWS, 1))
-        means = means + spread * np.concatenate([t, -t])
+        means = _of_other_seeds(means, values.mean(axis=1, dtype=np.float64), seed)
         means = means.clip(values.min(), values.max())  # no mean lies beyond all examples
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, TAILS)
     return Figure(mean, float(low), float(high), n)
+
+
+def ratio_over_seeds(
+    above: np.ndarray, below: np.ndarray, groups: np.ndarray, seed: int = 0
+) -> Figure:
+    """Mean of ``above`` over mean of ``below``, with an interval as in `mean_over_seeds`.
+
+    Both means are of the same resampled groups, so what makes a group hard for both cancels.
+
+    Args:
+        above: ``(S, n)``, a row for each seed over the same examples.
+        below: ``(S, n)``, of the same seeds and examples.
+        groups: ``(n,)`` integers, as in `bootstrap_mean`.
+        seed: seed of the resampling.
+
+    Returns:
+        The ratio; no value where the mean of ``below`` is not above 0, and no interval where that
+        of a resample is not, or where all examples are of one group.
+    """
+    n_seeds, n = above.shape
+    if n == 0 or below.mean() <= 0:
+        return Figure(None, None, None, n)
+    ratio = float(above.mean(dtype=np.float64) / below.mean(dtype=np.float64))
+    _, index = np.unique(groups, return_inverse=True)
+    sums = [np.bincount(index, weights=v.mean(axis=0, dtype=np.float64)) for v in (above, below)]
+    drawn = _resamples(len(sums[0]), seed)
+    over, under = drawn @ sums[0], drawn @ sums[1]
+    seeds_below = below.mean(axis=1, dtype=np.float64)
+    if len(sums[0]) == 1 or (under <= 0).any() or (seeds_below <= 0).any():
+        return Figure(ratio, None, None, n)
+    ratios = over / under
+    if n_seeds > 1:
+        ratios = _of_other_seeds(ratios, above.mean(axis=1, dtype=np.float64) / seeds_below, seed)
+    low, high = np.quantile(ratios, TAILS)
+    return Figure(ratio, float(low), float(high), n)
+
+
+def _of_other_seeds(drawn: np.ndarray, each_seed: np.ndarray, seed: int) -> np.ndarray:
+    """Add to each draw what another set of as many seeds would change, see `mean_over_seeds`."""
+    n_seeds = len(each_seed)
+    spread = each_seed.std(ddof=1) / math.sqrt(n_seeds)
+    t = np.random.default_rng(seed).standard_t(n_seeds - 1, size=(T_DRAWS, 1))
+    changed: np.ndarray = drawn + spread * np.concatenate([t, -t])
+    return changed
 
 
 @functools.lru_cache(maxsize=4)

@@ -152,6 +152,35 @@ def strata_figure(judged: Mapping[str, Evaluation]) -> Figure:
     return figure
 
 
+def plot_variants(rows: Mapping[str, Mapping[str, metrics.Figure]], path: Path) -> Path:
+    """Draw a panel for each column, a bar with its interval for each row; the base's is a line.
+
+    Args:
+        rows: figures by row and column, the base first.
+        path: a ``.png``.
+    """
+    base, *_ = rows
+    figure, panels = _figure(len(rows[base]), height=2.1 * len(rows[base]), sharex=True)
+    for axes, column in zip(panels, rows[base], strict=True):
+        for place, (name, figures) in enumerate(rows.items()):
+            found = figures[column]
+            if found.value is None:
+                continue
+            colour = MODEL_COLOUR if name == base else BASELINE_COLOURS[1]
+            axes.bar(place, found.value, 0.7, color=colour)
+            if name == base:
+                axes.axhline(found.value, color=colour, linewidth=1, linestyle="--")
+            if found.low is not None and found.high is not None:
+                axes.plot([place, place], [found.low, found.high], color="#222222", linewidth=1.2)
+            axes.annotate(f"{found.value:.3f}", (place, 0), (0, 4), textcoords="offset points",
+                          ha="center", color="white")  # fmt: skip
+        axes.set_ylabel(column)
+    panels[-1].set_xticks(range(len(rows)), list(rows))
+    panels[0].set_title("The base and its variants, validation, 95% intervals", loc="left")
+    figure.savefig(path)
+    return path
+
+
 def rank_figure(judged: Mapping[str, Evaluation]) -> Figure | None:
     """Draw where the truth ranks in the bank: the share of examples per doubling of the rank.
 

@@ -15,12 +15,14 @@ class Preset:
     """What a variant changes of the base.
 
     Attributes:
+        title: a word or two, for a table's row.
         summary: one line for a person.
         model: settings of `ModelConfig`.
         train: settings of `TrainConfig`.
         relations: the model knows the dataset's relations.
     """
 
+    title: str
     summary: str
     model: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -31,22 +33,32 @@ BASE = "base"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        BASE: Preset("the defaults"),
-        "1B": Preset("conditioned on each chain's TMD vector", model={"d_tmd": D_TMD}),
+        BASE: Preset("", "the defaults"),
+        "1B": Preset("TMD", "conditioned on each chain's TMD vector", model={"d_tmd": D_TMD}),
         "1C": Preset(
-            "curriculum: short chains first, all from the middle on", train={"curriculum": 0.5}
+            "curriculum",
+            "curriculum: short chains first, all from the middle on",
+            train={"curriculum": 0.5},
         ),
-        "1D": Preset("12 layers", model={"n_layers": 12}),
+        "1D": Preset("deeper", "12 layers", model={"n_layers": 12}),
         "1E": Preset(
+            "hard negatives",
             "contrastive: 0.1 InfoNCE with 8 hard negatives a target out of the bank",
             train={"infonce_weight": 0.1, "infonce_candidates": "batch", "hard_negatives": 8},
         ),
-        "1S": Preset("one stack of all the layers", model={"members": 1}),
+        "1S": Preset("one stack", "one stack of all the layers", model={"members": 1}),
         "relations": Preset(
-            "conditioned on the relation by which each concept follows", relations=True
+            "", "conditioned on the relation by which each concept follows", relations=True
         ),
     }
 )
+
+
+SCALING = "scaling"
+"""Not a preset: the base on all concepts against the base on half of them."""
+
+VARIANTS = (*(name for name in PRESETS if name != BASE), SCALING)
+"""What is judged against the base."""
 
 
 def preset(name: str) -> Preset:

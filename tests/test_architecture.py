@@ -66,7 +66,16 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         ),
     },
     3: {
-        "report": ("report", "report_html", "compare", "page", "plots", "quality", "verdict"),
+        "report": (
+            "report",
+            "report_html",
+            "compare",
+            "page",
+            "plots",
+            "quality",
+            "variants",
+            "verdict",
+        ),
         "serving": ("serving", "pyfunc_model"),
     },
     4: {
@@ -91,6 +100,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "job_processes",
             "job_quality",
             "job_report",
+            "job_variants",
         )
     },
     7: {
@@ -112,6 +122,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "cli_quality",
             "cli_runs",
             "cli_sweep",
+            "cli_variants",
         )
     },
 }

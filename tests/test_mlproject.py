@@ -28,8 +28,10 @@ from ocp_mamba.data import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = _project_spec.load_project(str(ROOT))
-ENTRY_POINTS = {name: PROJECT.get_entry_point(name) for name in ("main", "evaluate", "sweep")}
-SUBCOMMANDS = {"main": "train", "evaluate": "evaluate", "sweep": "sweep"}
+ENTRY_POINTS = {
+    name: PROJECT.get_entry_point(name) for name in ("main", "evaluate", "variants", "sweep")
+}
+SUBCOMMANDS = {"main": "train", "evaluate": "evaluate", "variants": "variants", "sweep": "sweep"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -111,6 +113,9 @@ def test_the_other_entry_points_parse() -> None:
     assert (flags["timeout"], flags["retrain_best"]) == (7200, True)
     assert parsed("sweep")["timeout"] == 0
     assert parsed("sweep")["retrain_best"] is False
+    found = parsed("variants", only="1B,1D", seeds="0,1")
+    assert (found["only"], found["seeds"]) == (("1B", "1D"), (0, 1))
+    assert parsed("variants")["max_epochs"] is None
 
 
 def test_no_entry_point_needs_conda() -> None:
