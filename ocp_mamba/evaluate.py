@@ -85,9 +85,37 @@ class Evaluation:
         numbers["retrieval_chance_p1"] = self.chance_p1
         return numbers | self.scalars
 
-    def tags(self) -> dict[str, str]:
-        """Return what the figures cannot say: definitions, and what stood in or did not run."""
+    def headline(self) -> dict[str, float | None]:
+        """Return the numbers that a runs table should have, None for a figure over no examples.
+
+        These are every figure over all examples, cosine and P@1 of each stratum as
+        ``unseen_next_vec_cosine``, and the numbers with no interval. No name has a slash: MLflow
+        puts the charts of such names above those of the epochs.
+        """
+        numbers: dict[str, float | None] = {n: f.value for n, f in self._headline().items()}
+        numbers["retrieval_pool_size"] = self.pool_size
+        numbers["retrieval_chance_p1"] = self.chance_p1
+        return numbers | self.scalars
+
+    def _headline(self) -> dict[str, Figure]:
+        by_stratum = {
+            f"{stratum}_{metric}": f"{stratum}/{metric}"
+            for stratum in self.strata
+            for metric in ("next_vec_cosine", "faiss_retrieval_p1")
+        }
         return {
+            **{name: figure for name, figure in self.figures.items() if "/" not in name},
+            **{n: self.figures[key] for n, key in by_stratum.items() if key in self.figures},
+        }
+
+    def tags(self) -> dict[str, str]:
+        """Return what single numbers cannot say: intervals, definitions, what did not run."""
+        intervals = {
+            f"interval.{name}": f"{figure.interval('.4f')}, n = {figure.n:,}"
+            for name, figure in self._headline().items()
+            if figure.value is not None
+        }
+        return intervals | {
             "metrics.version": self.metrics_version,
             "echo_encoder": self.echo_encoder,
             "retrieval.index": self.index,

@@ -149,7 +149,6 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
         tags={"metrics.version": METRICS_VERSION} | dict(job.tags) | world.tags(),
         checkpoint_every=job.checkpoint_every,
     ) as run:
-        run.log_results(ground.leaks.figures())
         for name, judged in ground.baselines.items():
             log_baseline(run, name, judged)
         with world.losses_named():
@@ -244,7 +243,8 @@ def _conclude(
     judged = evaluate(model, ground.dataset, "val", name="model", index=ground.index)
     saved = load_checkpoint(job.output)
     minutes = fitted.train_minutes
-    numbers = judged.flat() | inference_latency(model) | {"train_time_minutes": minutes}
+    timing = inference_latency(model) | {"train_time_minutes": minutes}
+    numbers = judged.flat() | timing
     verdicts = gates.judge(
         judged,
         ground.baselines,
@@ -269,7 +269,14 @@ def _conclude(
         )
     verdicts |= trained_gates(judged, trained)
     ground = replace(ground, baselines={**ground.baselines, **trained})
-    run.log_results(numbers, verdicts, judged.tags(), epoch=fitted.best_epoch)
+    run.log_results(
+        judged.headline()
+        | timing
+        | {"retrieval_top1_ceiling": ground.leaks.figures().get("data/val_top1_ceiling")},
+        verdicts,
+        judged.tags(),
+        epoch=fitted.best_epoch,
+    )
     summary = "\n\n".join(
         [
             f"{epoch_table(fitted.history)}\n\n{alarms.listing(fitted.alarms)}",

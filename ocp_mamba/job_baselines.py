@@ -96,16 +96,16 @@ def log_baseline(
     files: Sequence[Path] = (),
 ) -> None:
     """Log a baseline as a child run, and its headline beside the model's on the run itself."""
-    figures = judged.flat()
     run.log_child(
         f"baseline {name}",
         {"predictor": name, **(params or {})},
-        {**figures, **(numbers or {})},
-        {"kind": "baseline", **(tags or {})},
+        {**judged.headline(), **(numbers or {})},
+        {"kind": "baseline", **judged.tags(), **(tags or {})},
         history=history,
         files=files,
     )
-    run.log_results({f"baseline/{name}_{key}": figures.get(key) for key in HEADLINE})
+    said = ", ".join(f"{key} {judged.figures[key]}" for key in HEADLINE if key in judged.figures)
+    run.log_results({}, tags={f"baseline.{name}": said})
 
 
 def trained_gates(judged: Evaluation, trained: Mapping[str, Evaluation]) -> dict[str, str]:

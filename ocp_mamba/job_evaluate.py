@@ -109,16 +109,23 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         with _mismatch_tracked(run):
             require_one_encoder(job.model, opened.encoder, dataset)
             judged, baselines = _judge_all(job, opened.predictor, cheap, dataset, encoder, echo)
-        numbers = judged.flat() | leaks.figures()
+        timing = {}
         if isinstance(opened.predictor, NextVectorModel):
-            numbers |= inference_latency(opened.predictor)
+            timing = inference_latency(opened.predictor)
+        ceiling = leaks.figures().get(f"data/{job.split}_top1_ceiling")
+        numbers = judged.flat() | timing
         verdicts = gates.judge(
             judged,
             baselines,
             leaks=leaks.leaks,
             same_encoder=gates.same_encoder(opened.encoder, dataset.meta.get("encoder", {})),
         )
-        run.log_results(numbers, verdicts, judged.tags(), split=job.split)
+        run.log_results(
+            judged.headline() | timing | {"retrieval_top1_ceiling": ceiling},
+            verdicts,
+            judged.tags(),
+            split=job.split,
+        )
         report = Report(
             title=f"Judgement of {judged.predictor} on the {job.split} split",
             judged=judged,

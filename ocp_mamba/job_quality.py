@@ -89,7 +89,7 @@ def run_quality(job: QualityJob, echo: Echo) -> Quality | None:
     require_trainable(dataset, job.data, job.model)
     if dataset.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to judge on")
-    leaks = check_aloud(dataset, echo)
+    check_aloud(dataset, echo)
     index = BankIndex(dataset.bank)
     units = _units(job, dataset)
     missing = [unit for unit in units if not unit.path.exists()]
@@ -124,7 +124,6 @@ def run_quality(job: QualityJob, echo: Echo) -> Quality | None:
         _train_all(job, units, dataset, index, echo)
         quality = _judge_all(job, run, units, dataset, index, echo)
         _conclude(job, run, quality, echo)
-        run.log_results(leaks.figures())
     return quality
 
 
@@ -256,7 +255,7 @@ def _log_child(
     run.log_child(
         name,
         params,
-        {**judged.flat(), **(numbers or {})},
+        {**judged.headline(), **(numbers or {})},
         {**kind, **judged.tags(), **(tags or {})},
         history=history,
     )
@@ -278,7 +277,7 @@ def _conclude(job: QualityJob, run: TrackedRun, quality: Quality, echo: Echo) ->
     verdicts: dict[str, str] = {}
     for column, (metric, stratum) in COLUMNS.items():
         figure = quality.figure(quality.model, column)
-        name = metric if stratum is None else f"{stratum}/{metric}"
+        name = metric if stratum is None else f"{stratum}_{metric}"
         numbers[name] = figure.value
         verdicts[f"verdict.{name}"] = quality.verdict(column)
     run.log_results(numbers, tags=verdicts, split=job.split)

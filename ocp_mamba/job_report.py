@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ocp_mamba.data.leak import LeakReport
@@ -36,7 +37,12 @@ def log_training(
     ):
         run.log_artifact(path, "plots")
     page = log_judgement(run, report, folder)
-    for name, text in {"leak_report.md": leaks.to_markdown(), "summary.txt": summary}.items():
+    texts = {
+        "leak_report.md": leaks.to_markdown(),
+        "leak_report.json": json.dumps(leaks.figures(), indent=1),
+        "summary.txt": summary,
+    }
+    for name, text in texts.items():
         (folder / name).write_text(text + "\n", encoding="utf-8")
         run.log_artifact(folder / name, "reports")
     return page

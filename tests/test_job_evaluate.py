@@ -59,7 +59,7 @@ def test_a_failed_gate_ends_with_1_after_all_is_written(file, store, tmp_path):
     assert tags == verdicts
     names = {a.path for a in mlflow.MlflowClient().list_artifacts(tracked.info.run_id, "reports")}
     assert {"reports/evaluation.json", "reports/gates.json", "reports/report.html"} <= names
-    assert tracked.data.metrics["data/val_top1_ceiling"] <= 1
+    assert tracked.data.metrics["retrieval_top1_ceiling"] <= 1
     assert tracked.data.tags["metric.vec2text"] == "not-run"
 
 
