@@ -188,6 +188,7 @@ def mixer_core(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise ``(..., width)`` rows; under autocast the result has autocast's dtype."""
+    x = x.to(weight.dtype)
     low = torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
     dtype = torch.get_autocast_dtype("cpu") if low else x.dtype
     return _Norm.apply(x, weight, eps, dtype)

@@ -157,14 +157,24 @@ def test_extreme_decay_stays_finite_and_what_is_not_a_number_is_seen():
         assert made(broken)[0, 3:].isnan().all()
 
 
+def test_a_norm_of_bf16_rows_reads_them_as_such():
+    norm, rows = RMSNorm(32), torch.randn(4, 3, 32).bfloat16()
+    fast = norm(rows)
+    ssm_cpu.use(False)
+    torch.testing.assert_close(fast, norm(rows))
+
+
 def test_a_whole_model_predicts_the_same():
     torch.manual_seed(0)
-    model = OCPMambaLVM(MODEL_SIZES["tiny"]).eval()
+    model = OCPMambaLVM(MODEL_SIZES["tiny"]).eval()  # whose input layer gives bf16 rows
     x = torch.randn(3, 17, 768)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        low = model.predict_all(x)
     with torch.inference_mode():
         fast = model.predict_all(x)
         ssm_cpu.use(False)
         torch.testing.assert_close(fast, model.predict_all(x), rtol=1e-5, atol=1e-5)
+    assert float((low * fast).sum(-1).min()) > 0.999
 
 
 def test_tensors_that_the_kernels_cannot_take_go_to_plain_torch():
