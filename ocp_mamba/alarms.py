@@ -97,19 +97,25 @@ def _train_val_gap(history: Sequence[EpochRecord], config: TrainConfig) -> str |
 
 
 def _loss_balance(history: Sequence[EpochRecord], config: TrainConfig) -> str | None:
-    losses = history[-1].losses
-    terms = {k: w * losses[k] for k, w in config.loss_weights.items() if k in losses}
-    total = sum(terms.values())
-    if len(terms) < 2 or total <= 0:
+    first, now = (_shares(record, config) for record in (history[0], history[-1]))
+    drowned = now["cosine"] < 1 - MAX_SHARE
+    mute = [name for name, share in first.items() if share < MIN_SHARE]
+    if not (drowned or mute):
         return None
-    shares = {name: term / total for name, term in terms.items()}
-    if all(MIN_SHARE <= share <= MAX_SHARE for share in shares.values()):
-        return None
+    when, shares = ("now", now) if drowned else ("in epoch 1", first)
     said = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     return (
-        f"shares of the total loss are {said} (bounds {MIN_SHARE:.0%} and {MAX_SHARE:.0%}): "
-        "one term has next to no say"
+        f"shares of the total loss are {said} {when} (wanted: cosine at least {1 - MAX_SHARE:.0%}, "
+        f"every term {MIN_SHARE:.0%} in epoch 1): one term has next to no say"
     )
+
+
+def _shares(record: EpochRecord, config: TrainConfig) -> dict[str, float]:
+    """Each weighted term's part of the total; a total of nothing is the cosine's alone."""
+    weights = config.loss_weights
+    terms = {k: w * record.losses[k] for k, w in weights.items() if k in record.losses}
+    total = sum(terms.values())
+    return {name: term / total for name, term in terms.items()} if total > 0 else {"cosine": 1.0}
 
 
 def _retrieval_falls(history: Sequence[EpochRecord], config: TrainConfig) -> str | None:

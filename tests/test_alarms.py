@@ -94,6 +94,17 @@ def test_loss_balance_weighs_the_terms_as_training_does(weight, infonce, rings):
     assert all("cosine" in a.sentence and "infonce" in a.sentence for a in found)
 
 
+def test_a_term_that_has_been_learnt_may_shrink():
+    config = replace(CONFIG, infonce_weight=0.05)
+    learnt = [
+        record(epoch, 0.5, 0.1, cosine, infonce=infonce)
+        for epoch, cosine, infonce in [(1, 0.3, 3.0), (2, 0.02, 0.001)]
+    ]
+    assert find_alarms(learnt, config) == ()
+    drowned = [learnt[0], record(2, 0.5, 0.1, 0.001, infonce=1.0)]
+    assert [a.epoch for a in find_alarms(drowned, config)] == [2]
+
+
 def test_retrieval_that_falls_while_cosine_rises():
     figures = {1: (0.70, 0.50, 0.3), 2: (0.71, 0.49, 0.29), 3: (0.72, 0.48, 0.28)}
     assert names(records(figures)) == [("alarm", "retrieval_falls", 3)]
