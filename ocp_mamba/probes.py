@@ -15,6 +15,7 @@ from ocp_mamba.baselines import Predictor
 from ocp_mamba.conditioning import conditions
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.metrics import Figure
+from ocp_mamba.model import OCPMambaLVM
 
 SAMPLE = 500
 """Examples looked at: at most this many."""
@@ -190,8 +191,9 @@ def rollout(
     chosen = _choose(examples, np.arange(len(examples.target)), seed)
     sample = _Sample(dataset, examples, families, chosen)
     lengths = dataset.lengths[sample.chain]
-    contexts = [sample.bank[ids] for ids in sample.ids]
-    relations = sample.relations
+    reader: _Remembering | _Rereading = _Rereading(predictor, sample)
+    if isinstance(predictor, OCPMambaLVM):
+        reader = _Remembering(predictor, sample)
     predicted = predictions[sample.rows]
     left = np.arange(len(sample.rows))
     figures = {}
@@ -199,15 +201,57 @@ def rollout(
         enough = sample.position[left] + h - 1 < lengths[left]
         left, predicted = left[enough], predicted[torch.from_numpy(enough)]
         if h > 1 and len(left):
-            for i, row in zip(left, predicted, strict=True):
-                contexts[i] = torch.cat([contexts[i], row[None]])
-                if relations is not None:  # by which relation a prediction follows is unknown
-                    relations[i] = torch.cat([relations[i], torch.zeros(1, 2)])
-            tmd = None if sample.tmd is None else sample.tmd[torch.from_numpy(left)]
-            known = None if relations is None else [relations[i] for i in left]
-            predicted = predict_next(predictor, [contexts[i] for i in left], tmd, known)
+            predicted = reader.next(torch.from_numpy(left), predicted)
         chains = sample.chain[left]
         ahead = dataset.chain_values[dataset.chain_offsets[chains] + sample.position[left] + h - 1]
         cosines = metrics.cosine(predicted, sample.bank[torch.from_numpy(ahead).long()]).numpy()
         figures[f"rollout/h{h}_cosine"] = metrics.bootstrap_mean(cosines, sample.family[left], seed)
     return figures
+
+
+class _Rereading:
+    """Predicts from contexts that grow by a prediction a step, each read from its start."""
+
+    def __init__(self, predictor: Predictor, sample: _Sample) -> None:
+        self.predictor, self.tmd = predictor, sample.tmd
+        self.contexts = [sample.bank[ids] for ids in sample.ids]
+        self.relations = sample.relations
+
+    def next(self, rows: Tensor, fed_back: Tensor) -> Tensor:
+        """Give some rows a vector each and return what follows it, float32 ``(n, D)``."""
+        for i, vector in zip(rows.tolist(), fed_back, strict=True):
+            self.contexts[i] = torch.cat([self.contexts[i], vector[None]])
+            if self.relations is not None:  # by which relation a prediction follows is unknown
+                self.relations[i] = torch.cat([self.relations[i], torch.zeros(1, 2)])
+        return predict_next(
+            self.predictor,
+            [self.contexts[i] for i in rows.tolist()],
+            None if self.tmd is None else self.tmd[rows],
+            None if self.relations is None else [self.relations[i] for i in rows.tolist()],
+        )
+
+
+class _Remembering:
+    """The same of a model with memory: contexts are read once, and only a vector a step after."""
+
+    def __init__(self, model: OCPMambaLVM, sample: _Sample) -> None:
+        everything = torch.arange(len(sample.ids))
+        contexts = [sample.bank[ids] for ids in sample.ids]
+        known = None if sample.relations is None else _padded(sample.relations, everything)
+        taken = conditions(model, sample.tmd, known)
+        self.model, self.rows, self.tmd = model, everything, taken.get("tmd")
+        self.cache = model.allocate_inference_cache(len(contexts))
+        if contexts:
+            model.prefill(
+                _padded(contexts, everything),
+                self.tmd,
+                self.cache,
+                torch.tensor([len(c) for c in contexts]),
+                taken.get("relations"),
+            )
+
+    def next(self, rows: Tensor, fed_back: Tensor) -> Tensor:
+        """As `_Rereading.next`; rows that are left out once do not come back."""
+        self.cache = self.cache.select(torch.isin(self.rows, rows))
+        self.rows = rows
+        return self.model.step(fed_back, None if self.tmd is None else self.tmd[rows], self.cache)

@@ -181,3 +181,16 @@ def test_a_tmd_model_is_probed_with_its_codes(counting):
     torch.manual_seed(0)
     model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16)).eval()
     assert probe(probes.rollout, model, counting)["rollout/h2_cosine"].n > 0
+
+
+@pytest.mark.parametrize("d_tmd", [0, 16])
+def test_a_model_that_remembers_rolls_out_as_one_that_reads_again(counting, d_tmd, monkeypatch):
+    torch.manual_seed(0)
+    config = ModelConfig(d_model=32, n_layers=2, headdim=16, d_tmd=d_tmd)
+    model = OCPMambaLVM(config).eval()
+    remembered = probe(probes.rollout, model, counting)
+    monkeypatch.setattr(probes, "_Remembering", probes._Rereading)
+    again = probe(probes.rollout, model, counting)
+    for name, figure in again.items():
+        assert remembered[name].n == figure.n > 0
+        assert remembered[name].value == pytest.approx(figure.value, abs=1e-5)
