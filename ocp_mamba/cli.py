@@ -141,6 +141,10 @@ def listed(lines: str) -> str:
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
 @click.option("--compile", type=click.Choice(["auto", "on", "off"]),
               help="CPU kernels, compiled once a machine; auto: where that pays.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+              show_default=True, help="auto: the GPU where torch sees one.")  # fmt: skip
+@click.option("--backend", type=click.Choice(["auto", "torch", "cuda"]), default="auto",
+              show_default=True, help="On a GPU; cuda: mamba_ssm's kernels.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice.")
 @click.option("--baselines", type=click.Choice(["cheap", "full"]), default="cheap",
               show_default=True,
@@ -201,6 +205,8 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
         model=model,
         relations=variant.relations if flags["relations"] is None else flags["relations"],
         train=settings,
+        device=flags["device"],
+        backend=flags["backend"],
         baselines=flags["baselines"],
         experiment=flags["experiment"],
         run_name=flags["run_name"],
@@ -235,6 +241,8 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
               help="Encodes the echo loop's texts; the bank stands in without it.")  # fmt: skip
 @click.option("--index", type=click.Choice(["auto", "exact", "ivf", "hnsw"]), default="auto",
               show_default=True, help="Of the bank; auto: exact to a million rows.")  # fmt: skip
+@click.option("--weights", type=click.Choice(["float32", "bf16", "int8"]), default="float32",
+              show_default=True, help="Round the model's matrices first.")  # fmt: skip
 @click.option("--against", type=click.Choice(["cheap", "none"]), default="cheap",
               show_default=True, help="Baselines to judge beside it; gates need them.")  # fmt: skip
 @click.option("--gate", is_flag=True, help="Exit with 1 when a gate fails.")
@@ -255,6 +263,7 @@ def evaluate(**flags: Any) -> None:
                 output=resolve_output(flags["output"]),
                 encoder=flags["encoder"],
                 index=flags["index"],
+                weights=flags["weights"],
                 against=flags["against"] == "cheap",
                 allow_pickle=flags["allow_pickle"],
             ),
@@ -269,6 +278,7 @@ def evaluate(**flags: Any) -> None:
 
 def with_errors(run: Callable[[], object]) -> None:
     """Run a command; what the user can mend ends in one line and exit code 2."""
+    from ocp_mamba.backend import BackendError
     from ocp_mamba.data import DatasetError
     from ocp_mamba.distributed import WorkerLostError
     from ocp_mamba.echo import EncoderMismatchError
@@ -283,6 +293,7 @@ def with_errors(run: Callable[[], object]) -> None:
     try:
         run()
     except (
+        BackendError,
         ConfigError,
         DatasetError,
         EncoderError,

@@ -137,17 +137,24 @@ def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tens
         float32 ``(n_examples, 768)`` unit rows, in the order of ``dataset.examples(split)``.
     """
     examples = dataset.examples(split)
-    bank = torch.from_numpy(dataset.bank)
+    bank = torch.from_numpy(dataset.bank).to(device_of(predictor))
     out = torch.empty(len(examples.target), bank.shape[1])
     starts = np.searchsorted(examples.chain, np.arange(dataset.n_chains + 1))
     with torch.inference_mode():
         for batch in batches(dataset, split, EVALUATION_BATCH, bank=bank):
             taken = conditions(predictor, batch.tmd, batch.relations)
             predictions = predictor.predict_all(batch.vectors, **taken)
-            ids = batch.chain_ids.numpy()
+            ids = batch.chain_ids.cpu().numpy()
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ids])
-            out[torch.from_numpy(rows)] = predictions[batch.mask]
+            out[torch.from_numpy(rows)] = predictions[batch.mask].cpu()
     return out
+
+
+def device_of(predictor: object) -> torch.device:
+    """Return where a predictor computes; one without weights does so on the CPU."""
+    weights = predictor.parameters() if isinstance(predictor, torch.nn.Module) else iter(())
+    first = next(weights, None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def evaluate(

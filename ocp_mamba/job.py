@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ocp_mamba import alarms, gates
-from ocp_mamba.backend import resolve_backend
+from ocp_mamba.backend import BackendError, resolve_backend, resolve_device, use_backend
 from ocp_mamba.compiled import start_kernels
 from ocp_mamba.conditioning import conditions
 from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
@@ -71,6 +71,8 @@ class TrainJob:
     model: ModelConfig
     train: TrainConfig
     relations: bool = False
+    device: str = "auto"
+    backend: str = "auto"
     baselines: str = CHEAP
     experiment: str = EXPERIMENT
     run_name: str | None = None
@@ -132,8 +134,10 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
     ground = _break_ground(dataset, echo)
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
+    world = _placed(job, world)
     model.to(world.device)
     params = config_params(model=job.model, train=job.train) | what_ran(model, dataset, job.train)
+    params["ran.backend"] = use_backend(job.backend, world.device)
     params |= {"ran.baselines": job.baselines, "ran.processes": world.size}
     echo(
         f"\nTraining {model.num_parameters():,} parameters, {params['ran.precision']}, "
@@ -163,7 +167,8 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
                 progress=job.progress,
                 world=world,
             )
-        return _conclude(run, job, model.eval(), ground, fitted, echo)
+        # Judged on the CPU wherever it was trained, so that figures compare between machines.
+        return _conclude(run, job, model.cpu().eval(), ground, fitted, echo, world.device)
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,22 @@ def _with_relations(dataset: Dataset, job: TrainJob) -> TrainJob:
     return replace(job, model=replace(job.model, relations=dataset.relations))
 
 
+def _placed(job: TrainJob, world: World) -> World:
+    """The world with the device that was asked for; torchrun's processes have theirs already.
+
+    Raises:
+        BackendError: the device is forced and cannot be had.
+    """
+    if world.size == 1:
+        return replace(world, device=resolve_device(job.device))
+    if job.device not in ("auto", world.device.type):
+        raise BackendError(
+            f"device {job.device!r} was forced, but torchrun's processes compute on "
+            f"{world.device.type}; leave --device out"
+        )
+    return world
+
+
 def what_ran(model: OCPMambaLVM, dataset: Dataset, config: TrainConfig) -> dict[str, object]:
     """Return the params that say what really runs, whatever was asked for."""
     device = next(model.parameters()).device
@@ -238,6 +259,7 @@ def _conclude(
     ground: _Ground,
     fitted: FitResult,
     echo: Echo,
+    device: torch.device,
 ) -> TrainOutcome:
     """Judge the best epoch, train baselines if asked, log all, register, say where to look."""
     judged = evaluate(model, ground.dataset, "val", name="model", index=ground.index)
@@ -266,6 +288,7 @@ def _conclude(
             job.output,
             echo=echo,
             progress=job.progress,
+            device=device,
         )
     verdicts |= trained_gates(judged, trained)
     ground = replace(ground, baselines={**ground.baselines, **trained})

@@ -41,6 +41,7 @@ def train_and_judge(
     *,
     echo: Callable[[str], None],
     progress: bool,
+    device: torch.device | None = None,
 ) -> dict[str, Evaluation]:
     """Train each baseline of the model's size as the model was, judge it and log it as a child.
 
@@ -53,10 +54,10 @@ def train_and_judge(
     judged = {}
     for name, make in TRAINED_BASELINES.items():
         torch.manual_seed(config.seed)
-        model = make(like.config, like.num_parameters())
+        model = make(like.config, like.num_parameters()).to(device)
         echo(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
         fitted = fit(model, dataset, config, validate=validator(dataset, index), progress=progress)
-        judged[name] = evaluate(model.eval(), dataset, "val", name=name, index=index)
+        judged[name] = evaluate(model.cpu().eval(), dataset, "val", name=name, index=index)
         params = {
             "ran.parameters": model.num_parameters(),
             "best_epoch": fitted.best_epoch,

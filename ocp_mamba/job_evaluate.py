@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ocp_mamba import gates
@@ -15,9 +15,11 @@ from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.echo import EncoderMismatchError
 from ocp_mamba.encoders import Encoder, SentenceTransformerEncoder
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency
-from ocp_mamba.job import Echo, check_aloud, open_data
+from ocp_mamba.job import Echo, JobError, check_aloud, open_data
 from ocp_mamba.job_open import BASELINE_PREFIX, open_predictor, require_one_encoder, short_name
 from ocp_mamba.job_report import log_judgement
+from ocp_mamba.model import OCPMambaLVM
+from ocp_mamba.quantise import quantise
 from ocp_mamba.report import baseline_table, result_table
 from ocp_mamba.report_html import Report
 from ocp_mamba.retrieval import BankIndex
@@ -51,6 +53,7 @@ class EvaluationJob:
         output: folder for the page, the figures and ``gates.json``, made where it does not exist.
         encoder: name or folder of the echo loop's encoder; None lets the bank stand in for it.
         index: one of `retrieval.KINDS`.
+        weights: one of `quantise.WEIGHTS`, how the model's matrices are stored.
         against: judge the cheap baselines too; gates that compare are ``not-run`` without them.
         allow_pickle: see `open_data`.
     """
@@ -61,6 +64,7 @@ class EvaluationJob:
     output: Path
     encoder: str | None = None
     index: str = "exact"
+    weights: str = "float32"
     against: bool = True
     allow_pickle: bool = False
 
@@ -91,6 +95,11 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
     compared = job.against or job.model.startswith(BASELINE_PREFIX)
     cheap = cheap_baselines(dataset) if compared else {}
     opened = open_predictor(job.model, dataset, cheap)
+    if job.weights != "float32":
+        if not isinstance(opened.predictor, OCPMambaLVM):
+            raise JobError(f"{job.model} has no weights to store as {job.weights}")
+        # The tracked model has other weights: these figures are not its.
+        opened = replace(opened, predictor=quantise(opened.predictor, job.weights), model_id=None)
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
     leaks = check_aloud(dataset, echo)
     job.output.mkdir(parents=True, exist_ok=True)
@@ -99,7 +108,11 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         job.data,
         output_dir=job.output,
         run_name=f"evaluate {job.split}",
-        params={"evaluated.model": job.model, "evaluated.split": job.split},
+        params={
+            "evaluated.model": job.model,
+            "evaluated.split": job.split,
+            "evaluated.weights": job.weights,
+        },
         tags={"kind": "evaluation", "test_split_judged": str(job.split == "test").lower()},
         inputs={job.split: "evaluation"},
         system_metrics=False,

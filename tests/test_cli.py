@@ -186,6 +186,7 @@ def test_early_stopping_flag_forms(file):
         (["--data", "{file}", "--resume"], "cannot resume"),
         (["--data", "{file}", "--config", "absent.toml"], "absent.toml"),
         (["--data", "{text}"], "not a"),
+        (["--data", "{file}", "--device", "cpu", "--backend", "cuda"], "the device is cpu; use"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_code_2(words, message, file, store, tmp_path):

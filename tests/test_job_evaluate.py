@@ -6,10 +6,14 @@ import command
 import mlflow
 import numpy as np
 import pytest
+import torch
 from data_maker import make_dataset
 from encoder_maker import save_tiny_encoder
 
+from ocp_mamba.config import ModelConfig
+from ocp_mamba.data import Dataset
 from ocp_mamba.encoders import SentenceTransformerEncoder
+from ocp_mamba.model import OCPMambaLVM, save_checkpoint
 
 N = 60
 
@@ -109,6 +113,25 @@ def test_an_encoder_that_did_not_make_the_bank_is_refused(file, store, tmp_path)
     assert "next_vec_cosine" not in tracked.data.metrics, "nothing was judged"
     said = run("--model", "baseline:ridge", "--data", file, "--encoder", tmp_path / "no", code=2)
     assert "cannot be loaded" in said
+
+
+def test_weights_are_rounded_before_the_judgement_and_logged(file, store, tmp_path):
+    torch.manual_seed(0)
+    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16))
+    save_checkpoint(
+        tmp_path / "m.pt", model, dataset_fingerprint="", encoder=Dataset.load(file).meta["encoder"]
+    )
+    found = {}
+    for weights in ("float32", "int8"):
+        run("--model", "m.pt", "--data", file, "--against", "none", "--weights", weights)
+        assert last_run().data.params["evaluated.weights"] == weights
+        found[weights] = last_run().data.metrics["next_vec_cosine"]
+    assert found["int8"] != found["float32"]
+    assert found["int8"] == pytest.approx(found["float32"], abs=0.01)
+    said = run(
+        "--model", "baseline:ridge", "--data", file, "--weights", "bf16", code=2
+    )  # fmt: skip
+    assert "baseline:ridge has no weights to store as bf16" in said
 
 
 def test_an_approximate_index_reports_its_recall(file, store):
