@@ -288,7 +288,7 @@ def _require_known(name: str, storage: SweepStorage) -> None:
 def _opened(study: optuna.Study, storage: SweepStorage, store: str) -> Sweep:
     _require_ours(study)
     settings = SweepSettings.of(study.user_attrs[SETTINGS])
-    study.pruner = _pruner(settings)
+    study.pruner = pruner_of(settings.pruner, settings.train)
     leave_project_run(study.user_attrs[PARENT])
     parent = ParentRun(study.user_attrs[PARENT], study.user_attrs[ID], store)
     return Sweep(study, storage, settings, parse_space(settings.space, settings.space_name), parent)
@@ -369,14 +369,12 @@ def _sampler(seed: int) -> TPESampler:
         return TPESampler(multivariate=True, constant_liar=True, seed=seed)
 
 
-def _pruner(settings: SweepSettings) -> BasePruner:
-    epochs = settings.train.max_epochs
-    pruners: dict[str, Callable[[], BasePruner]] = {
-        "asha": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
-        "hyperband": lambda: HyperbandPruner(
-            min_resource=1, max_resource=epochs, reduction_factor=3
-        ),
-        "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=1),
-        "none": NopPruner,
-    }
-    return pruners[settings.pruner]()
+def pruner_of(name: str, train: TrainConfig) -> BasePruner:
+    """Make one of `PRUNERS` for trials of so many epochs; a resource is an epoch."""
+    if name == "asha":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=train.max_epochs, reduction_factor=3)
+    if name == "median":
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+    return NopPruner()

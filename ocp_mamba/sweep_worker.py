@@ -50,6 +50,9 @@ AWAY: tuple[type[Exception], ...] = (*STORE_FAILURES, StorageInternalError)
 """What MLflow's and Optuna's stores raise when they do not answer."""
 
 LONGEST_WAIT = 5.0
+STARTUP_TRIALS = 5
+"""So many first trials are never pruned: the others need something whole to be compared with."""
+
 STATE_TAG = "sweep.state"
 FINISHED, PRUNED, FAILED, LOST = "finished", "pruned", "failed", "lost"
 
@@ -260,7 +263,8 @@ def _report(settings: SweepSettings, trial: Trial, result: EpochResult) -> None:
         return
     (value,) = values.values()
     trial.report(value, result.epoch)
-    if not result.is_last and trial.should_prune():
+    behind = trial.should_prune()  # asked at every epoch, for pruners note who came how far
+    if behind and not result.is_last and trial.number >= STARTUP_TRIALS:
         raise TrialPruned(f"by {settings.pruner} at epoch {result.epoch}")
 
 

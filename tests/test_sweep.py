@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import optuna
 import pytest
 from command import run
 from mlflow.entities import Run
@@ -17,8 +19,8 @@ from optuna.trial import TrialState
 from postgres import PASSWORD, USER, Postgres
 from sweeps import SPACE, Files, require_exactly, runs_of, study_of
 
-from ocp_mamba import sweep_worker
-from ocp_mamba.config import model_config
+from ocp_mamba import sweep, sweep_worker
+from ocp_mamba.config import TrainConfig, model_config
 from ocp_mamba.lifecycle import workers_of
 from ocp_mamba.tracking_zombies import find_zombies
 from ocp_mamba.train import EpochResult, TrainingError
@@ -133,6 +135,47 @@ def test_a_sweep_whose_workers_are_gone_is_a_zombie_and_one_with_a_worker_is_not
     assert (zombie.run_id, zombie.status) == (parent.info.run_id, "KILLED")
     client.set_tag(parent.info.run_id, "process.worker/another-host/1", "1.00")
     assert find_zombies(0) == []
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_each_pruner_stops_who_is_behind(pruner: str) -> None:
+    config = TrainConfig(max_epochs=9)
+    study = optuna.create_study(direction="maximize", pruner=sweep.pruner_of(pruner, config))
+    stopped = 0
+    for number in range(20):
+        trial = study.ask()
+        for epoch in range(1, 10):
+            trial.report(0.5 - 0.01 * number, epoch)
+            if trial.should_prune():
+                stopped += 1
+                break
+        study.tell(trial, 0.5 - 0.01 * number)
+    assert stopped >= 5
+
+
+def test_trials_that_are_behind_are_pruned_not_failed(
+    files: Files, journal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_worker, "STARTUP_TRIALS", 2)
+    reported = []
+    real = sweep_worker._report
+
+    def falling(settings: Any, trial: Any, result: EpochResult) -> None:
+        """Each trial is worse than the one before."""
+        value = 0.5 - 0.01 * trial.number
+        reported.append((trial.number, result.epoch))
+        real(settings, trial, replace(result, val={**result.val, "next_vec_cosine": value}))
+
+    monkeypatch.setattr(sweep_worker, "_report", falling)
+    said = run(*files.new("--n-trials", 4, epochs=2))
+    assert "by asha at epoch 1" in said
+    children = require_exactly(4, journal)
+    pruned = {int(c.data.tags["sweep.trial"]) for c in children if c.info.status == "KILLED"}
+    assert pruned == {2, 3}
+    for number in pruned:
+        assert (number, 2) not in reported
+        assert of_trial(number).data.tags["ended.reason"] == "pruned: by asha at epoch 1"
+    assert runs_of("sweep")[0].data.metrics["trials_pruned"] == 2
 
 
 def test_several_objectives_give_a_front_and_no_pruning(files: Files, journal: str) -> None:
