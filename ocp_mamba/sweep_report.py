@@ -6,7 +6,7 @@ import csv
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,29 +160,31 @@ def draw(sweep: Sweep, folder: Path) -> tuple[list[Path], dict[str, str]]:
     """Draw Optuna's plots of a study; returns the files, and why the others cannot be drawn yet."""
     import optuna.visualization.matplotlib as drawing
 
-    study = sweep.study
     finished = [t for t in sweep.trials() if t.state == TrialState.COMPLETE]
-    several = len(sweep.settings.objectives) > 1
-    width = 2.2 * len(sweep.space.distributions)
-    sizes = {"slice": (max(8.0, width), 4.0), "parallel_coordinate": (max(9.0, width), 5.0)}
-    wanted: dict[str, Callable[..., Any]] = {
+    objectives = sweep.settings.objectives
+    several = len(objectives) > 1
+    columns = len(sweep.space.distributions)
+    sizes = {
+        "slice": (max(8.0, 3.0 * columns), 4.0),
+        "parallel_coordinate": (max(9.0, 2.2 * columns), 5.0),
+    }
+    each: dict[str, Callable[..., Any]] = {
         "history": drawing.plot_optimization_history,
         "importances": drawing.plot_param_importances,
         "parallel_coordinate": drawing.plot_parallel_coordinate,
         "slice": drawing.plot_slice,
     }
     plots: dict[str, Callable[[], Any]] = {}
-    for number, objective in enumerate(sweep.settings.objectives):
-        for name, plot in wanted.items():
-            options: dict[str, Any] = {"target_name": f"{objective}, validation"}
-            if several:
-                options |= {"target": lambda t, i=number: t.values[i]}
-            plots[f"{name}_{objective}" if several else name] = _bind(plot, study, options)
+    for number, objective in enumerate(objectives):
+        study = _alone(finished, number) if several else sweep.study
+        named = {"target_name": f"{objective}, validation"}
+        for name, plot in each.items():
+            plots[f"{name}_{objective}" if several else name] = _bind(plot, study, named)
     if several:
-        names = [f"{o}, validation" for o in sweep.settings.objectives]
-        plots["pareto_front"] = _bind(drawing.plot_pareto_front, study, {"target_names": names})
+        axes = {"target_names": [f"{o}, validation" for o in objectives]}
+        plots["pareto_front"] = _bind(drawing.plot_pareto_front, sweep.study, axes)
     else:
-        plots["epochs"] = _bind(drawing.plot_intermediate_values, study, {})
+        plots["epochs"] = _bind(drawing.plot_intermediate_values, sweep.study, {})
     drawn, missing = [], {}
     for name, plot in plots.items():
         if len(finished) < 2:
@@ -196,6 +198,18 @@ def draw(sweep: Sweep, folder: Path) -> tuple[list[Path], dict[str, str]]:
             except (ValueError, RuntimeError) as error:
                 missing[name] = first_line(error)
     return drawn, missing
+
+
+def _alone(finished: Sequence[FrozenTrial], objective: int) -> optuna.Study:
+    """A study of one objective among several: Optuna's plots then know that more is better."""
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(
+        optuna.create_trial(
+            params=t.params, distributions=t.distributions, value=t.values[objective]
+        )
+        for t in finished
+    )
+    return study
 
 
 def _bind(
