@@ -1,0 +1,54 @@
+"""What rounding the weights costs: a trained model judged on the validation split, thrice.
+
+Needs the ``outputs/model.pt`` that `make run` writes, so it runs only when named.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks import timing
+from benchmarks.frame import ROOT, Cell, Result, Table
+from ocp_mamba import metrics
+from ocp_mamba.data import Dataset
+from ocp_mamba.data.leak import strata
+from ocp_mamba.evaluate import predict_examples
+from ocp_mamba.model import load_model
+from ocp_mamba.quantise import WEIGHTS, quantise, weight_bytes
+from ocp_mamba.retrieval import BankIndex
+
+MODEL = ROOT / "outputs" / "model.pt"
+SPLIT = "val"
+
+
+def main(quick: bool) -> Result:
+    """Judge the model with its matrices in float32, bf16 and int8."""
+    if not MODEL.is_file():
+        raise SystemExit(
+            f"weights: not run: there is no {MODEL.relative_to(ROOT)}; `make run` first"
+        )
+    dataset, model = Dataset.load(ROOT / "ocp_training_9k.npz"), load_model(MODEL)
+    targets, index = dataset.examples(SPLIT).target, BankIndex(dataset.bank)
+    wanted = torch.from_numpy(dataset.bank[targets])
+    unseen = strata(dataset, SPLIT)["unseen"]
+    exact = None
+    rows: list[dict[str, Cell]] = []
+    for weights in WEIGHTS[:2] if quick else WEIGHTS:
+        packed = quantise(model, weights)
+        predicted = predict_examples(packed, dataset, SPLIT)
+        exact = predicted if exact is None else exact
+        hits = metrics.precision_at(index.search(predicted.numpy(), 1)[1], targets, 1)
+        cosines = metrics.cosine(predicted, wanted).numpy()
+        rows.append(
+            {
+                "weights": weights,
+                "MiB": weight_bytes(packed) / timing.MIB,
+                "cosine": f"{cosines.mean():.5f}",
+                "P@1": f"{hits.mean():.5f}",
+                "cosine, unseen": f"{cosines[unseen].mean():.5f}",
+                "P@1, unseen": f"{hits[unseen].mean():.5f}",
+                "cosine to float32's prediction": f"{metrics.cosine(predicted, exact).mean():.6f}",
+            }
+        )
+    note = f"{len(targets):,} sequences, {int(unseen.sum()):,} of them unseen transitions."
+    return Result([Table("A trained model by how its weights are stored", rows, note)])
