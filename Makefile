@@ -20,7 +20,7 @@ export TORCH_INDEX_URL
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run quality test test-all bench lint ui server serve install install-server install-dev lock clean
+.PHONY: help run quality variants test test-all bench lint ui server serve install install-server install-dev lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ run: install ## install and run the main job in MLflow: train, judge, register
 
 quality: install ## train the model and its rivals with SEEDS=0,1,2, judge them on the test split
 	$(BIN)/ocp-mamba quality --data "$(DATA)" --seeds $(SEEDS) --split test --experiment $(EXPERIMENT) $(ARGS)
+
+variants: install ## train the base and its planned variants, judge them on the val split
+	$(BIN)/ocp-mamba variants --data "$(DATA)" --experiment $(EXPERIMENT) $(ARGS)
 
 test: install-dev ## install and run the tests; screenshots need chromium (apt-get install chromium)
 	$(BIN)/python -m pytest $(ARGS)

@@ -23,7 +23,7 @@ from ocp_mamba.config import ModelConfig, TrainConfig, override
 from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.data.subset import Subset, draw_subset
 from ocp_mamba.evaluate import Evaluation, evaluate, validator
-from ocp_mamba.job import Echo, check_aloud, open_data, require_trainable
+from ocp_mamba.job import Echo, check_aloud, open_data, require_trainable, what_ran
 from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, save_checkpoint
 from ocp_mamba.plots import plot_variants
@@ -33,7 +33,7 @@ from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.schedule import make_plan
 from ocp_mamba.tracking import EXPERIMENT, config_params, track
 from ocp_mamba.tracking_run import TrackedRun
-from ocp_mamba.train import EpochRecord, fit, resolve_precision
+from ocp_mamba.train import EpochRecord, fit
 from ocp_mamba.variants import FAILED, NOT_RUN, SCALING_METRICS, Comparison, Scaling, Variant
 
 T = TypeVar("T")
@@ -256,8 +256,7 @@ class _Bench:
                     **config_params(model=model, train=settings),
                     "variant": name,
                     "dataset.fingerprint": data.fingerprint,
-                    "ran.parameters": loaded.num_parameters(),
-                    "ran.precision": saved.loop["precision"],
+                    **saved.loop["ran"],
                     "ran.steps": steps,
                     "best_epoch": saved.loop["best_epoch"],
                 },
@@ -349,12 +348,11 @@ def train_to_file(
     torch.manual_seed(config.seed)
     model = OCPMambaLVM(model_config)
     fitted = fit(model, dataset, config, validate=validator(dataset, index), progress=progress)
-    device = next(model.parameters()).device
     loop = {
         "history": [asdict(record) for record in fitted.history],
         "best_epoch": fitted.best_epoch,
         "minutes": fitted.train_minutes,
-        "precision": resolve_precision(config.precision, device),
+        "ran": {name: str(value) for name, value in what_ran(model, dataset, config).items()},
         "alarms": {alarm.tag: str(alarm) for alarm in fitted.alarms},
     }
     save_checkpoint(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.file import Dataset
+from ocp_mamba.data.same import join_same
 from ocp_mamba.retrieval import BankIndex
 
 CHUNK = 1024
@@ -108,7 +109,7 @@ def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
     """Find the k bank rows nearest to each train target that do not continue its prefix-end.
 
     Left out are the true continuations of the prefix-end, of which the target is one, and the rows
-    with the very vector of one: nothing could tell them apart.
+    with the vector of one, but for rounding: nothing could tell them apart.
 
     Args:
         dataset: its whole bank is searched, exactly; its train split says what continues what.
@@ -118,8 +119,8 @@ def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
     examples = dataset.examples("train")
     keys = np.unique(examples.last.astype(np.int64) * n + examples.target)
     last, target = np.divmod(keys, n)
-    first = _first_with_the_vector(dataset.bank)
-    continued = np.unique(last * n + first[target])
+    same, _ = join_same(dataset.bank)
+    continued = np.unique(last * n + same[target])
     continuations = np.searchsorted(last, last, "right") - np.searchsorted(last, last, "left")
     index = BankIndex(dataset.bank)
     ids = np.full((len(keys), k), -1, np.int64)
@@ -129,7 +130,7 @@ def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
         wide = k + int(continuations[rows].max())
         while True:
             _, found = index.search(dataset.bank[target[rows]], wide)
-            fit = ~np.isin(last[rows, None] * n + first[found], continued)
+            fit = ~np.isin(last[rows, None] * n + same[found], continued)
             if wide >= n or (fit.sum(axis=1) >= k).all():
                 break
             wide *= 2
@@ -139,9 +140,3 @@ def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
         )
         ids[rows, : chosen.shape[1]] = chosen
     return HardNegatives(torch.from_numpy(keys), torch.from_numpy(ids), n)
-
-
-def _first_with_the_vector(bank: np.ndarray) -> np.ndarray:
-    """Of each row, the first row that has its very vector: int64 ``(n_concepts,)``."""
-    first: dict[bytes, int] = {}
-    return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(bank)])

@@ -40,14 +40,15 @@ def batch_losses(
     terms = {"cosine": metrics.cosine_loss(members, bank[target_ids].expand_as(members))}
     if config.infonce_weight:
         hard_ids = rivals.hard.of(batch.inputs[batch.mask], target_ids) if rivals.hard else None
+        hard = None if hard_ids is None else bank[hard_ids.clamp_min(0)]
         candidate_ids = rivals.candidates(batch.all_targets)
+        candidates = bank[candidate_ids]
         told_apart = [
             metrics.info_nce(
-                own, target_ids, candidate_ids, bank[candidate_ids], config.temperature,
-                hard_ids, None if hard_ids is None else bank[hard_ids.clamp_min(0)],
+                own, target_ids, candidate_ids, candidates, config.temperature, hard_ids, hard
             )
             for own in members
-        ]  # fmt: skip
+        ]
         terms["infonce"] = torch.stack(told_apart)
     share = len(members) * len(batch.all_targets)
     losses = {name: term.sum() / share for name, term in terms.items()}

@@ -94,6 +94,8 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
     assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
     one = next(c for c in children if c.data.params["variant"] == "1E")
     assert one.data.params["train.hard_negatives"] == "8"
+    assert one.data.params["ran.parameters"] == str(rows["1E"]["parameters"])
+    assert {"ran.precision", "ran.compile", "ran.threads"} <= set(one.data.params)
     assert one.data.metrics["next_vec_cosine"] == pytest.approx(
         rows["1E"]["figures"]["cosine"]["value"]
     )
