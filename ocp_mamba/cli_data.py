@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 from ocp_mamba.data import Dataset, DatasetError, load_dataset
 from ocp_mamba.data.build import build_dataset
@@ -15,6 +17,8 @@ from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport
 from ocp_mamba.data.leak import check as check_leaks
 from ocp_mamba.data.legacy import import_legacy
+from ocp_mamba.data.shard_files import shard, unshard
+from ocp_mamba.data.shards import is_shards
 from ocp_mamba.data.wordnet import LICENCE as WORDNET_LICENCE
 from ocp_mamba.data.wordnet import wordnet_chains
 from ocp_mamba.encoders import EncoderError, SentenceTransformerEncoder
@@ -240,8 +244,41 @@ def _track(dataset: Dataset, file: Path, report: LeakReport) -> None:
 
 def _open(file: Path, allow_pickle: bool) -> Dataset:
     """A dataset file as it is; an older file by import, with the import's report printed."""
-    if is_dataset_file(file):
+    if is_shards(file) or is_dataset_file(file):
         return load_dataset(file)
     dataset, report = import_legacy(file, allow_pickle=allow_pickle)
     click.echo(f"{report.to_markdown()}\n")
     return dataset
+
+
+@data.command("shard", epilog="Example: ocp-mamba data shard ocp_training_9k.npz ocp_training_9k")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+def shard_(file: Path, folder: Path) -> None:
+    """Turn FILE, a dataset file, into FOLDER, which training reads with flat memory.
+
+    The content keeps its fingerprint. A float16 bank takes twice its room: its rows are kept as
+    they are used.
+    """
+    _convert(shard, file, folder)
+
+
+@data.command("unshard", epilog="Example: ocp-mamba data unshard ocp_training_9k back.npz")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+def unshard_(folder: Path, file: Path) -> None:
+    """Turn FOLDER, one of `data shard`, into FILE, a dataset file of the same fingerprint."""
+    _convert(unshard, folder, file)
+
+
+def _convert(
+    how: Callable[[Path, Path, Callable[[int], object]], str], old: Path, new: Path
+) -> None:
+    if not new.parent.is_dir():
+        raise DataError(f"{new}: the folder {new.parent} does not exist")
+    try:
+        with tqdm(unit="B", unit_scale=True, desc=str(new)) as bar:
+            fingerprint = how(old, new, bar.update)
+    except (DatasetError, OSError) as error:
+        raise DataError(str(error)) from error
+    click.echo(f"Wrote {new}, fingerprint {fingerprint[:12]}")

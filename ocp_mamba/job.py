@@ -17,10 +17,11 @@ from ocp_mamba.backend import BackendError, resolve_backend, resolve_device, use
 from ocp_mamba.compiled import start_kernels
 from ocp_mamba.conditioning import conditions
 from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
-from ocp_mamba.data import Dataset, DatasetError
+from ocp_mamba.data import Dataset, DatasetError, load_dataset
 from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
+from ocp_mamba.data.shards import is_shards
 from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
 from ocp_mamba.job_baselines import (
@@ -102,8 +103,8 @@ def open_data(path: Path, *, allow_pickle: bool, echo: Echo) -> Dataset:
         DatasetError: the file is neither, or has faults.
     """
     echo(f"data {path}")
-    if is_dataset_file(path):
-        return Dataset.load(path)
+    if is_shards(path) or is_dataset_file(path):
+        return load_dataset(path)
     dataset, report = import_legacy(path, allow_pickle=allow_pickle)
     echo(report.to_markdown())
     return dataset

@@ -17,6 +17,10 @@ PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """The checkout's folder; meaningless, and never a match, in an installed wheel."""
 
 
+SHARDS_LIST = "meta.json"
+"""What a dataset's folder of shards holds, and no other folder should."""
+
+
 class DataNotFoundError(FileNotFoundError):
     """A file is in none of the places where it is looked for."""
 
@@ -37,7 +41,7 @@ def caller_folder() -> Path:
 
 
 def resolve_file(value: str | Path) -> Path:
-    """Return the absolute path of a file that exists.
+    """Return the absolute path of a file, or of a dataset's folder of shards, that exists.
 
     A relative path is looked for in the caller's folder, then the current one, then the project's.
 
@@ -48,7 +52,7 @@ def resolve_file(value: str | Path) -> Path:
     folders = dict.fromkeys([caller_folder(), Path.cwd(), PROJECT_FOLDER])
     candidates = [folder / path for folder in folders] if not path.is_absolute() else [path]
     for candidate in candidates:
-        if candidate.is_file():
+        if candidate.is_file() or (candidate / SHARDS_LIST).is_file():
             return candidate.resolve()
     looked = "\n".join(
         f"  {c} {'is a folder' if c.is_dir() else 'does not exist'}" for c in candidates

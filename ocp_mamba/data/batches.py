@@ -14,6 +14,9 @@ from ocp_mamba.data.file import Dataset
 MEGABATCH = 32
 """Batches whose chains are sorted by length together: little padding, yet well mixed."""
 
+READ_AHEAD, RELEASE_EVERY = 4, 8
+"""Batches, where the dataset is mapped from the disk."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -67,6 +70,9 @@ def batches(
 ) -> Iterator[Batch]:
     """Pass once over the chains of a split, chains of like length together.
 
+    A mapped dataset's rows are asked for some batches ahead, and let go of after some more, so that
+    resident memory stays flat. The order is the same as in memory: a permutation of all chains.
+
     Args:
         dataset: where the chains come from.
         split: "train", "val" or "test".
@@ -88,8 +94,13 @@ def batches(
         raise ValueError(f"bank {tuple(bank.shape)} found, {dataset.bank.shape} wanted")
     ids = _chains(dataset, split, longest)
     lengths = dataset.lengths[ids]
-    for rows in _order(lengths, batch_size, shuffle_seed):
+    order = _order(lengths, batch_size, shuffle_seed)
+    for number, rows in enumerate(order):
+        if number + READ_AHEAD < len(order):
+            dataset.expect(ids[order[number + READ_AHEAD]])
         yield _batch(dataset, ids[rows], bank, share)
+        if number % RELEASE_EVERY == RELEASE_EVERY - 1:
+            dataset.release()
 
 
 def _chains(dataset: Dataset, split: str, longest: int | None) -> np.ndarray:

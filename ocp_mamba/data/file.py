@@ -6,7 +6,6 @@ whether they come from a file or from code, so that an invalid dataset does not 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from ocp_mamba.config import MIN_CONTEXT
 from ocp_mamba.data.checks import DatasetError, check_dataset
+from ocp_mamba.data.fingerprint import fingerprint_of
 from ocp_mamba.data.npz import npz_keys, write_npz
 
 SCHEMA_VERSION = 1
@@ -181,31 +181,13 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content, hex: the same for any compression, file name or text width."""
-        digest = hashlib.sha256()
-        parts: dict[str, np.ndarray | None] = {
-            "bank": self.stored_bank(),
-            "chain_values": self.chain_values,
-            "chain_offsets": self.chain_offsets,
-            "chain_source": self.chain_source.astype(np.uint16),
-            "chain_tmd": self.chain_tmd,
-            "chain_first": self.chain_first,
-            "split": self.split,
-        }
-        for key in ("chain_relation", "chain_confidence"):  # older files have the hash they had
-            if getattr(self, key) is not None:
-                parts[key] = getattr(self, key)
-        for key, array in parts.items():
-            if array is None:
-                digest.update(f"{key} absent\n".encode())
-                continue
-            little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-            digest.update(f"{key} {little.dtype.str} {little.shape}\n".encode())
-            digest.update(little.data)
-        names = {"texts": self.texts.tolist(), "sources": self.meta["sources"]}
-        if self.chain_relation is not None:
-            names["relations"] = self.meta["relations"]
-        digest.update(json.dumps(names, sort_keys=True).encode())
-        return digest.hexdigest()
+        return fingerprint_of(self, unit_rows if self.bank_dtype == "float32" else to_float16)
+
+    def expect(self, chains: np.ndarray) -> None:
+        """Make ready the bank rows of chains that are wanted soon; in memory they are."""
+
+    def release(self) -> None:
+        """Let go of what was read from the disk; in memory there is nothing to let go of."""
 
     def save(self, path: str | Path) -> None:
         """Write the `.npz`. A save that fails leaves an older file at ``path`` as it was.
@@ -246,7 +228,7 @@ class Dataset:
         """
         arrays = _read_npz(Path(path))
         try:
-            meta = _parse_meta(arrays["meta"])
+            meta = parse_meta(arrays["meta"])
             wanted = meta.pop("fingerprint", None)
             bank = arrays["bank"]
             if bank.dtype not in (np.float16, np.float32):
@@ -347,7 +329,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _parse_meta(array: np.ndarray) -> dict[str, Any]:
+def parse_meta(array: np.ndarray) -> dict[str, Any]:
+    """Return the object in the key ``meta``.
+
+    Raises:
+        DatasetError: it holds something else.
+    """
     if array.dtype.kind != "U" or array.shape != ():
         raise DatasetError(
             f"key 'meta': {array.dtype} {array.shape} found, one unicode string of JSON wanted"
