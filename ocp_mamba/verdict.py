@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ocp_mamba import gates
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.evaluate import Evaluation, paired_difference
 from ocp_mamba.metrics import Figure
@@ -15,8 +16,7 @@ GOOD, BAD, OPEN = "good", "bad", "open"
 COSINE, P1 = "next_vec_cosine", "faiss_retrieval_p1"
 COPIES_FROM = 0.5
 """Share of predictions nearest to their own input from which a predictor is said to copy."""
-COLLAPSED_FROM = 0.5
-"""Share of predictions nearest to one concept from which a predictor is said to have collapsed."""
+EPS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -156,18 +156,26 @@ def _copies(judged: Evaluation, dataset: Dataset) -> Statement:
 
 
 def _collapsed(judged: Evaluation, dataset: Dataset) -> Statement:
+    """What the gate `gates.collapse_gate` says, so that page and gates never differ."""
+    verdict = gates.collapse_gate(judged)
+    answer, sentence, tone = {
+        gates.FAIL: ("yes", "It has collapsed towards one prediction.", BAD),
+        gates.PASS: ("no", "It has not collapsed.", GOOD),
+        gates.NOT_RUN: ("cannot be told", "Whether it has collapsed cannot be told.", OPEN),
+    }[verdict]
     truth = dataset.examples(judged.split).target
-    _, counts = np.unique(judged.found[:, 0], return_counts=True)
-    _, true_counts = np.unique(truth, return_counts=True)
-    share, true_share = counts.max() / len(truth), true_counts.max() / len(truth)
-    collapsed = share > max(COLLAPSED_FROM, 2 * true_share)
+    share = judged.scalars["prediction_variance"] / max(judged.scalars["target_variance"], EPS)
+    mean = judged.figures.get("cosine_to_global_mean")
     return Statement(
         "Has it collapsed?",
-        "yes" if collapsed else "no",
-        "It has collapsed to one prediction." if collapsed else "It has not collapsed.",
-        f"Its predictions name {len(counts):,} different concepts, the commonest in {share:.1%} of "
-        f"cases; the truth has {len(true_counts):,}, the commonest in {true_share:.1%}.",
-        BAD if collapsed else GOOD,
+        answer,
+        sentence,
+        f"Its predictions have {share:.0%} of the targets' variance (below "
+        f"{gates.MIN_VARIANCE_SHARE:.0%} is collapse) and a cosine of "
+        f"{mean or 'unknown size'} to the mean train target. They name "
+        f"{len(np.unique(judged.found[:, 0])):,} different concepts; the truth has "
+        f"{len(np.unique(truth)):,}.",
+        tone,
     )
 
 
