@@ -239,6 +239,9 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 @click.option("--output", default="outputs/evaluation", show_default=True, help="Folder to write.")
 @click.option("--encoder", metavar="NAME_OR_FOLDER",
               help="Encodes the echo loop's texts; the bank stands in without it.")  # fmt: skip
+@click.option("--decoder", type=click.Choice(["vec2text"]),
+              help="Closes the echo loop once more by decoding predictions; needs --encoder and "
+              "pip install 'ocp-mamba[vec2text]'.")  # fmt: skip
 @click.option("--index", type=click.Choice(["auto", "exact", "ivf", "hnsw"]), default="auto",
               show_default=True, help="Of the bank; auto: exact to a million rows.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["float32", "bf16", "int8"]), default="float32",
@@ -262,6 +265,7 @@ def evaluate(**flags: Any) -> None:
                 split=flags["split"],
                 output=resolve_output(flags["output"]),
                 encoder=flags["encoder"],
+                decoder=flags["decoder"],
                 index=flags["index"],
                 weights=flags["weights"],
                 against=flags["against"] == "cheap",

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ocp_mamba.data.file import Dataset
+from ocp_mamba.decoders import Decoder
 from ocp_mamba.encoders import Encoder
+from ocp_mamba.metrics import Figure, bootstrap_mean, cosine
 
 PARITY_TEXTS = 64
+DECODED_EXAMPLES = 100
+"""Predictions that a decoder turns into text: it takes seconds for each."""
 MIN_PARITY = 0.999
 """A row rounded to float16 loses less than 1e-6 of its cosine; one of other weights, far more."""
 
@@ -77,3 +83,37 @@ def encode_again(encoder: Encoder, dataset: Dataset, ids: np.ndarray) -> np.ndar
     distinct, place = np.unique(ids, return_inverse=True)
     vectors: np.ndarray = encoder.encode([str(text) for text in dataset.texts[distinct]])[place]
     return vectors
+
+
+def decoded_echo(
+    decoder: Decoder,
+    encoder: Encoder,
+    predictions: Tensor,
+    targets: Tensor,
+    families: np.ndarray,
+    seed: int = 0,
+) -> dict[str, Figure]:
+    """Close the echo loop with a decoder in the bank's place, on a seeded sample.
+
+    Args:
+        decoder: turns predictions into texts.
+        encoder: of the bank; encodes these texts again.
+        predictions: float32 ``(n, D)`` unit rows.
+        targets: float32 ``(n, D)`` unit rows, the true next vectors.
+        families: integers ``(n,)``, see `data.split.families`.
+        seed: draws the sample of at most 100.
+
+    Returns:
+        ``<decoder>_echo_similarity``, the cosine to the true next vector, and
+        ``<decoder>_echo_to_prediction``.
+    """
+    n = len(predictions)
+    rows = np.sort(np.random.default_rng(seed).permutation(n)[:DECODED_EXAMPLES])
+    texts = decoder.decode(predictions[rows].numpy())
+    again = torch.from_numpy(encoder.encode(texts))
+    return {
+        f"{decoder.name}_{name}": bootstrap_mean(
+            cosine(again, wanted[rows]).numpy(), families[rows], seed
+        )
+        for name, wanted in {"echo_similarity": targets, "echo_to_prediction": predictions}.items()
+    }

@@ -20,7 +20,8 @@ from ocp_mamba.data.batches import batches
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.data.leak import strata
 from ocp_mamba.data.split import families
-from ocp_mamba.echo import Parity, check_parity, encode_again
+from ocp_mamba.decoders import VEC2TEXT, Decoder
+from ocp_mamba.echo import Parity, check_parity, decoded_echo, encode_again
 from ocp_mamba.encoders import Encoder
 from ocp_mamba.metrics import Figure
 from ocp_mamba.probes import rollout, sensitivity
@@ -115,11 +116,12 @@ class Evaluation:
             for name, figure in self._headline().items()
             if figure.value is not None
         }
+        decoded = f"{VEC2TEXT}_echo_similarity" in self.figures
         return intervals | {
             "metrics.version": self.metrics_version,
             "echo_encoder": self.echo_encoder,
             "retrieval.index": self.index,
-            "metric.vec2text": "not-run",
+            "metric.vec2text": "ran" if decoded else "not-run",
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,6 +167,7 @@ def evaluate(
     name: str,
     index: BankIndex | None = None,
     encoder: Encoder | None = None,
+    decoder: Decoder | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Judge a predictor on a split, overall and per stratum, with intervals by family.
@@ -177,6 +180,7 @@ def evaluate(
         index: the bank's index, to share it between predictors; an exact one is built when None.
         encoder: encodes the echo loop's texts again, after `check_parity`; None lets the bank stand
             in for it.
+        decoder: closes the echo loop once more in the bank's place; needs the encoder.
         seed: seed of the bootstrap.
 
     Raises:
@@ -206,6 +210,9 @@ def evaluate(
             "prediction_variance": metrics.variance(predictions),
             "target_variance": metrics.variance(_rows(dataset, examples.target)),
         }
+        if decoder and encoder:
+            targets = _rows(dataset, examples.target)
+            figures |= decoded_echo(decoder, encoder, predictions, targets, groups, seed)
         if parity:
             scalars |= parity.figures()
         if index.kind != "exact":

@@ -12,6 +12,7 @@ from ocp_mamba import gates
 from ocp_mamba.baselines import Predictor, cheap_baselines
 from ocp_mamba.conditioning import NextVectorModel
 from ocp_mamba.data import Dataset, DatasetError
+from ocp_mamba.decoders import Decoder, DecoderError, Vec2TextDecoder
 from ocp_mamba.echo import EncoderMismatchError
 from ocp_mamba.encoders import Encoder, SentenceTransformerEncoder
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency
@@ -34,6 +35,8 @@ SHOWN = (
     "context_mean_margin",
     "contrastive_accuracy",
     "echo_loop_similarity",
+    "vec2text_echo_similarity",
+    "vec2text_echo_to_prediction",
     "cosine_to_global_mean",
     "prediction_variance",
     "target_variance",
@@ -55,6 +58,7 @@ class EvaluationJob:
         index: one of `retrieval.KINDS`.
         weights: one of `quantise.WEIGHTS`, how the model's matrices are stored.
         against: judge the cheap baselines too; gates that compare are ``not-run`` without them.
+        decoder: "vec2text" to close the echo loop with it too; None leaves it out.
         allow_pickle: see `open_data`.
     """
 
@@ -66,6 +70,7 @@ class EvaluationJob:
     index: str = "exact"
     weights: str = "float32"
     against: bool = True
+    decoder: str | None = None
     allow_pickle: bool = False
 
 
@@ -101,6 +106,7 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         # The tracked model has other weights: these figures are not its.
         opened = replace(opened, predictor=quantise(opened.predictor, job.weights), model_id=None)
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
+    decoder, no_decoder = _open_decoder(job, dataset, echo)
     leaks = check_aloud(dataset, echo)
     job.output.mkdir(parents=True, exist_ok=True)
     with track(
@@ -121,7 +127,9 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
             run.link_model(opened.model_id)
         with _mismatch_tracked(run):
             require_one_encoder(job.model, opened.encoder, dataset)
-            judged, baselines = _judge_all(job, opened.predictor, cheap, dataset, encoder, echo)
+            judged, baselines = _judge_all(
+                job, opened.predictor, cheap, dataset, encoder, decoder, echo
+            )
         timing = {}
         if isinstance(opened.predictor, NextVectorModel):
             timing = inference_latency(opened.predictor)
@@ -136,7 +144,7 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         run.log_results(
             judged.headline() | timing | {"retrieval_top1_ceiling": ceiling},
             verdicts,
-            judged.tags(),
+            judged.tags() | no_decoder,
             split=job.split,
         )
         report = Report(
@@ -174,13 +182,20 @@ def _judge_all(
     cheap: Mapping[str, Predictor],
     dataset: Dataset,
     encoder: Encoder | None,
+    decoder: Decoder | None,
     echo: Echo,
 ) -> tuple[Evaluation, dict[str, Evaluation]]:
     """Judge the predictor, then the baselines (but the one that it is), with the same index."""
     index = BankIndex(dataset.bank, job.index)
     echo(f"judging {job.model} on {dataset.n_examples(job.split):,} sequences of {job.split}")
     judged = evaluate(
-        predictor, dataset, job.split, name=short_name(job.model), index=index, encoder=encoder
+        predictor,
+        dataset,
+        job.split,
+        name=short_name(job.model),
+        index=index,
+        encoder=encoder,
+        decoder=decoder,
     )
     baselines = {}
     for name, baseline in cheap.items() if job.against else ():
@@ -188,6 +203,25 @@ def _judge_all(
             echo(f"judging {BASELINE_PREFIX}{name}")
             baselines[name] = evaluate(baseline, dataset, job.split, name=name, index=index)
     return judged, baselines
+
+
+def _open_decoder(
+    job: EvaluationJob, dataset: Dataset, echo: Echo
+) -> tuple[Decoder | None, dict[str, str]]:
+    """The decoder asked for; or None, and the tag with the reason."""
+    reason = "not asked for (--decoder vec2text)"
+    if job.decoder and job.encoder is None:
+        raise JobError(
+            f"--decoder {job.decoder} makes texts that are in no bank: name the encoder that is "
+            "to encode them again, --encoder"
+        )
+    if job.decoder:
+        try:
+            return Vec2TextDecoder(str(dataset.meta.get("encoder", {}).get("name"))), {}
+        except DecoderError as error:
+            reason = str(error)
+            echo(f"WARNING: {job.decoder} not run: {reason}")
+    return None, {"vec2text.reason": reason}
 
 
 @contextmanager

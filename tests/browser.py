@@ -12,7 +12,7 @@ HOW_TO_INSTALL = (
     f"no browser: none of {', '.join(BROWSERS)} is on the PATH. On Debian or Ubuntu: "
     "apt-get install chromium (or chromium-browser)"
 )
-LOAD_SECONDS = 60
+LOAD_SECONDS = 180
 
 
 def find_browser() -> str | None:

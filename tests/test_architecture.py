@@ -31,7 +31,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "ssm_ops": ("backend", "ssm_cpu", "ssm_cuda", "ssm_ops", "ssm_step"),
     },
     1: {
-        "data": ("data.*", "encoders"),
+        "data": ("data.*", "decoders", "encoders"),
         "model": (
             "checkpoint",
             "conditioning",
@@ -142,6 +142,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sqlalchemy": ("tracking_store", "sweep_store", "sweep_worker"),
     "torch.distributed": ("distributed",),
     "transformers": ("encoders",),
+    "vec2text": ("decoders",),
     "yaml": ("sweep_space",),
 }
 
@@ -152,6 +153,7 @@ LAZY = {
     "matplotlib",
     "sentence_transformers",
     "transformers",
+    "vec2text",
 }
 
 HEAVY = {"faiss", "mlflow", "torch", "pandas", "sklearn", "optuna", *LAZY}
