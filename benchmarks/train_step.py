@@ -161,7 +161,10 @@ def contestants(config: ModelConfig, precision: str) -> dict[str, tuple[NextVect
         FLOOR: (Products(ours), precision),
         OURS: (ours, precision),
         PLAIN: (_copy(ours), precision),
-        "ocp_mamba in 3 stacks": (OCPMambaLVM(replace(config, members=STACKS)), precision),
+        "ocp_mamba in 3 stacks": (
+            OCPMambaLVM(replace(config, members=min(STACKS, config.n_layers))),
+            precision,
+        ),
         THEIRS: (transformers_mamba2(ours), "float32"),
         "Transformer of equal size": (transformer_of_size(config, size), precision),
         "GRU of equal size": (gru_of_size(config, size), precision),
@@ -184,7 +187,7 @@ def _copy(model: OCPMambaLVM) -> OCPMambaLVM:
 
 def main(quick: bool) -> Result:
     """Time all contestants at each shape."""
-    config = replace(MODEL_SIZES["small"], members=1, **{"n_layers": 3} if quick else {})
+    config = replace(MODEL_SIZES["small"], members=1, **{"n_layers": 1} if quick else {})
     bank = random_bank(1000)
     precision = resolve_precision("auto", bank.device)
     compiled = kernels()

@@ -174,7 +174,8 @@ def fit(
         model: trained in place, on its own device.
         dataset: its train split is learnt.
         config: schedule, loss, seed, precision.
-        validate: judges the model after each epoch; must give ``next_vec_cosine``.
+        validate: judges the model after each epoch, in the precision of training; must give
+            ``next_vec_cosine``.
         output: where the best epoch's ``.pt`` is kept; beside it ``<stem>.last.pt`` holds the
             state to resume from until training ends. Only an `OCPMambaLVM` has such a file.
         resume: go on from ``<stem>.last.pt``.
@@ -264,7 +265,8 @@ def _run_epoch(
         bar.step(epoch, values)
     train_seconds = time.perf_counter() - started
     state.model.eval()
-    val = state.world.from_main(lambda: validate(state.model))
+    with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
+        val = state.world.from_main(lambda: validate(state.model))
     cosines = [r.val["next_vec_cosine"] for r in state.history] + [val["next_vec_cosine"]]
     is_best = state.best is None or cosines[-1] > state.best.val["next_vec_cosine"]
     since_best = 0 if is_best or state.best is None else epoch - state.best.epoch
