@@ -188,7 +188,7 @@ def by_context(peers: Peers, seen: int, quick: bool) -> list[dict[str, Cell]]:
         {name: step for name, (step, _) in steps.items()},
         n_rounds=3 if quick else ROUNDS,
         warmup=2,
-        limit_s=12,
+        limit_s=8,
     )
     ahead = times["ocp_mamba, compiled"]
     return [
