@@ -87,8 +87,13 @@ def use_backend(requested: str, device: torch.device | str) -> str:
 
 
 def kernels_run(x: Tensor) -> bool:
-    """Whether the CUDA kernels, and not plain torch, compute with this tensor."""
-    return x.is_cuda and _requested != "torch" and _no_kernel_is_missing()
+    """Whether the CUDA kernels, and not plain torch, compute with this tensor.
+
+    There are none for float64, which is for comparisons only.
+    """
+    if not x.is_cuda or x.dtype == torch.float64 or _requested == "torch":
+        return False
+    return _no_kernel_is_missing()
 
 
 @torch.compiler.assume_constant_result

@@ -79,10 +79,14 @@ class OnGpu:
 
     is_cuda = True
 
+    def __init__(self, dtype=torch.float32):
+        self.dtype = dtype
+
 
 def test_what_is_used_decides_for_the_whole_process(kernels):
     kernels("")
     assert backend.kernels_run(OnGpu())
+    assert not backend.kernels_run(OnGpu(torch.float64))
     assert use_backend("torch", "cuda") == "torch"
     assert not backend.kernels_run(OnGpu())
     assert use_backend("cuda", "cuda") == "cuda"
