@@ -22,6 +22,7 @@ from sweeps import SPACE, Files, require_exactly, runs_of, study_of
 from ocp_mamba import sweep, sweep_worker
 from ocp_mamba.config import TrainConfig, model_config
 from ocp_mamba.lifecycle import workers_of
+from ocp_mamba.sweep_store import MAX_RETRIES, open_storage
 from ocp_mamba.tracking_zombies import find_zombies
 from ocp_mamba.train import EpochResult, TrainingError
 
@@ -116,6 +117,34 @@ def test_a_storage_that_goes_away_is_named_and_the_trial_goes_on_when_it_is_back
     assert runs_of("sweep")[0].data.params["storage"].count("***") == 1
     run(*words)
     require_exactly(2, address)
+
+
+def test_trials_without_a_worker_are_taken_back_or_given_up(
+    files: Files, journal: str, store: str
+) -> None:
+    run(*files.new("--n-trials", 1, epochs=1))
+    storage = open_storage(journal, tracking_uri=store, grace=60)
+    joined = sweep.join("small", storage, n_trials=3, store=store)
+    params = {"train.lr": 1e-3, "train.batch_size": 8, "model.dropout": 0.1}
+    run_id = of_trial(0).info.run_id
+    lost = {"heartbeat": 0.0, "retry_history": list(range(100, 100 + MAX_RETRIES))}
+    for number, (system, worker) in enumerate([(lost, {"trial": 1}), ({}, None)], 1):
+        joined.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.RUNNING,
+                params=params,
+                distributions=dict(joined.space.distributions),
+                system_attrs=system,
+                user_attrs={"run_id": run_id if number == 1 else "none", "worker": worker},
+            )
+        )
+    claimed = joined.claim()
+    states = [t.state for t in joined.trials()]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
+    assert claimed is not None
+    assert sweep.history(joined.frozen(claimed)) == [2], "begun again: nobody noted its worker"
+    assert of_trial(0).info.status == "FAILED"
+    assert "11 workers were lost" in of_trial(0).data.tags["ended.reason"]
 
 
 def test_a_sweep_whose_workers_are_gone_is_a_zombie_and_one_with_a_worker_is_not(
