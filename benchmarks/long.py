@@ -52,7 +52,7 @@ def main(quick: bool) -> Result:
     }
     named = {f"{name} {L}": run for (name, L), run in runs.items()}
     peaks = {name: timing.peak_mib(run) for name, run in named.items()}
-    times = timing.rounds(named, n_rounds=2 if quick else 4, warmup=1, limit_s=30)
+    times = timing.rounds(named, n_rounds=2 if quick else 3, warmup=0, limit_s=20)
     microseconds = {
         name: [1e6 * times[f"{name} {L}"].best / vectors for L in lengths] for name in models
     }

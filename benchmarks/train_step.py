@@ -200,7 +200,9 @@ def main(quick: bool) -> Result:
             for n, (model, p) in models.items()
         }
         peaks = {n: timing.peak_mib(step) for n, step in steps.items()}
-        times = timing.rounds(steps, n_rounds=2 if quick else 12, limit_s=5 if quick else 40)
+        times = timing.rounds(
+            steps, n_rounds=2 if quick else 12, warmup=0, limit_s=5 if quick else 30
+        )
         floor, ours = times[FLOOR].best, times[OURS].best
         rows: list[dict[str, Cell]] = [
             {
