@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ocp_mamba import variants
-from ocp_mamba.config import ModelConfig, TrainConfig, override
+from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig, override
 from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.data.subset import Subset, draw_subset
 from ocp_mamba.evaluate import Evaluation, evaluate, validator
@@ -127,6 +127,7 @@ def _compare(bench: _Bench, dataset: Dataset) -> Comparison:
     """Train and judge all; after each variant the table is written as it stands."""
     job = bench.job
     index = BankIndex(dataset.bank)
+    bench.plan(1 + sum(_says_something(job, name, dataset) for name in job.only))
     trained = bench.train(BASE, job.model, job.train, dataset, index)
     base = Variant(BASE, PRESETS[BASE].title, trained.row(BASE), trained.steps)
     comparison = Comparison(base, (), None, job.seeds)
@@ -179,6 +180,13 @@ def variant_settings(
     return model, config, known
 
 
+def _says_something(job: VariantsJob, name: str, dataset: Dataset) -> bool:
+    try:
+        return name == SCALING or bool(variant_settings(job, name, dataset))
+    except (_NotRunError, ConfigError):
+        return False
+
+
 def _scale(bench: _Bench, dataset: Dataset, base: _Trained) -> Scaling:
     def attempt() -> Scaling:
         try:
@@ -225,9 +233,13 @@ class _Bench:
     def __init__(self, job: VariantsJob, run: TrackedRun, echo: Echo) -> None:
         self.job, self.run_id, self.echo = job, run.run_id, echo
         self._run = run
-        self._left = len(job.seeds) * (1 + len(job.only))
+        self._left = 0
         self._seconds: list[float] = []
         job.output.mkdir(parents=True, exist_ok=True)
+
+    def plan(self, variants_to_train: int) -> None:
+        """Take down how many trainings there will be, to say how many are left."""
+        self._left = len(self.job.seeds) * variants_to_train
 
     def train(
         self, name: str, model: ModelConfig, config: TrainConfig, data: Dataset, index: BankIndex
@@ -280,12 +292,12 @@ class _Bench:
         except _NotRunError as error:
             state, reason = NOT_RUN, str(error)
         except Exception as error:
+            self._left = left - len(self.job.seeds)
             words = str(error).splitlines() or [""]
             state, reason = FAILED, f"{type(error).__name__}: {words[0]}"
             trace = self.job.output / f"failed_{name}.txt"
             trace.write_text(traceback.format_exc(), encoding="utf-8")
             self._run.log_artifact(trace, "reports")
-        self._left = left - len(self.job.seeds)
         self.echo(f"\n{name}: {state}: {reason}")
         return otherwise(state, reason)
 

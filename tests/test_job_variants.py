@@ -75,6 +75,8 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
     assert rows["relations"]["reason"] == "the dataset has no relations"
     assert rows["1S"]["reason"] == "the base is that already"
     assert "not run: the dataset has no relations" in said
+    assert "base, seed 0: training, 6 to go" in said
+    assert "scaling, seed 0: training, 1 to go" in said
     assert rows["1D"]["parameters"] > 3 * rows["base"]["parameters"]
     assert rows["1C"]["steps"] < rows["base"]["steps"]
     for name in ran - {"base"}:
