@@ -96,6 +96,8 @@ def batches(
     lengths = dataset.lengths[ids]
     order = _order(lengths, batch_size, shuffle_seed)
     for number, rows in enumerate(order):
+        if number + 2 * READ_AHEAD < len(order):
+            dataset.expect_ids(ids[order[number + 2 * READ_AHEAD]])
         if number + READ_AHEAD < len(order):
             dataset.expect(ids[order[number + READ_AHEAD]])
         yield _batch(dataset, ids[rows], bank, share)

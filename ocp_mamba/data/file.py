@@ -186,6 +186,9 @@ class Dataset:
     def expect(self, chains: np.ndarray) -> None:
         """Make ready the bank rows of chains that are wanted soon; in memory they are."""
 
+    def expect_ids(self, chains: np.ndarray) -> None:
+        """Make ready the concepts' ids of chains that are wanted soon; in memory they are."""
+
     def release(self) -> None:
         """Let go of what was read from the disk; in memory there is nothing to let go of."""
 

@@ -50,7 +50,7 @@ def fingerprint_of(dataset: Dataset, stored: Callable[[np.ndarray], np.ndarray])
         digest.update(f"{key} {dtype.str} {array.shape}\n".encode())
         for chunk in chunks(array):
             digest.update(np.ascontiguousarray(convert(chunk), dtype=dtype).data)
-        dataset.release()
+            dataset.release()
     for text in _names(dataset):
         digest.update(text.encode())
     dataset.release()

@@ -103,10 +103,12 @@ class MappedDataset(Dataset):
         valid = steps < self.lengths[chains, None]
         rows = np.unique(self.chain_values[(self.chain_offsets[chains, None] + steps)[valid]])
         first = self.bank.ctypes.data + rows.astype(np.int64) * self.bank.strides[0]
-        pages = first // HEADER * HEADER
-        libc = _libc()
-        for page, end in zip(pages.tolist(), (first + self.bank.strides[0]).tolist(), strict=True):
-            libc.madvise(page, end - page, mmap.MADV_WILLNEED)
+        _will_need(first, first + self.bank.strides[0])
+
+    def expect_ids(self, chains: np.ndarray) -> None:
+        """Let the system read, in the background, which concepts chains have."""
+        first = self.chain_values.ctypes.data + self.chain_offsets[chains] * 4
+        _will_need(first, first + self.lengths[chains] * 4)
 
     def release(self) -> None:
         """Let go of the pages that were looked at; they are read again where they are wanted."""
@@ -219,6 +221,13 @@ def _map(files: list[Path], sizes: list[int], mapped: list[tuple[int, int]]) -> 
     weakref.finalize(buffer, libc.munmap, base, total)
     mapped.append((base, total))
     return buffer
+
+
+def _will_need(first: np.ndarray, end: np.ndarray) -> None:
+    """Ask for the pages of addresses ``first`` to ``end``, each int64 ``(n,)``."""
+    libc, pages = _libc(), first // HEADER * HEADER
+    for page, last in zip(pages.tolist(), end.tolist(), strict=True):
+        libc.madvise(page, last - page, mmap.MADV_WILLNEED)
 
 
 @functools.cache
