@@ -73,14 +73,16 @@ def rounds(
 def peak_mib(call: Callable[[], object]) -> float | None:
     """MiB of memory that a call needs at its height beyond what was held before it.
 
-    Linux with glibc counts it; None (not measured) elsewhere. Memory that the allocator kept from
-    earlier calls is given back first, as it would hide what the call needs.
+    Linux with glibc counts it; elsewhere it is called, and None says that it was not measured.
+    Memory that the allocator kept from earlier calls is given back first, as it would hide what
+    the call needs.
     """
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         (PROC / "clear_refs").write_text("5")
     except (OSError, AttributeError):
+        call()
         return None
     before = _status("VmRSS")
     call()
