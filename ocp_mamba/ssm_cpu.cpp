@@ -435,8 +435,7 @@ template <class S, class R>
 void forward(const Sizes& s, const Weights<R>& w, const S* in, S* out, R* y, R* dt, R* states) {
     const bool apart = s.B >= omp_get_max_threads();
     const long E = s.E(), C = s.C(), rows = s.L < BLOCK ? s.L : BLOCK;
-#pragma omp parallel if (apart)
-    {
+    const auto share_rows = [&] {
         std::unique_ptr<R[]> memory(new R[rows * (C + CHUNK) + s.state()]);
         R *act = memory.get(), *gram = act + rows * C, *state = gram + rows * CHUNK;
 #pragma omp for schedule(static)
@@ -458,6 +457,14 @@ void forward(const Sizes& s, const Weights<R>& w, const S* in, S* out, R* y, R* 
                 for (long t = first; t < last; t++) q.gate(t, out + b * s.L * E);
             }
         }
+    };
+    // Not `parallel if (apart)`: within a region, even of one thread, those below would be nested,
+    // and OpenMP makes new threads for every nested region.
+    if (apart) {
+#pragma omp parallel
+        share_rows();
+    } else {
+        share_rows();
     }
 }
 
@@ -470,8 +477,7 @@ void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R
     const long C = s.C(), E = s.E(), rows = s.L < BLOCK ? s.L : BLOCK, halo = s.K - 1;
     const long share = E + (s.K + 1) * C;  // each thread's sums, added in order afterwards
     std::vector<R> sums(threads * share, R(0));
-#pragma omp parallel if (apart)
-    {
+    const auto share_rows = [&] {
         const long mine = omp_get_thread_num(), slots = apart ? 1 : threads;
         std::unique_ptr<R[]> memory(
             new R[(rows + halo) * C + rows * (2 * C + E + s.H * 2 * s.N + CHUNK) + s.state()]);
@@ -520,6 +526,14 @@ void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R
                         std::memcpy(dact + (rows + i) * C, dact + i * C, C * sizeof(R));
             }
         }
+    };
+    // Not `parallel if (apart)`: within a region, even of one thread, those below would be nested,
+    // and OpenMP makes new threads for every nested region.
+    if (apart) {
+#pragma omp parallel
+        share_rows();
+    } else {
+        share_rows();
     }
     for (long i = 0; i < threads; i++) {
         for (long e = 0; e < E; e++) dnorm[e] += sums[i * share + e];
