@@ -253,16 +253,15 @@ def test_the_default_settings_are_those_of_make_run():
 
 
 def test_the_table_is_pasted_between_its_markers(judged):
-    paste = runpy.run_path(str(ROOT / "scripts" / "paste_quality.py"))
+    paste = runpy.run_path(str(ROOT / "scripts" / "paste_table.py"))
+    begin, end = paste["markers"]("quality")
     table = to_markdown(
         Quality(Row("ours", [judged["ridge"]]), [Row("m", [judged["ridge"]])], (0,), {})
     )
-    readme = f"a\n{paste['BEGIN']}\nold\n{paste['END']}\nz\n"
-    assert paste["pasted"](readme, table + "\n") == (
-        f"a\n{paste['BEGIN']}\n{table}\n{paste['END']}\nz\n"
-    )
+    readme = f"a\n{begin}\nold\n{end}\nz\n"
+    assert paste["pasted"]("quality", readme, table + "\n") == (f"a\n{begin}\n{table}\n{end}\nz\n")
     with pytest.raises(SystemExit, match="each once"):
-        paste["pasted"]("a readme", table)
+        paste["pasted"]("quality", "a readme", table)
     with pytest.raises(SystemExit, match="is not the quality"):
-        paste["pasted"](readme, "| run | judged |")
-    assert (ROOT / "README.md").read_text().count(paste["BEGIN"]) == 1
+        paste["pasted"]("quality", readme, "| run | judged |")
+    assert (ROOT / "README.md").read_text().count(begin) == 1

@@ -177,13 +177,14 @@ def test_the_plot_shows_each_row_that_ran(comparison, tmp_path):
 
 
 def test_the_table_is_pasted_between_its_markers(comparison):
-    paste = runpy.run_path(str(ROOT / "scripts" / "paste_variants.py"))
-    readme = f"a\n{paste['BEGIN']}\nold\n{paste['END']}\nz\n"
+    paste = runpy.run_path(str(ROOT / "scripts" / "paste_table.py"))
+    begin, end = paste["markers"]("variants")
+    readme = f"a\n{begin}\nold\n{end}\nz\n"
     table = to_markdown(comparison)
-    new = paste["pasted"](readme, table + "\n")
-    assert new == f"a\n{paste['BEGIN']}\n{table}\n{paste['END']}\nz\n"
+    new = paste["pasted"]("variants", readme, table + "\n")
+    assert new == f"a\n{begin}\n{table}\n{end}\nz\n"
     with pytest.raises(SystemExit, match="needs"):
-        paste["pasted"]("a readme", table)
+        paste["pasted"]("variants", "a readme", table)
     with pytest.raises(SystemExit, match=r"not the variants\.md"):
-        paste["pasted"](readme, "| predictor |")
-    assert (ROOT / "README.md").read_text().count(paste["BEGIN"]) == 1
+        paste["pasted"]("variants", readme, "| predictor |")
+    assert (ROOT / "README.md").read_text().count(begin) == 1
