@@ -31,6 +31,7 @@ from ocp_mamba.train import TrainState, make_optimizer, resolve_precision, train
 LENGTH = 9
 PIECE = 65_536
 CHAIN_SHARE = 0.05
+TRAIN_SHARE = 0.98
 CHAIN_BYTES = LENGTH * 4 + 8 + 3
 BEGIN, END = "<!-- benchmarks/shards.py: begin -->", "<!-- benchmarks/shards.py: end -->"
 META = {
@@ -49,7 +50,13 @@ def bank_pieces(rows: int) -> Iterator[np.ndarray]:
         yield np.roll(block, number * 7, axis=1)[: rows - start]
 
 
-def make(folder: Path, gigabytes: float) -> None:
+def splits(drawn: np.ndarray, train: float) -> np.ndarray:
+    """Split of each chain from a number in 0..1 drawn for it."""
+    return ((drawn >= train) + (drawn >= (1 + train) / 2).astype(np.uint8)).astype(np.uint8)
+
+
+def make(folder: Path, gigabytes: float, train: float = TRAIN_SHARE) -> None:
+    """Write a folder of random chains; ``train`` is train's share, val and test halve the rest."""
     rows = int(gigabytes * 1e9 * (1 - CHAIN_SHARE) / (D_VECTOR * 4))
     n_chains = int(gigabytes * 1e9 * CHAIN_SHARE / CHAIN_BYTES)
     rng = np.random.default_rng(1)
@@ -71,7 +78,7 @@ def make(folder: Path, gigabytes: float) -> None:
             for piece in pieces
         ),
         "chain_source": by_chain(lambda s, n: np.zeros(n, np.uint8)),
-        "split": by_chain(lambda s, n: (rng.random(n) > 0.99).astype(np.uint8)),
+        "split": by_chain(lambda s, n: splits(rng.random(n), train)),
         "chain_first": by_chain(lambda s, n: np.full(n, 2, np.uint8)),
     }
     write_shards(folder, arrays, META, bank_dtype="float32")

@@ -49,11 +49,11 @@ class GlobalMean:
     def __init__(self, dataset: Dataset) -> None:
         """Average the train split's targets, each as often as it occurs."""
         targets = dataset.examples("train").target
-        self._mean = F.normalize(torch.from_numpy(dataset.bank[targets].mean(axis=0)), dim=0)
+        self.mean = F.normalize(torch.from_numpy(dataset.bank[targets].mean(axis=0)), dim=0)
 
     def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return the mean at every position."""
-        return self._mean.expand_as(seq_vectors)
+        return self.mean.expand_as(seq_vectors)
 
 
 class Ridge:
@@ -71,26 +71,33 @@ class Ridge:
         held_out = torch.from_numpy(examples.chain % 10 == 0)
         self.penalty = RIDGE_PENALTIES[0]
         if 0 < int(held_out.sum()) < len(X):
-            fits = {p: _ridge(X[~held_out], Y[~held_out], p) for p in RIDGE_PENALTIES}
+            squares = _Squares(X[~held_out], Y[~held_out])
+            fits = {p: squares.solve(p) for p in RIDGE_PENALTIES}
             scores = {
                 p: float(F.cosine_similarity(X[held_out] @ W + b, Y[held_out]).mean())
                 for p, (W, b) in fits.items()
             }
             self.penalty = max(scores, key=scores.__getitem__)
-        self._W, self._b = _ridge(X, Y, self.penalty)
+        self._W, self._b = _Squares(X, Y).solve(self.penalty)
 
     def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return the normalised affine image of each position."""
         return F.normalize(seq_vectors @ self._W + self._b, dim=-1)
 
 
-def _ridge(X: Tensor, Y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Solve ``min |X W + b - Y|^2 + penalty |W|^2`` with an unpenalised b."""
-    x_mean, y_mean = X.mean(0), Y.mean(0)
-    Xc, Yc = (X - x_mean).double(), (Y - y_mean).double()
-    gram = Xc.T @ Xc + penalty * torch.eye(X.shape[1], dtype=torch.float64)
-    W = torch.linalg.solve(gram, Xc.T @ Yc, left=True).float()
-    return W, y_mean - x_mean @ W
+class _Squares:
+    """Sums of squares and products, from which the map of any penalty is solved."""
+
+    def __init__(self, X: Tensor, Y: Tensor) -> None:
+        self._x_mean, self._y_mean = X.mean(0), Y.mean(0)
+        Xc, Yc = (X - self._x_mean).double(), (Y - self._y_mean).double()
+        self._gram, self._cross = Xc.T @ Xc, Xc.T @ Yc
+
+    def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
+        """Minimise ``|X W + b - Y|^2 + penalty |W|^2`` with an unpenalised b."""
+        gram = self._gram + penalty * torch.eye(len(self._gram), dtype=torch.float64)
+        W = torch.linalg.solve(gram, self._cross, left=True).float()
+        return W, self._y_mean - self._x_mean @ W
 
 
 class NearestNeighbour:

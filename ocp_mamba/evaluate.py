@@ -13,21 +13,19 @@ import torch
 from torch import Tensor
 
 from ocp_mamba import metrics
-from ocp_mamba.baselines import ContextMean, GlobalMean, Predictor
+from ocp_mamba.baselines import Predictor
 from ocp_mamba.conditioning import NextVectorModel, conditions
 from ocp_mamba.config import D_VECTOR
-from ocp_mamba.data.batches import batches
 from ocp_mamba.data.file import Dataset, Examples
-from ocp_mamba.data.leak import strata
-from ocp_mamba.data.split import families
+from ocp_mamba.data.leak import STRATA
 from ocp_mamba.decoders import VEC2TEXT, Decoder
 from ocp_mamba.echo import Parity, check_parity, decoded_echo, encode_again
 from ocp_mamba.encoders import Encoder
 from ocp_mamba.metrics import Figure
 from ocp_mamba.probes import rollout, sensitivity
 from ocp_mamba.retrieval import BankIndex
+from ocp_mamba.yardstick import Yardstick, predict_examples, yardstick
 
-EVALUATION_BATCH = 256
 TOP_K = 10
 RANK = "rank"
 BANK_ECHO = "bank"
@@ -132,33 +130,6 @@ class Evaluation:
         return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}
 
 
-def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tensor:
-    """Predict every OCP sequence of a split.
-
-    Returns:
-        float32 ``(n_examples, 768)`` unit rows, in the order of ``dataset.examples(split)``.
-    """
-    examples = dataset.examples(split)
-    bank = torch.from_numpy(dataset.bank).to(device_of(predictor))
-    out = torch.empty(len(examples.target), bank.shape[1])
-    starts = np.searchsorted(examples.chain, np.arange(dataset.n_chains + 1))
-    with torch.inference_mode():
-        for batch in batches(dataset, split, EVALUATION_BATCH, bank=bank):
-            taken = conditions(predictor, batch.tmd, batch.relations)
-            predictions = predictor.predict_all(batch.vectors, **taken)
-            ids = batch.chain_ids.cpu().numpy()
-            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ids])
-            out[torch.from_numpy(rows)] = predictions[batch.mask].cpu()
-    return out
-
-
-def device_of(predictor: object) -> torch.device:
-    """Return where a predictor computes; one without weights does so on the CPU."""
-    weights = predictor.parameters() if isinstance(predictor, torch.nn.Module) else iter(())
-    first = next(weights, None)
-    return torch.device("cpu") if first is None else first.device
-
-
 def evaluate(
     predictor: Predictor,
     dataset: Dataset,
@@ -190,25 +161,26 @@ def evaluate(
     parity = check_parity(encoder, dataset, seed) if encoder else None
     index = index or BankIndex(dataset.bank)
     examples = dataset.examples(split)
-    members, groups = strata(dataset, split), families(dataset, split)
+    members: dict[str, np.ndarray] = {name: np.zeros(0, bool) for name in STRATA}
+    groups = np.zeros(0, np.int64)
     per_example: dict[str, np.ndarray] = {}
     figures: dict[str, Figure] = {}
     scalars: dict[str, float] = {}
     found = np.zeros((0, min(TOP_K, index.size)), np.int64)
     if len(examples.target):
+        beside = yardstick(dataset, split)
+        members, groups = beside.strata, beside.families
         predictions = predict_examples(predictor, dataset, split)
         _, found = index.search(predictions.numpy(), TOP_K)
         nearest = found[:, 0]
         echo = encode_again(encoder, dataset, nearest) if encoder else dataset.bank[nearest]
-        per_example = _judge(
-            predictions, found, torch.from_numpy(echo), examples, dataset, split, seed
-        )
+        per_example = _judge(predictions, found, torch.from_numpy(echo), beside, dataset, seed)
         figures = _figures(per_example, members, groups, examples, dataset, seed)
         figures |= sensitivity(predictor, dataset, examples, groups, predictions, seed)
         figures |= rollout(predictor, dataset, examples, groups, predictions, seed)
         scalars = {
             "prediction_variance": metrics.variance(predictions),
-            "target_variance": metrics.variance(_rows(dataset, examples.target)),
+            "target_variance": beside.target_variance,
         }
         if decoder and encoder:
             targets = _rows(dataset, examples.target)
@@ -248,16 +220,14 @@ def _judge(
     predictions: Tensor,
     found: np.ndarray,
     echo: Tensor,
-    examples: Examples,
+    beside: Yardstick,
     dataset: Dataset,
-    split: str,
     seed: int,
 ) -> dict[str, np.ndarray]:
     """One number an example for each metric; ``echo`` is the nearest text, encoded again."""
-    bank = torch.from_numpy(dataset.bank)
+    bank, examples = torch.from_numpy(dataset.bank), beside.examples
     targets, last = _rows(dataset, examples.target), _rows(dataset, examples.last)
     rank = metrics.rank_in_bank(predictions, torch.from_numpy(examples.target).long(), bank).numpy()
-    untrained = predict_examples(ContextMean(), dataset, split)
     judged = {
         RANK: rank,
         "next_vec_cosine": metrics.cosine(predictions, targets).numpy(),
@@ -266,7 +236,7 @@ def _judge(
         "faiss_retrieval_p10": metrics.precision_at(found, examples.target, 10).astype(float),
         "mrr": 1.0 / rank,
         "margin": metrics.margin(predictions, targets, last).numpy(),
-        "context_mean_margin": metrics.margin(untrained, targets, last).numpy(),
+        "context_mean_margin": beside.context_mean_margin,
         "echo_loop_similarity": metrics.cosine(echo, targets).numpy(),
         "echo_to_prediction": metrics.cosine(echo, predictions).numpy(),
     }
@@ -274,10 +244,10 @@ def _judge(
     if others is not None:
         beaten = metrics.margin(predictions, targets, _rows(dataset, others)) > 0
         judged["contrastive_accuracy"] = beaten.numpy().astype(float)
-    if dataset.n_examples("train"):
-        mean = GlobalMean(dataset).predict_all(predictions)
+    if beside.global_mean is not None and beside.target_cosine_to_global_mean is not None:
+        mean = beside.global_mean.expand_as(predictions)
         judged["cosine_to_global_mean"] = metrics.cosine(predictions, mean).numpy()
-        judged["target_cosine_to_global_mean"] = metrics.cosine(targets, mean).numpy()
+        judged["target_cosine_to_global_mean"] = beside.target_cosine_to_global_mean
     return judged
 
 

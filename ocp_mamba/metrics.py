@@ -22,7 +22,8 @@ T_DRAWS = 500
 """Draws of Student's t, each with both signs, where there are several seeds: its tails are long."""
 TIE = 1e-6
 """Two cosines nearer than this are one: float32 rounds a sum of 768 products by about as much."""
-RANK_ROWS = 1024
+RANK_ROWS, RANK_SCORES = 1024, 1 << 24
+"""Most predictions, and most cosines, that ranks are counted over at once."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ def rank_in_bank(predictions: Tensor, target_ids: Tensor, bank: Tensor) -> Tenso
         bank: ``(n_concepts, D)`` unit rows.
     """
     ranks = []
-    for rows, ids in zip(predictions.split(RANK_ROWS), target_ids.split(RANK_ROWS), strict=True):
+    n = max(1, min(RANK_ROWS, RANK_SCORES // len(bank)))
+    for rows, ids in zip(predictions.split(n), target_ids.split(n), strict=True):
         scores = rows @ bank.T
         own = scores.gather(1, ids[:, None])
         ranks.append((scores >= own - TIE).sum(dim=1))

@@ -28,9 +28,10 @@ TIE = 1e-6
 class BankIndex:
     """Inner-product index over a bank of unit rows; ids are bank row numbers.
 
-    ``exact`` compares with every row. ``ivf`` (cells of k-means, some of which are searched) and
-    ``hnsw`` (a graph of near rows) are quicker on large banks and may miss the nearest row:
-    `recall_at_1` says how often, and they look as far as a sample needs for a recall of 0.99.
+    ``exact`` compares with every row, and keeps no copy of the bank. ``ivf`` (cells of k-means,
+    some of which are searched) and ``hnsw`` (a graph of near rows) copy it, are quicker on large
+    banks and may miss the nearest row: `recall_at_1` says how often, and they look as far as a
+    sample needs for a recall of 0.99.
     ``kind`` is what was chosen, never ``auto``.
     """
 
@@ -50,18 +51,16 @@ class BankIndex:
         if kind == "auto":
             kind = "exact" if len(bank) <= EXACT_ROWS else "ivf"
         self.kind = kind
-        rows = np.ascontiguousarray(bank)
-        self._exact = faiss.IndexFlatIP(bank.shape[1])
-        self._exact.add(rows)
-        self._index: faiss.Index = self._exact
+        self._bank = np.ascontiguousarray(bank)
+        self._index: faiss.Index | None = None
         if kind != "exact":
-            self._index = _approximate(rows, kind)
-            self._look_far_enough(_near(rows))
+            self._index = _approximate(self._bank, kind)
+            self._look_far_enough(_near(self._bank))
 
     @property
     def size(self) -> int:
         """Number of rows that a search chooses from."""
-        return int(self._exact.ntotal)
+        return len(self._bank)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best rows of each query, best first.
@@ -82,17 +81,24 @@ class BankIndex:
             raise ValueError("queries hold numbers that are not finite; they have no nearest row")
         k = min(k, self.size)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= BLAS_QUERIES else 2**30
+        if self._index is None:
+            return self._exact(queries, k)
         scores, ids = self._index.search(queries, k)
         short = (ids < 0).any(axis=1)
         if short.any():
-            scores[short], ids[short] = self._exact.search(queries[short], k)
+            scores[short], ids[short] = self._exact(queries[short], k)
+        return scores, ids
+
+    def _exact(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Compare with the rows where they lie: an index of FAISS would copy them."""
+        faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= BLAS_QUERIES else 2**30
+        scores, ids = faiss.knn(queries, self._bank, k, metric=faiss.METRIC_INNER_PRODUCT)
         return scores, ids
 
     def recall_at_1(self, queries: np.ndarray) -> float:
         """Share of queries ``(n > 0, D)`` whose best row is as near as the exact one, to 1e-6."""
         found, _ = self.search(queries, 1)
-        exact, _ = self._exact.search(np.ascontiguousarray(queries, dtype=np.float32), 1)
+        exact, _ = self._exact(np.ascontiguousarray(queries, dtype=np.float32), 1)
         return float((found >= exact - TIE).mean())
 
     def _look_far_enough(self, queries: np.ndarray) -> None:

@@ -54,6 +54,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "evaluate",
             "gates",
             "probes",
+            "yardstick",
         ),
         "train": (
             "train",

@@ -128,8 +128,10 @@ def test_rank_by_hand_counts_ties_against_the_predictor():
     assert metrics.rank_in_bank(predictions, targets, bank).tolist() == [3, 1, 4, 2]
 
 
-def test_rank_agrees_with_sorting_past_one_block(monkeypatch):
-    monkeypatch.setattr(metrics, "RANK_ROWS", 7)
+@pytest.mark.parametrize("limit", [{"RANK_ROWS": 7}, {"RANK_SCORES": 160}, {"RANK_SCORES": 1}])
+def test_rank_agrees_with_sorting_past_one_block(monkeypatch, limit):
+    for name, value in limit.items():
+        monkeypatch.setattr(metrics, name, value)
     generator = torch.Generator().manual_seed(0)
     bank = F.normalize(torch.randn(50, 16, generator=generator), dim=-1)
     predictions = F.normalize(torch.randn(30, 16, generator=generator), dim=-1)

@@ -19,6 +19,13 @@ def test_search_is_the_exact_matrix_product():
     np.testing.assert_allclose(scores, np.take_along_axis(products, expected, 1), atol=1e-5)
 
 
+def test_an_exact_index_keeps_no_copy_of_the_bank():
+    bank = rows(300)
+    index = BankIndex(bank)
+    bank[7] = rows(1, seed=9)[0]
+    assert index.search(bank[7:8], 1)[1].tolist() == [[7]]
+
+
 def test_no_more_rows_than_the_bank_has():
     index = BankIndex(rows(3))
     assert index.size == 3

@@ -26,6 +26,9 @@ REPEAT_LIMIT = 0.01
 ZERO_TMD_LIMIT = 0.5
 """Share of chains with all-zero TMD codes above which a warning is due."""
 
+STRATA = ("seen", "unseen", "unseen_target")
+"""Keys of `strata`."""
+
 _CHUNK = 8192
 
 
