@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from tqdm import tqdm
 
+from ocp_mamba.cli import listed
 from ocp_mamba.data import Dataset, DatasetError, load_dataset
 from ocp_mamba.data.build import build_dataset
 from ocp_mamba.data.chains import Chain, read_chains
@@ -21,6 +24,7 @@ from ocp_mamba.data.shard_files import shard, unshard
 from ocp_mamba.data.shards import is_shards
 from ocp_mamba.data.wordnet import LICENCE as WORDNET_LICENCE
 from ocp_mamba.data.wordnet import wordnet_chains
+from ocp_mamba.data.wordnet_relations import RELATIONS, relation_chains
 from ocp_mamba.encoders import EncoderError, SentenceTransformerEncoder
 
 UNKNOWN_LICENCE = "unknown; see the owners of the chain files"
@@ -32,18 +36,41 @@ class DataError(click.ClickException):
     exit_code = 2
 
 
+class _Relations(click.ParamType):
+    """Different relations of WordNet with commas between them, or all of them."""
+
+    name = "relations"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        words = RELATIONS if value == "all" else str(value).split(",")
+        names = tuple(word.strip() for word in words)
+        unknown = [name for name in names if name not in RELATIONS]
+        if unknown:
+            self.fail(
+                f"{unknown[0]!r} is unknown; all, or some of {', '.join(RELATIONS)}", param, ctx
+            )
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names a relation twice", param, ctx)
+        return names
+
+
 @click.group(name="data")
 def data() -> None:
     """Build dataset files, import older ones, and check them."""
 
 
 @data.command(
-    epilog="""
+    epilog=f"""
     \b
-    Example:
+    Examples:
       ocp-mamba data build --wordnet /usr/share/wordnet --out ocp_training_9k.npz \\
         --encoder sentence-transformers/all-mpnet-base-v2
-    """
+      ocp-mamba data build --wordnet /usr/share/wordnet --relations all --out relations.npz \\
+        --encoder sentence-transformers/all-mpnet-base-v2
+
+    \b
+    Relations of --relations, and their names in the dataset:
+{listed(chr(10).join(f"{key:<10} {name}" for key, (_, name) in RELATIONS.items()))}    """
 )
 @click.option(
     "--wordnet",
@@ -56,6 +83,13 @@ def data() -> None:
     type=click.Path(path_type=Path),
     help='Chain file, one {"chain_id", "concepts", "source"} a line, with "relations" and '
     '"confidences" of the steps where they are known; give it again for more.',
+)
+@click.option(
+    "--relations",
+    type=_Relations(),
+    metavar="[all|NAME,NAME,…]",
+    help="[--wordnet] Chains are walks by these relations (below), each step with its relation and "
+    "a confidence, in the place of hypernym paths.",
 )
 @click.option("--encoder", required=True, help="sentence-transformers name or folder (768-D).")
 @click.option("--encoder-name", help="Public name of the encoder, if --encoder is a folder.")
@@ -77,6 +111,7 @@ def data() -> None:
 def build(
     wordnet: Path | None,
     chains: tuple[Path, ...],
+    relations: tuple[str, ...] | None,
     encoder: str,
     encoder_name: str | None,
     out: Path,
@@ -95,7 +130,7 @@ def build(
     if not out.parent.is_dir():
         raise DataError(f"--out {out}: the folder {out.parent} does not exist")
     try:
-        found = _chains(wordnet, chains, sequences, siblings, seed)
+        found = _chains(wordnet, chains, relations, sequences, siblings, seed)
         loaded = SentenceTransformerEncoder(
             encoder, name=encoder_name, batch_size=batch_size, device=device
         )
@@ -119,6 +154,7 @@ def build(
 def _chains(
     wordnet: Path | None,
     files: tuple[Path, ...],
+    relations: tuple[str, ...] | None,
     sequences: int | None,
     siblings: int | None,
     seed: int,
@@ -126,11 +162,14 @@ def _chains(
     if (wordnet is None) == (not files):
         raise click.UsageError("give either --wordnet FOLDER or --chains FILE (one or more)")
     if wordnet is not None:
-        drawn, leaves = wordnet_chains(
+        draw = partial(relation_chains, relations=relations) if relations else wordnet_chains
+        drawn, leaves = draw(
             wordnet, sequences=sequences or 45_000, siblings=siblings or 5, seed=seed
         )
         click.echo(f"Leaves of WordNet to draw from: {leaves}\n")
         return drawn
+    if relations is not None:
+        raise click.UsageError("--relations goes with --wordnet; chain files name their own")
     if sequences is not None or siblings is not None:
         raise click.UsageError("--sequences and --siblings go with --wordnet; files are used whole")
     return read_chains(files)

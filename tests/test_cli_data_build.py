@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 from encoder_maker import save_tiny_encoder
 from test_data_wordnet import LICENCE_LINES, NOUNS, VERBS
+from test_data_wordnet_relations import written
 
 from ocp_mamba.cli_data import data
 from ocp_mamba.data import Dataset
@@ -66,6 +67,33 @@ def test_build_from_a_wordnet_folder(encoder, tmp_path):
     assert found.chain_tmd.any(axis=1).all()
 
 
+def test_build_with_relations(encoder, tmp_path):
+    written(tmp_path)
+    args = ["--wordnet", tmp_path, "--encoder", encoder, "--sequences", 9]
+    result = run("build", *args, "--relations", "hypernym, part", "--out", tmp_path / "r.npz")
+    assert result.exit_code == 0, result.output
+    assert "| steps by is part of" in result.output
+    found = Dataset.load(tmp_path / "r.npz")
+    assert found.relations == ("is a", "is part of")
+    known = found.chain_relation > 0
+    assert found.chain_confidence[known].min() == pytest.approx(8 / 11)
+    assert known.sum() == len(found.chain_values) - found.n_chains
+
+
+@pytest.mark.parametrize(
+    ("relations", "message"),
+    [
+        ("part,whole", "'whole' is unknown; all, or some of hypernym, instance"),
+        ("part,part", "names a relation twice"),
+    ],
+)
+def test_relations_that_there_are_not(encoder, tmp_path, relations, message):
+    common = ["--encoder", encoder, "--out", tmp_path / "d.npz"]
+    result = run("build", "--wordnet", tmp_path, "--relations", relations, *common)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
 def test_input_errors_are_one_line_and_exit_code_2(encoder, chain_file, tmp_path):
     out = tmp_path / "d.npz"
     bad = tmp_path / "bad.jsonl"
@@ -96,8 +124,13 @@ def test_contradictory_options(encoder, chain_file, tmp_path):
     assert "give either --wordnet FOLDER or --chains FILE" in neither.output
     assert "give either --wordnet FOLDER or --chains FILE" in both.output
     assert "--sequences and --siblings go with --wordnet" in drawn.output
-    assert {neither.exit_code, both.exit_code, drawn.exit_code} == {2}
+    named = run("build", "--chains", chain_file, "--relations", "all", *common)
+    assert "--relations goes with --wordnet; chain files name their own" in named.output
+    assert {neither.exit_code, both.exit_code, drawn.exit_code, named.exit_code} == {2}
 
 
 def test_help_carries_an_example():
-    assert "  ocp-mamba data build --wordnet /usr" in run("build", "--help").output
+    help_text = run("build", "--help").output
+    assert "  ocp-mamba data build --wordnet /usr" in help_text
+    assert "--relations all" in help_text
+    assert "entailment entails" in help_text

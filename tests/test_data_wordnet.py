@@ -64,6 +64,15 @@ def test_synsets_are_read_whole(folder):
     assert synsets["n", 9].hypernym is None
     assert synsets["v", 3].frames == (2, 8)
     assert synsets["n", 5].lexname == "noun.plant"
+    assert synsets["n", 2].words == (("living thing", 0), ("animate thing", 0))
+    assert synsets["n", 4].pointers == (("#m", ("n", 1)), ("@", ("n", 3)), ("@", ("n", 1)))
+
+
+def test_pointers_between_single_words_are_left_out(folder):
+    walk = line(3, 38, "v", ["walk"], [("@", 2, "v"), ("+", 3, "n")], [2])
+    walk = walk.replace("+ 00000003 n 0000", "+ 00000003 n 0101")
+    (folder / "data.verb").write_text("".join([*VERBS[:2], walk]), encoding="utf-8")
+    assert read_wordnet(folder)["v", 3].pointers == (("@", ("v", 2)),)
 
 
 def test_more_sequences_than_there_are(folder):

@@ -11,8 +11,10 @@ import pytest
 from ocp_mamba.data import Dataset
 from ocp_mamba.data.chains import Chain, clean_chains
 from ocp_mamba.data.split import chain_groups, split_chains
-from ocp_mamba.data.wordnet import LICENCE
+from ocp_mamba.data.tmd import dense
+from ocp_mamba.data.wordnet import LICENCE, wordnet_chains
 
+WORDNET = Path("/usr/share/wordnet")
 PATH = Path(__file__).parents[1] / "ocp_training_9k.npz"
 FINGERPRINT = "d079f1915c42e4676e5ca01ce214ca47a9b0d474a9e77e0cd823bd2c9a5c8f1f"
 
@@ -86,3 +88,15 @@ def test_validation_has_transitions_that_training_lacks(data):
 def test_every_chain_has_tmd_codes(data):
     np.testing.assert_allclose(np.linalg.norm(data.chain_tmd, axis=1), 1, atol=1e-5)
     assert len(np.unique(data.chain_tmd, axis=0)) > 50
+
+
+@pytest.mark.skipif(
+    not WORDNET.is_dir(), reason=f"not run: no WordNet at {WORDNET} (Debian: wordnet-base)"
+)
+def test_the_builder_still_draws_its_chains(data):
+    drawn, _ = wordnet_chains(WORDNET, sequences=45_000, siblings=5, seed=0)
+    shipped = [tuple(data.texts[data.chain(i)].tolist()) for i in range(data.n_chains)]
+    assert [chain.concepts for chain in drawn] == shipped
+    codes = dense(np.array([chain.codes for chain in drawn]))
+    np.testing.assert_allclose(codes, data.chain_tmd, atol=1e-6)  # products round by machine
+    assert not any(chain.relations for chain in drawn)

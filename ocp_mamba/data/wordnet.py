@@ -22,6 +22,9 @@ from ocp_mamba.data.tmd import LEXICOGRAPHER_FILES, codes
 SOURCE = "wordnet"
 LICENCE = "WordNet 3.0, Copyright 2006 by Princeton University (see NOTICE)"
 
+WHOLE = "0000"
+"""Source and target of a pointer between synsets, not between words of theirs."""
+
 Key = tuple[str, int]
 """Part of speech and byte offset: WordNet's own identity of a synset."""
 
@@ -31,18 +34,33 @@ class Synset:
     """One line of a data file.
 
     Attributes:
-        lemma: its first word, with spaces.
+        words: its words, with spaces, and the number that tells each from its namesakes in the same
+            lexicographer file.
         lexname: its lexicographer file.
-        hypernym: key of its first hypernym, None for a root or an instance.
-        has_hyponyms: whether anything is a kind of it.
+        pointers: symbol and target of what leads from it as a whole, in the file's order; pointers
+            between single words are left out.
         frames: numbers of its generic sentence frames (verbs).
     """
 
-    lemma: str
+    words: tuple[tuple[str, int], ...]
     lexname: str
-    hypernym: Key | None
-    has_hyponyms: bool
+    pointers: tuple[tuple[str, Key], ...]
     frames: tuple[int, ...]
+
+    @property
+    def lemma(self) -> str:
+        """Its first word."""
+        return self.words[0][0]
+
+    @property
+    def hypernym(self) -> Key | None:
+        """Its first hypernym, None for a root or an instance."""
+        return next((target for symbol, target in self.pointers if symbol == "@"), None)
+
+    @property
+    def has_hyponyms(self) -> bool:
+        """Whether anything is a kind of it."""
+        return any(symbol == "~" for symbol, _ in self.pointers)
 
 
 def read_wordnet(folder: str | Path) -> dict[Key, Synset]:
@@ -168,7 +186,9 @@ def _parse_line(line: str, part_of_speech: str, place: str) -> tuple[int, Synset
     try:
         offset, lexname = int(next(fields)), LEXICOGRAPHER_FILES[int(next(fields))]
         next(fields)
-        words = [(next(fields), next(fields))[0] for _ in range(int(next(fields), 16))]
+        words = [
+            (clean_text(next(fields)), int(next(fields), 16)) for _ in range(int(next(fields), 16))
+        ]
         pointers = [
             (next(fields), int(next(fields)), next(fields), next(fields))
             for _ in range(int(next(fields)))
@@ -178,14 +198,13 @@ def _parse_line(line: str, part_of_speech: str, place: str) -> tuple[int, Synset
             for _ in range(int(next(fields))):
                 _, frame, _ = next(fields), int(next(fields)), next(fields)
                 frames.append(frame)
-        lemma = clean_text(words[0])
+        if not words:
+            raise ValueError("no word")
     except (StopIteration, RuntimeError, ValueError, IndexError) as error:
         raise DatasetError(f"{place}: is no synset in WordNet's format: {line[:60]!r}") from error
-    hypernyms = [(pos, target) for symbol, target, pos, _ in pointers if symbol == "@"]
     return offset, Synset(
-        lemma=lemma,
+        words=tuple(words),
         lexname=lexname,
-        hypernym=hypernyms[0] if hypernyms else None,
-        has_hyponyms=any(symbol == "~" for symbol, *_ in pointers),
+        pointers=tuple((symbol, (pos, to)) for symbol, to, pos, ends in pointers if ends == WHOLE),
         frames=tuple(frames),
     )
