@@ -112,11 +112,12 @@ def sensitivity(
     """Cosine to the target when the context is shuffled, reversed, or cut to its last vector.
 
     Examples with a context of 2 concepts or more are sampled. A shuffle is a random order other
-    than the true one.
+    than the true one. A predictor that knows relations is also told those of other steps of the
+    sample (``relations_shuffled``), and none (``relations_hidden``).
 
     Args:
         predictor: what is judged.
-        dataset: gives vectors and TMD codes.
+        dataset: gives vectors, TMD codes and relations.
         examples: of the split.
         families: integers ``(n,)``, of `data.split.families`; intervals draw them whole.
         predictions: float32 ``(n, D)``, of the whole contexts.
@@ -128,34 +129,60 @@ def sensitivity(
     """
     chosen = _choose(examples, np.flatnonzero(examples.position >= 2), seed)
     sample = _Sample(dataset, examples, families, chosen)
+    targets = sample.bank[torch.from_numpy(examples.target[sample.rows]).long()]
+    original = metrics.cosine(predictions[sample.rows], targets).numpy()
+    figures = {"sensitivity/original_cosine": metrics.bootstrap_mean(original, sample.family, seed)}
     rng = np.random.default_rng(seed)
+    changes = _changed_orders(sample, rng)
+    if dataset.chain_relation is not None and getattr(predictor, "n_relations", False):
+        changes |= _changed_relations(sample, rng)
+    for change, (contexts, relations) in changes.items():
+        cosines = original
+        if contexts:
+            changed = predict_next(predictor, contexts, sample.tmd, relations)
+            cosines = metrics.cosine(changed, targets).numpy()
+        for name, values in (("cosine", cosines), ("drop", original - cosines)):
+            figures[f"sensitivity/{change}_{name}"] = metrics.bootstrap_mean(
+                values, sample.family, seed
+            )
+    return figures
+
+
+_Changes = dict[str, tuple[list[Tensor], list[Tensor] | None]]
+"""Contexts and their relations, by the name of what was changed."""
+
+
+def _changed_orders(sample: _Sample, rng: np.random.Generator) -> _Changes:
+    """Other orders of each context's concepts; its relation goes where a concept goes."""
     orders = {
-        "original": [np.arange(len(ids)) for ids in sample.ids],
         "shuffled": [_shuffle(len(ids), rng) for ids in sample.ids],
         "reversed": [np.arange(len(ids))[::-1].copy() for ids in sample.ids],
         "truncated": [np.array([len(ids) - 1]) for ids in sample.ids],
     }
-    targets = sample.bank[torch.from_numpy(examples.target[sample.rows]).long()]
-    original = metrics.cosine(predictions[sample.rows], targets).numpy()
-    figures = {}
+    changes: _Changes = {}
     for change, order in orders.items():
-        cosines = original
-        if change != "original" and len(sample.rows):
-            rows = [torch.from_numpy(o) for o in order]
-            contexts = [sample.bank[ids[r]] for ids, r in zip(sample.ids, rows, strict=True)]
-            relations = sample.relations
-            if relations is not None:  # each goes where its concept goes
-                relations = [known[r] for known, r in zip(relations, rows, strict=True)]
-            changed = predict_next(predictor, contexts, sample.tmd, relations)
-            cosines = metrics.cosine(changed, targets).numpy()
-        figures[f"sensitivity/{change}_cosine"] = metrics.bootstrap_mean(
-            cosines, sample.family, seed
-        )
-        if change != "original":
-            figures[f"sensitivity/{change}_drop"] = metrics.bootstrap_mean(
-                original - cosines, sample.family, seed
-            )
-    return figures
+        rows = [torch.from_numpy(o) for o in order]
+        relations = sample.relations
+        if relations is not None:
+            relations = [known[r] for known, r in zip(relations, rows, strict=True)]
+        contexts = [sample.bank[ids[r]] for ids, r in zip(sample.ids, rows, strict=True)]
+        changes[change] = contexts, relations
+    return changes
+
+
+def _changed_relations(sample: _Sample, rng: np.random.Generator) -> _Changes:
+    """The true contexts with the relations of other steps of the sample, and with none."""
+    contexts = [sample.bank[ids] for ids in sample.ids]
+    shuffled = [known.clone() for known in sample.relations or []]
+    if shuffled:
+        steps = torch.cat([known[1:] for known in shuffled])
+        steps = steps[torch.from_numpy(rng.permutation(len(steps)))]
+        for known, others in zip(
+            shuffled, steps.split([len(k) - 1 for k in shuffled]), strict=True
+        ):
+            known[1:] = others
+    hidden = [torch.zeros_like(known) for known in shuffled]
+    return {"relations_shuffled": (contexts, shuffled), "relations_hidden": (contexts, hidden)}
 
 
 def _shuffle(length: int, rng: np.random.Generator) -> np.ndarray:

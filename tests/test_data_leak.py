@@ -168,6 +168,25 @@ def test_no_tmd_has_no_tmd_figure() -> None:
     assert "data/zero_tmd_share" not in check(walk_dataset(chain_tmd=None)).figures()
 
 
+def test_known_relations_are_counted() -> None:
+    plain = walk_dataset()
+    known = np.tile(np.array([0, 1, 1, 2, 0], dtype=np.uint16), 60)
+    known[plain.chain_offsets[:-1]] = 0
+    sure = np.where(known > 0, np.where(known == 1, 0.25, 1), 0).astype(np.float32)
+    meta = plain.meta | {"relations": ["is a", "part of"]}
+    bank = check(walk_dataset(chain_relation=known, chain_confidence=sure, meta=meta)).bank
+    assert bank["relations"] == 2
+    assert bank["known_relation_share"] == pytest.approx((known > 0).sum() / 250)
+    assert bank["mean_relation_confidence"] == pytest.approx(sure[known > 0].mean())
+    assert (
+        check(walk_dataset(chain_relation=known, meta=meta)).bank["mean_relation_confidence"] == 1
+    )
+    unknown = check(walk_dataset(chain_relation=0 * known, meta=meta)).bank
+    assert unknown["known_relation_share"] == 0
+    assert "mean_relation_confidence" not in unknown
+    assert "data/relations" not in check(plain).figures()
+
+
 def test_sources_are_counted_and_named_for_mlflow() -> None:
     meta = walk_dataset().meta | {"sources": ["wordnet", "häßlich (v2)"]}
     figures = check(walk_dataset(meta=meta)).figures()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from data_maker import make_dataset
+from data_maker import fields_of, make_dataset
 
 from ocp_mamba import metrics, probes
 from ocp_mamba.baselines import ContextMean, Persistence
@@ -153,13 +153,52 @@ def test_a_sample_has_each_position_as_often_as_the_split(monkeypatch):
         assert abs((examples.position[chosen] == k).sum() - expected) <= 1
 
 
+class Told(Counter):
+    """Counts on by the number of the last relation that it is told."""
+
+    n_relations = 2
+
+    def predict_all(self, seq_vectors, relations):
+        ids = (seq_vectors @ self.bank.T).argmax(-1)
+        return self.bank[(ids + relations[..., 0].long()) % N]
+
+
+def test_what_counts_by_relations_is_hurt_by_others_and_by_none():
+    """In a chain all steps go one on, or all two on: the last relation says which."""
+    rng = np.random.default_rng(0)
+    wide = rng.integers(1, 3, 100)
+    chains = [
+        (s + w * np.arange(6)) % N for s, w in zip(rng.integers(0, N, 100), wide, strict=True)
+    ]
+    known = np.repeat(wide[:, None], 6, axis=1).astype(np.uint16)
+    known[:, 0] = 0
+    plain = make_dataset(
+        n_chains=100,
+        n_concepts=N,
+        chain_values=np.concatenate(chains).astype(np.int32),
+        chain_offsets=np.arange(101) * 6,
+    )
+    meta = plain.meta | {"relations": ["one on", "two on"]}
+    related = type(plain)(**fields_of(plain) | {"chain_relation": known.ravel(), "meta": meta})
+    figures = probe(probes.sensitivity, Told(plain.bank), related)
+    assert figures["sensitivity/original_cosine"].value == pytest.approx(1.0, abs=1e-5)
+    assert 0.4 < figures["sensitivity/relations_shuffled_cosine"].value < 0.7
+    assert abs(figures["sensitivity/relations_hidden_cosine"].value) < 0.1
+    hidden = figures["sensitivity/relations_hidden_drop"].value
+    assert hidden > figures["sensitivity/relations_shuffled_drop"].value > 0.3
+    assert not [n for n in probe(probes.sensitivity, Persistence(), related) if "relations" in n]
+
+
 def test_no_examples_is_not_run():
     empty = make_dataset(split=np.zeros(40, np.uint8))
     none = Examples(*(np.zeros(0, np.int64) for _ in range(4)))
-    for function in (probes.sensitivity, probes.rollout):
-        for figure in function(
-            Persistence(), empty, none, none.chain, torch.zeros(0, 768), 0
-        ).values():
+    knowing = make_dataset(split=np.zeros(40, np.uint8), relations=True)
+    for function, predictor, data in (
+        (probes.sensitivity, Persistence(), empty),
+        (probes.sensitivity, Told(empty.bank), knowing),
+        (probes.rollout, Persistence(), empty),
+    ):
+        for figure in function(predictor, data, none, none.chain, torch.zeros(0, 768), 0).values():
             assert figure.n == 0
             assert figure.value is None
 

@@ -231,6 +231,14 @@ def _bank_figures(dataset: Dataset) -> dict[str, float]:
     }
     if dataset.chain_tmd is not None:
         figures["zero_tmd_share"] = float((~dataset.chain_tmd.any(axis=1)).mean())
+    if dataset.chain_relation is not None:
+        known, sure = np.count_nonzero(dataset.chain_relation), dataset.chain_confidence
+        figures["relations"] = float(len(dataset.relations))
+        figures["known_relation_share"] = known / (len(dataset.chain_values) - dataset.n_chains)
+        if known:
+            figures["mean_relation_confidence"] = (
+                1.0 if sure is None else float(sure.sum(dtype=np.float64)) / known
+            )
     return figures
 
 
