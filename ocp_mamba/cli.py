@@ -21,6 +21,7 @@ from ocp_mamba.config import (
 from ocp_mamba.presets import BASE, PRESETS, listing, preset
 
 if TYPE_CHECKING:
+    from ocp_mamba.data.sample import JudgeLimits
     from ocp_mamba.job import TrainJob
 
 GROUPS = {
@@ -84,6 +85,32 @@ def _flag(name: str, text: str) -> Callable[[Any], Any]:
     )
 
 
+def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the limits beyond which a dataset is judged on a sample, see `data.sample`."""
+    count = click.IntRange(min=0)
+    for option in (
+        click.option("--judge-seed", type=count, default=0, show_default=True,
+                     help="Draws the sample that a larger dataset is judged on."),
+        click.option("--judge-train", type=count, default=40_000, show_default=True, metavar="N",
+                     help="Train sequences that cheap baselines learn from at most; 0: all."),
+        click.option("--judge-pool", type=count, default=100_000, show_default=True, metavar="M",
+                     help="Concepts that retrieval searches at most; 0: the whole bank."),
+        click.option("--judge-sequences", type=count, default=10_000, show_default=True,
+                     metavar="N", help="Sequences judged of val, or of test, at most; 0: all."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def judge_limits(flags: Mapping[str, Any]) -> JudgeLimits:
+    """Return the limits that `judge_options` were given."""
+    from ocp_mamba.data.sample import JudgeLimits
+
+    return JudgeLimits(
+        flags["judge_sequences"], flags["judge_train"], flags["judge_pool"], flags["judge_seed"]
+    )
+
+
 @click.group(cls=_Lazy)
 @click.version_option(__version__, prog_name="ocp-mamba")
 def main() -> None:
@@ -107,7 +134,7 @@ def listed(lines: str) -> str:
     Presets:
 {listed(listing())}    """
 )
-@click.option("--data", required=True, help="Dataset file, or an older npz (see data import).")
+@click.option("--data", required=True, help="Dataset file, folder of shards, or an older npz.")
 @click.option(
     "--model-size",
     type=click.Choice(list(MODEL_SIZES)),
@@ -149,6 +176,7 @@ def listed(lines: str) -> str:
 @click.option("--baselines", type=click.Choice(["cheap", "full"]), default="cheap",
               show_default=True,
               help="full: train a GRU and a Transformer of the model's size too.")  # fmt: skip
+@judge_options
 @click.option("--output", default="outputs/model.pt", show_default=True, help="The .pt to write.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML; flags win.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of this output.")
@@ -210,6 +238,7 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
         baselines=flags["baselines"],
         experiment=flags["experiment"],
         run_name=flags["run_name"],
+        judge=judge_limits(flags),
         checkpoint_every=flags["checkpoint_every"],
         resume=flags["resume"],
         allow_pickle=flags["allow_pickle"],
@@ -232,7 +261,7 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--model", required=True, help="A .pt of the model or of a trained "
               "baseline, models:/NAME@ALIAS, runs:/ID/FILE.pt, or baseline:NAME.")  # fmt: skip
-@click.option("--data", required=True, help="Dataset file, or an older npz.")
+@click.option("--data", required=True, help="Dataset file, folder of shards, or an older npz.")
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True
 )
@@ -248,6 +277,7 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
               show_default=True, help="Round the model's matrices first.")  # fmt: skip
 @click.option("--against", type=click.Choice(["cheap", "none"]), default="cheap",
               show_default=True, help="Baselines to judge beside it; gates need them.")  # fmt: skip
+@judge_options
 @click.option("--gate", is_flag=True, help="Exit with 1 when a gate fails.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 def evaluate(**flags: Any) -> None:
@@ -270,6 +300,8 @@ def evaluate(**flags: Any) -> None:
                 weights=flags["weights"],
                 against=flags["against"] == "cheap",
                 allow_pickle=flags["allow_pickle"],
+                judge=judge_limits(flags),
+                progress=True,
             ),
             click.echo,
         )

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from ocp_mamba.cli import listed
+from ocp_mamba.cli import judge_limits, judge_options, listed
 from ocp_mamba.data import Dataset, DatasetError, load_dataset
 from ocp_mamba.data.build import build_dataset
 from ocp_mamba.data.chains import Chain, read_chains
@@ -20,6 +20,7 @@ from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport
 from ocp_mamba.data.leak import check as check_leaks
 from ocp_mamba.data.legacy import import_legacy
+from ocp_mamba.data.sample import judged_part
 from ocp_mamba.data.shard_files import shard, unshard
 from ocp_mamba.data.shards import is_shards
 from ocp_mamba.data.wordnet import LICENCE as WORDNET_LICENCE
@@ -239,20 +240,27 @@ def import_(
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures too.")
 @click.option("--strict", is_flag=True, help="End with exit code 1 if a split leaks.")
 @click.option("--track/--no-track", default=True, help="Log the report to MLflow.  [default: yes]")
+@judge_options
 @ALLOW_PICKLE
 def check(
-    file: Path, json_path: Path | None, strict: bool, track: bool, allow_pickle: bool
+    file: Path,
+    json_path: Path | None,
+    strict: bool,
+    track: bool,
+    allow_pickle: bool,
+    **limits: int,
 ) -> None:
     """Report leaks between the splits of FILE, and faults of its bank; log them as a run.
 
-    FILE is a dataset file, or an older .npz, which is imported for the check only. docs/import.md
+    FILE is a dataset file, a folder of shards, or an older .npz, which is imported for the check
+    only. Of more data than the limits say, a sample is looked up in all chains. docs/import.md
     explains every figure.
     """
     if json_path is not None and not json_path.parent.is_dir():
         raise DataError(f"--json {json_path}: the folder {json_path.parent} does not exist")
     try:
         dataset = _open(file, allow_pickle)
-        report = check_leaks(dataset)
+        report = check_leaks(judged_part(dataset, judge_limits(limits), progress=True))
         if json_path is not None:
             content = {
                 "file": file.name,

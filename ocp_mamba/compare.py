@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ocp_mamba.evaluate import WHOLE
 from ocp_mamba.metrics import METRICS_VERSION, Figure, bootstrap_mean
 from ocp_mamba.page import facts, figure_cell, image, page, section, table, text
 from ocp_mamba.plots import intervals_figure
@@ -19,6 +20,7 @@ from ocp_mamba.verdict import outcome
 SAME = {
     "dataset_fingerprint": "evaluation data",
     "split": "split",
+    "sample_fingerprint": "sample judged",
     "pool_size": "bank (pool size)",
     "metrics_version": "metric version",
 }
@@ -82,8 +84,11 @@ class Comparison:
     def note(self) -> str:
         """What the figures were taken over."""
         shared = self.rows[0].candidate.evaluation
+        sample = shared.get("sample")
+        judged = f"Judged on {sample['said']}. " if sample else ""
         return (
-            f"{self.label} on {self.rows[0].figure.n:,} sequences of the {shared['split']} split "
+            judged
+            + f"{self.label} on {self.rows[0].figure.n:,} sequences of the {shared['split']} split "
             f"of dataset {shared['dataset_fingerprint'][:12]}, pool {shared['pool_size']:,}, "
             f"metric version {shared['metrics_version']}. [95% interval, by family]. A difference "
             "is paired over the same sequences, and significant where its interval lies off zero; "
@@ -128,10 +133,10 @@ def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
     first, *others = candidates
     found = [
         f"  {other.name} differs from {first.name} in {words}: "
-        f"{_short(other.evaluation.get(key))}, not {_short(first.evaluation.get(key))}"
+        f"{_short(_known(other, key))}, not {_short(_known(first, key))}"
         for other in others
         for key, words in wanted.items()
-        if other.evaluation.get(key) != first.evaluation.get(key)
+        if _known(other, key) != _known(first, key)
     ]
     if found:
         raise CompareError(
@@ -144,6 +149,11 @@ def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
             f"these runs were judged by metric version {first.evaluation.get('metrics_version')}; "
             f"this version of ocp-mamba ranks figures of version {METRICS_VERSION}: judge them anew"
         )
+
+
+def _known(candidate: Candidate, key: str) -> object:
+    """What a judgement says of itself; one from before there were samples was of the whole."""
+    return candidate.evaluation.get(key, WHOLE if key == "sample_fingerprint" else None)
 
 
 def _short(value: object) -> str:
@@ -220,8 +230,8 @@ def _html(comparison: Comparison, title: str) -> str:
         ]
         for row in comparison.rows
     ]
-    shared = comparison.rows[0].candidate.evaluation
-    values = {words: str(shared[key]) for key, words in SAME.items()}
+    first = comparison.rows[0].candidate
+    values = {words: str(_known(first, key)) for key, words in SAME.items()}
     return page(
         title,
         f"<h1>{escape(title)}</h1>\n{facts(values)}",

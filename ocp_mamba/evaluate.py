@@ -18,6 +18,7 @@ from ocp_mamba.conditioning import NextVectorModel, conditions
 from ocp_mamba.config import D_VECTOR
 from ocp_mamba.data.file import Dataset, Examples
 from ocp_mamba.data.leak import STRATA
+from ocp_mamba.data.sample import Sample, sample_of
 from ocp_mamba.decoders import VEC2TEXT, Decoder
 from ocp_mamba.echo import Parity, check_parity, decoded_echo, encode_again
 from ocp_mamba.encoders import Encoder
@@ -29,6 +30,7 @@ from ocp_mamba.yardstick import Yardstick, predict_examples, yardstick
 TOP_K = 10
 RANK = "rank"
 BANK_ECHO = "bank"
+WHOLE = "whole"
 LATENCY_CONTEXT = 10
 LATENCY_WARMUP, LATENCY_RUNS = 20, 200
 
@@ -43,7 +45,8 @@ class Evaluation:
     the target among all bank rows (1 is best; ties count against the predictor). ``found`` holds
     the bank ids of the nearest rows, ``(n, 10)``, best first. Both are in the order of
     ``dataset.examples(split)``, as are ``chains``, ``families`` (which intervals draw whole) and
-    the masks of ``strata``. ``scalars`` holds numbers with no interval.
+    the masks of ``strata``. ``scalars`` holds numbers with no interval. ``sample`` is what was
+    judged where the whole dataset, whose fingerprint it bears, was too large: all counts are its.
     """
 
     predictor: str
@@ -65,6 +68,12 @@ class Evaluation:
     found: np.ndarray = field(repr=False)
     strata: dict[str, np.ndarray] = field(repr=False)
     scalars: dict[str, float]
+    sample: Sample | None = None
+
+    @property
+    def sample_fingerprint(self) -> str:
+        """What tells two samples of one dataset apart; ``whole`` where it was judged whole."""
+        return self.sample.fingerprint if self.sample else WHOLE
 
     def flat(self) -> dict[str, float]:
         """Return every number by name: each figure, its interval and its number of examples.
@@ -115,18 +124,24 @@ class Evaluation:
             if figure.value is not None
         }
         decoded = f"{VEC2TEXT}_echo_similarity" in self.figures
-        return intervals | {
-            "metrics.version": self.metrics_version,
-            "echo_encoder": self.echo_encoder,
-            "retrieval.index": self.index,
-            "metric.vec2text": "ran" if decoded else "not-run",
-        }
+        return (
+            intervals
+            | (self.sample.tags() if self.sample else {})
+            | {
+                "metrics.version": self.metrics_version,
+                "echo_encoder": self.echo_encoder,
+                "retrieval.index": self.index,
+                "metric.vec2text": "ran" if decoded else "not-run",
+            }
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth writing as JSON: all but the numbers of single examples."""
-        skipped = ("per_example", "chains", "families", "found", "strata", "figures")
+        skipped = ("per_example", "chains", "families", "found", "strata", "figures", "sample")
         plain = {k: v for k, v in vars(self).items() if k not in skipped}
         plain["parity"] = asdict(self.parity) if self.parity else None
+        plain["sample_fingerprint"] = self.sample_fingerprint
+        plain["sample"] = self.sample.to_dict() if self.sample else None
         return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}
 
 
@@ -189,10 +204,11 @@ def evaluate(
             scalars |= parity.figures()
         if index.kind != "exact":
             scalars["faiss_recall_at_1"] = index.recall_at_1(predictions.numpy())
+    sample = sample_of(dataset)
     return Evaluation(
         predictor=name,
         split=split,
-        dataset_fingerprint=dataset.fingerprint,
+        dataset_fingerprint=sample.of if sample else dataset.fingerprint,
         metrics_version=metrics.METRICS_VERSION,
         n_examples=len(examples.target),
         n_chains=len(np.unique(examples.chain)),
@@ -209,6 +225,7 @@ def evaluate(
         found=found,
         strata=members,
         scalars=scalars,
+        sample=sample,
     )
 
 
@@ -309,7 +326,8 @@ def require_comparable(ours: Evaluation, theirs: Evaluation, metric: str) -> Non
     Raises:
         ValueError: names what differs.
     """
-    same = ["split", "dataset_fingerprint", "metrics_version", "pool_size", "index"]
+    same = ["split", "dataset_fingerprint", "sample_fingerprint", "metrics_version"]
+    same += ["pool_size", "index"]
     if metric.startswith("echo"):
         same.append("echo_encoder")
     for what in same:

@@ -21,6 +21,7 @@ from ocp_mamba.data import Dataset, DatasetError, load_dataset
 from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
+from ocp_mamba.data.sample import JudgeLimits, judged_part, sample_of
 from ocp_mamba.data.shards import is_shards
 from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
@@ -64,7 +65,8 @@ class JobError(RuntimeError):
 class TrainJob:
     """Everything that a training run is started with.
 
-    ``baselines`` is "cheap" or "full". ``relations`` has the model know the dataset's relations.
+    ``baselines`` is "cheap" or "full". ``judge`` says up to what size data are judged whole.
+    ``relations`` has the model know the dataset's relations.
     """
 
     data: Path
@@ -77,6 +79,7 @@ class TrainJob:
     baselines: str = CHEAP
     experiment: str = EXPERIMENT
     run_name: str | None = None
+    judge: JudgeLimits = field(default_factory=JudgeLimits)
     checkpoint_every: int = 0
     resume: bool = False
     allow_pickle: bool = False
@@ -118,6 +121,18 @@ def check_aloud(dataset: Dataset, echo: Echo) -> LeakReport:
     return report
 
 
+def judged_aloud(dataset: Dataset, limits: JudgeLimits, echo: Echo, progress: bool) -> Dataset:
+    """Return the dataset to judge on; where that is a sample, say of how much."""
+    judged = judged_part(dataset, limits, progress=progress)
+    sample = sample_of(judged)
+    if sample:
+        echo(
+            f"Too large to be judged whole; judged on {sample}. For more: --judge-sequences, "
+            "--judge-pool, --judge-train (0: all)"
+        )
+    return judged
+
+
 def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcome:
     """Train, judge, track and register one model.
 
@@ -132,12 +147,13 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
     require_trainable(dataset, job.data, job.model)
     job = _with_relations(dataset, job)
-    ground = _break_ground(dataset, echo)
+    ground = _break_ground(dataset, judged_aloud(dataset, job.judge, echo, job.progress), echo)
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
     world = _placed(job, world)
     model.to(world.device)
-    params = config_params(model=job.model, train=job.train) | what_ran(model, dataset, job.train)
+    params = config_params(model=job.model, train=job.train, judge=job.judge)
+    params |= what_ran(model, dataset, job.train)
     params["ran.backend"] = use_backend(job.backend, world.device)
     params |= {"ran.baselines": job.baselines, "ran.processes": world.size}
     echo(
@@ -153,6 +169,7 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
         params=params,
         tags={"metrics.version": METRICS_VERSION} | dict(job.tags) | world.tags(),
         checkpoint_every=job.checkpoint_every,
+        judged=ground.judged,
     ) as run:
         for name, judged in ground.baselines.items():
             log_baseline(run, name, judged)
@@ -161,7 +178,7 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
                 model,
                 dataset,
                 job.train,
-                validate=validator(dataset, ground.index),
+                validate=validator(ground.judged, ground.index),
                 output=job.output,
                 resume=job.resume,
                 on_epoch=run.on_epoch,
@@ -174,22 +191,23 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
 
 @dataclass(frozen=True)
 class _Ground:
-    """What is known of a dataset before a model is trained on it."""
+    """What is known of a dataset, and of what is judged of it, before a model is trained on it."""
 
     dataset: Dataset
+    judged: Dataset
     index: BankIndex
     leaks: LeakReport
     baselines: Mapping[str, Evaluation]
 
 
-def _break_ground(dataset: Dataset, echo: Echo) -> _Ground:
-    """Check the dataset, aloud where it leaks, and judge the baselines on its val split."""
-    leaks = check_aloud(dataset, echo)
-    index = BankIndex(dataset.bank, "auto")
-    echo(f"Judging the baselines on {dataset.n_examples('val'):,} validation sequences")
-    baselines = judge_cheap(dataset, index)
+def _break_ground(dataset: Dataset, judged: Dataset, echo: Echo) -> _Ground:
+    """Check what is judged, aloud where it leaks, and judge the baselines on its val split."""
+    leaks = check_aloud(judged, echo)
+    index = BankIndex(judged.bank, "auto")
+    echo(f"Judging the baselines on {judged.n_examples('val'):,} validation sequences")
+    baselines = judge_cheap(judged, index)
     echo(baseline_table(baselines))
-    return _Ground(dataset, index, leaks, baselines)
+    return _Ground(dataset, judged, index, leaks, baselines)
 
 
 def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
@@ -263,7 +281,7 @@ def _conclude(
     device: torch.device,
 ) -> TrainOutcome:
     """Judge the best epoch, train baselines if asked, log all, register, say where to look."""
-    judged = evaluate(model, ground.dataset, "val", name="model", index=ground.index)
+    judged = evaluate(model, ground.judged, "val", name="model", index=ground.index)
     saved = load_checkpoint(job.output)
     minutes = fitted.train_minutes
     timing = inference_latency(model) | {"train_time_minutes": minutes}
@@ -273,7 +291,7 @@ def _conclude(
         ground.baselines,
         cosines=[r.val["next_vec_cosine"] for r in fitted.history],
         train_minutes=minutes,
-        inference_ready=_same_predictions(model, saved, ground.dataset),
+        inference_ready=_same_predictions(model, saved, ground.judged),
         leaks=ground.leaks.leaks,
         same_encoder=gates.same_encoder(saved.encoder, ground.dataset.meta.get("encoder", {})),
     )
@@ -284,6 +302,7 @@ def _conclude(
             run,
             model,
             ground.dataset,
+            ground.judged,
             ground.index,
             job.train,
             job.output,
@@ -311,7 +330,7 @@ def _conclude(
     report = Report(
         title=f"Training run {run.name}: epoch {fitted.best_epoch} on the val split",
         judged=judged,
-        dataset=ground.dataset,
+        dataset=ground.judged,
         baselines=ground.baselines,
         gates=verdicts,
         facts={"run": run.run_id, "training": f"{minutes:.1f} minutes"},
@@ -361,7 +380,7 @@ def track_check(dataset: Dataset, data: Path, report: LeakReport) -> str:
         data,
         output_dir=Path.cwd(),
         run_name=f"check {data.name}",
-        tags={"kind": "data check"},
+        tags={"kind": "data check"} | (report.sample.tags() if report.sample else {}),
         system_metrics=False,
     ) as run:
         run.log_results(report.figures(), {"no_leak": gates.leak_gate(report.leaks)})

@@ -35,6 +35,7 @@ def train_and_judge(
     run: TrackedRun,
     like: OCPMambaLVM,
     dataset: Dataset,
+    judged_on: Dataset,
     index: BankIndex,
     config: TrainConfig,
     output: Path,
@@ -51,13 +52,13 @@ def train_and_judge(
     Returns:
         Judgements of the best epochs on the validation split, by name.
     """
-    judged = {}
+    judged, validate = {}, validator(judged_on, index)
     for name, make in TRAINED_BASELINES.items():
         torch.manual_seed(config.seed)
         model = make(like.config, like.num_parameters()).to(device)
         echo(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
-        fitted = fit(model, dataset, config, validate=validator(dataset, index), progress=progress)
-        judged[name] = evaluate(model.cpu().eval(), dataset, "val", name=name, index=index)
+        fitted = fit(model, dataset, config, validate=validate, progress=progress)
+        judged[name] = evaluate(model.cpu().eval(), judged_on, "val", name=name, index=index)
         params = {
             "ran.parameters": model.num_parameters(),
             "best_epoch": fitted.best_epoch,

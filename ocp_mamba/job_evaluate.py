@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ocp_mamba import gates
 from ocp_mamba.baselines import Predictor, cheap_baselines
 from ocp_mamba.conditioning import NextVectorModel
 from ocp_mamba.data import Dataset, DatasetError
+from ocp_mamba.data.sample import JudgeLimits
 from ocp_mamba.decoders import Decoder, DecoderError, Vec2TextDecoder
 from ocp_mamba.echo import EncoderMismatchError
 from ocp_mamba.encoders import Encoder, SentenceTransformerEncoder
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency
-from ocp_mamba.job import Echo, JobError, check_aloud, open_data
+from ocp_mamba.job import Echo, JobError, check_aloud, judged_aloud, open_data
 from ocp_mamba.job_open import BASELINE_PREFIX, open_predictor, require_one_encoder, short_name
 from ocp_mamba.job_report import log_judgement
 from ocp_mamba.model import OCPMambaLVM
@@ -24,7 +25,7 @@ from ocp_mamba.quantise import quantise
 from ocp_mamba.report import baseline_table, result_table
 from ocp_mamba.report_html import Report
 from ocp_mamba.retrieval import BankIndex
-from ocp_mamba.tracking import track
+from ocp_mamba.tracking import config_params, track
 from ocp_mamba.tracking_run import TrackedRun
 
 SHOWN = (
@@ -60,6 +61,8 @@ class EvaluationJob:
         against: judge the cheap baselines too; gates that compare are ``not-run`` without them.
         decoder: "vec2text" to close the echo loop with it too; None leaves it out.
         allow_pickle: see `open_data`.
+        judge: up to what size data are judged whole.
+        progress: show progress bars.
     """
 
     model: str
@@ -72,6 +75,8 @@ class EvaluationJob:
     against: bool = True
     decoder: str | None = None
     allow_pickle: bool = False
+    judge: JudgeLimits = field(default_factory=JudgeLimits)
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,10 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         EncoderError: the encoder cannot be loaded.
         EncoderMismatchError: the model's or the live encoder is not the bank's. A run tells of it.
     """
-    dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
-    if dataset.n_examples(job.split) == 0:
+    whole = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    if whole.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to judge on")
+    dataset = judged_aloud(whole, job.judge, echo, job.progress)
     compared = job.against or job.model.startswith(BASELINE_PREFIX)
     cheap = cheap_baselines(dataset) if compared else {}
     opened = open_predictor(job.model, dataset, cheap)
@@ -110,7 +116,7 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
     leaks = check_aloud(dataset, echo)
     job.output.mkdir(parents=True, exist_ok=True)
     with track(
-        dataset,
+        whole,
         job.data,
         output_dir=job.output,
         run_name=f"evaluate {job.split}",
@@ -118,9 +124,11 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
             "evaluated.model": job.model,
             "evaluated.split": job.split,
             "evaluated.weights": job.weights,
+            **config_params(judge=job.judge),
         },
         tags={"kind": "evaluation", "test_split_judged": str(job.split == "test").lower()},
         inputs={job.split: "evaluation"},
+        judged=dataset,
         system_metrics=False,
     ) as run:
         if opened.model_id is not None:

@@ -14,14 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocp_mamba.config import TrainConfig
+from ocp_mamba.config import ConfigError, TrainConfig
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.data.same import join_same
+from ocp_mamba.data.stream import count_examples, train_targets
 from ocp_mamba.retrieval import BankIndex
 
 CHUNK = 1024
 MOST_CANDIDATES = 16_384
 """Beyond as many train targets, a softmax over all of them would cost more than the model."""
+
+MOST_MINED, MOST_SEARCHED = 5_000_000, 1_000_000
+"""Train sequences and concepts beyond which hard negatives are refused: they are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,10 @@ def find_rivals(dataset: Dataset, config: TrainConfig) -> Rivals:
     """Return what a training by this config tells its targets from."""
     if not config.infonce_weight:
         return NO_RIVALS
-    targets = np.unique(dataset.examples("train").target).astype(np.int64)
+    every = config.infonce_candidates == "train"
     return Rivals(
         mine_negatives(dataset, config.hard_negatives) if config.hard_negatives else None,
-        torch.from_numpy(targets) if config.infonce_candidates == "train" else None,
+        torch.from_numpy(train_targets(dataset)) if every else None,
     )
 
 
@@ -114,8 +118,18 @@ def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
     Args:
         dataset: its whole bank is searched, exactly; its train split says what continues what.
         k: 1 or more.
+
+    Raises:
+        ConfigError: the dataset is too large to be mined: memory grows with the train sequences.
     """
     n = dataset.n_concepts
+    sequences = count_examples(dataset)["train"]
+    if sequences > MOST_MINED or n > MOST_SEARCHED:
+        raise ConfigError(
+            f"hard negatives are mined for at most {MOST_MINED:,} train sequences in a bank of at "
+            f"most {MOST_SEARCHED:,} concepts; this dataset has {sequences:,} and {n:,}: train "
+            "without --hard-negatives, or on a part of it"
+        )
     examples = dataset.examples("train")
     keys = np.unique(examples.last.astype(np.int64) * n + examples.target)
     last, target = np.divmod(keys, n)

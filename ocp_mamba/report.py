@@ -55,6 +55,8 @@ def baseline_table(judged: Mapping[str, Evaluation]) -> str:
         f"pool {first.pool_size:,} concepts, chance P@1 {first.chance_p1:.5f}; "
         "[95% interval, by family]"
     )
+    if first.sample:
+        note += f"\njudged on {first.sample}"
     table = tabulate(rows, headers=["predictor", *columns], disable_numparse=True)
     return f"{table}\n{note}"
 

@@ -132,6 +132,7 @@ def _head(report: Report) -> str:
         "encoder weights": str(encoder.get("weight_hash", "unknown"))[:16],
         "echo loop encodes by": judged.echo_encoder,
         "dataset fingerprint": judged.dataset_fingerprint,
+        **({"judged on": str(judged.sample)} if judged.sample else {}),
         **report.facts,
     }
     return f"<h1>{escape(report.title)}</h1>\n" + facts(values)
@@ -166,11 +167,17 @@ def _headline_table(report: Report) -> str:
     unseen = report.judged.figures.get(f"unseen/{COSINE}")
     caption = (
         "[95% interval, bootstrap by family]; bold: highest. Margin: cosine to the next vector "
-        "minus cosine to the last one. P@k and MRR over the whole bank of "
-        f"{report.judged.pool_size:,} concepts. {unseen.n if unseen else 0:,} transitions (last "
+        "minus cosine to the last one. P@k and MRR over "
+        f"{_pool(report.judged)} concepts. {unseen.n if unseen else 0:,} transitions (last "
         "concept, next concept) do not occur in train: unseen."
     )
     return table(["", *columns], rows, caption, ours=0)
+
+
+def _pool(judged: Evaluation) -> str:
+    if judged.sample is None:
+        return f"the whole bank of {judged.pool_size:,}"
+    return f"a pool of {judged.pool_size:,} of the bank's {judged.sample.concepts[1]:,}"
 
 
 def _best(judged: Mapping[str, Evaluation], metric: str) -> str:

@@ -21,6 +21,7 @@ from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from ocp_mamba.data import Dataset
+from ocp_mamba.data.sample import JudgeLimits, judged_part, sample_of
 from ocp_mamba.evaluate import validator
 from ocp_mamba.job import what_ran
 from ocp_mamba.lifecycle import Killed, undisturbed
@@ -90,7 +91,10 @@ def work(sweep: Sweep, worker: Worker) -> None:
         SweepError: too many trials failed one after another.
     """
     until = time.monotonic() + worker.timeout if worker.timeout else math.inf
-    validate = validator(worker.dataset, BankIndex(worker.dataset.bank))
+    judged = judged_part(worker.dataset, JudgeLimits(), progress=worker.progress)
+    if sample_of(judged):
+        worker.echo(f"too large to be judged whole; trials are judged on {sample_of(judged)}")
+    validate = validator(judged, BankIndex(judged.bank))
     report = SweepReport(sweep, worker.output)
     ended = ("FINISHED", "time limit")
     try:

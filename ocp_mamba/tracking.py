@@ -66,6 +66,7 @@ def track(
     store: str | None = None,
     system_metrics: bool = True,
     inputs: Mapping[str, str] = TRAINING_INPUTS,
+    judged: Dataset | None = None,
 ) -> Iterator[TrackedRun]:
     """Open an MLflow run for the block and end it as FINISHED, FAILED or KILLED.
 
@@ -85,6 +86,7 @@ def track(
         store: tracking URI, see `use_store`.
         system_metrics: log CPU, memory, disk and network of this machine.
         inputs: which splits the run reads, and as what.
+        judged: the sample that it is judged on, of a dataset too large to be judged whole.
 
     Raises:
         TrackingError: the store cannot be used or refuses the run.
@@ -100,7 +102,7 @@ def track(
                 log_system_metrics=system_metrics,
             )
             run = TrackedRun(
-                active, uri, dataset, data_path, Path(output_dir), checkpoint_every, inputs
+                active, uri, dataset, data_path, Path(output_dir), checkpoint_every, inputs, judged
             )
         except BaseException as error:
             with undisturbed():

@@ -14,13 +14,14 @@ from mlflow.types import Schema, TensorSpec
 
 from ocp_mamba.config import D_VECTOR
 from ocp_mamba.data.file import Dataset
+from ocp_mamba.data.sample import sample_of
 
 DIGEST_LENGTH = 32
 """MLflow keeps 36 characters at most; the whole fingerprint is the tag ``dataset.fingerprint``."""
 
 
 class DatasetInput(MlflowDataset):
-    """One split; its digest is the start of the dataset's fingerprint."""
+    """One split, or a sample of it; its digest is the start of the dataset's fingerprint."""
 
     def __init__(self, dataset: Dataset, split: str, path: Path | str) -> None:
         """Describe a split of a dataset that was read from ``path``; only the name is kept."""
@@ -35,9 +36,12 @@ class DatasetInput(MlflowDataset):
             "encoder": dataset.meta.get("encoder", {}),
             "tmd": dataset.chain_tmd is not None,
         }
+        sample = sample_of(dataset)
+        if sample:
+            self._counts["sample"] = sample.to_dict()
         super().__init__(
             source=get_dataset_source_from_json(json.dumps({"uri": path.name}), "local"),
-            name=f"{path.stem}-{split}",
+            name=f"{path.stem}-{split}{'-sample' if sample else ''}",
             digest=dataset.fingerprint[:DIGEST_LENGTH],
         )
 

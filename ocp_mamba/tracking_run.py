@@ -24,7 +24,8 @@ from ocp_mamba.train import EpochRecord, EpochResult
 NOT_RUN = "not-run"
 CONTEXT = "mlflow.data.context"
 
-TRAINING_INPUTS: Mapping[str, str] = {"train": "training", "val": "validation"}
+TRAINED_ON = "training"
+TRAINING_INPUTS: Mapping[str, str] = {"train": TRAINED_ON, "val": "validation"}
 """The splits that a training reads, and as what."""
 
 Numbers = Mapping[str, float | None]
@@ -48,8 +49,12 @@ class TrackedRun:
         output_dir: Path,
         checkpoint_every: int = 0,
         inputs: Mapping[str, str] = TRAINING_INPUTS,
+        judged: Dataset | None = None,
     ) -> None:
-        """Wrap an active run and log splits of the dataset as its inputs, each in its context."""
+        """Wrap an active run and log splits of the dataset as its inputs, each in its context.
+
+        All but what is trained on are those of ``judged``, where that is given.
+        """
         self.run_id: str = active.info.run_id
         self.experiment_id: str = active.info.experiment_id
         self.name: str = active.info.run_name
@@ -58,7 +63,10 @@ class TrackedRun:
         self._spool = Spool(self.spool_path, apply, store=store, failures=STORE_FAILURES)
         self._logged_params: dict[str, str] = dict(active.data.params)
         self._dataset = dataset
-        self._inputs = {s: DatasetInput(dataset, s, data_path) for s in inputs}
+        self._inputs = {
+            s: DatasetInput(dataset if use == TRAINED_ON else judged or dataset, s, data_path)
+            for s, use in inputs.items()
+        }
         self._output_dir = output_dir
         self._checkpoint_every = checkpoint_every
         self._best: tuple[int, float] | None = None

@@ -22,9 +22,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from sweeps import Files, require_exactly, runs_of
 
-from ocp_mamba.cli import main
+from ocp_mamba.cli import judge_limits, main
 from ocp_mamba.config import MODEL_SIZES, TrainConfig
 from ocp_mamba.data import Dataset
+from ocp_mamba.data.sample import JudgeLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = _project_spec.load_project(str(ROOT))
@@ -84,6 +85,8 @@ def test_the_defaults_are_those_of_the_package() -> None:
     assert flags["tmd"] is None
     assert flags["preset_name"] == "base"
     assert flags["baselines"] == "cheap"
+    for limits in (judge_limits(flags), judge_limits(parsed("evaluate"))):
+        assert limits == JudgeLimits()
     assert (ROOT / flags["data"]).is_file(), "the default dataset ships with the project"
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocp_mamba import negatives
-from ocp_mamba.config import D_VECTOR, TrainConfig
+from ocp_mamba.config import D_VECTOR, ConfigError, TrainConfig
 from ocp_mamba.negatives import find_rivals, mine_negatives
 
 
@@ -98,3 +98,11 @@ def test_of_too_many_train_targets_some_are_drawn_the_same_for_the_same_batch(mo
     assert drawn.tolist() == sorted(drawn.tolist())
     assert torch.equal(drawn, rivals.candidates(batch))
     assert set(drawn.tolist()) != set(rivals.candidates(other).tolist())
+
+
+@pytest.mark.parametrize("limit", ["MOST_MINED", "MOST_SEARCHED"])
+def test_what_would_not_fit_into_memory_is_refused_with_its_size(monkeypatch, limit):
+    data = make_dataset()
+    monkeypatch.setattr(negatives, limit, 29)
+    with pytest.raises(ConfigError, match=r"at most .*29.* this dataset has .* and 30: train wi"):
+        mine_negatives(data, 3)

@@ -14,7 +14,7 @@ from ocp_mamba.data.file import Dataset
 MEGABATCH = 32
 """Batches whose chains are sorted by length together: little padding, yet well mixed."""
 
-READ_AHEAD, RELEASE_EVERY = 4, 8
+READ_AHEAD, RELEASE_EVERY = 16, 8
 """Batches, where the dataset is mapped from the disk."""
 
 
@@ -94,6 +94,10 @@ def batches(
         raise ValueError(f"bank {tuple(bank.shape)} found, {dataset.bank.shape} wanted")
     ids = _chains(dataset, split, longest)
     order = _order(dataset.lengths[ids], batch_size, shuffle_seed)
+    for rows in order[: 2 * READ_AHEAD]:
+        dataset.expect_ids(ids[rows])
+    for rows in order[:READ_AHEAD]:
+        dataset.expect(ids[rows])
     for number, rows in enumerate(order):
         if number + 2 * READ_AHEAD < len(order):
             dataset.expect_ids(ids[order[number + 2 * READ_AHEAD]])

@@ -183,6 +183,10 @@ class Dataset:
         """SHA-256 of the content, hex: the same for any compression, file name or text width."""
         return fingerprint_of(self, unit_rows if self.bank_dtype == "float32" else to_float16)
 
+    def rows(self, concepts: np.ndarray) -> np.ndarray:
+        """Bank rows of some concepts, float32 ``(n, 768)``, copied."""
+        return self.bank[concepts]
+
     def expect(self, chains: np.ndarray) -> None:
         """Make ready the bank rows of chains that are wanted soon; in memory they are."""
 

@@ -15,7 +15,9 @@ import numpy as np
 from tabulate import tabulate
 
 from ocp_mamba.data.file import SPLITS, Dataset, Examples
+from ocp_mamba.data.met import IN_SPLIT, KNOWN_TARGET, SEEN
 from ocp_mamba.data.same import join_same
+from ocp_mamba.data.sample import Sample, SampledDataset, sample_of
 
 NORM_TOLERANCE = 1e-3
 """A bank row is called unit when its norm is this near to 1."""
@@ -42,6 +44,9 @@ class LeakReport:
         bank: figures of the bank and of the dataset as a whole.
         sources: OCP sequences per source and split.
         warnings: what the user must know, one plain sentence each; empty for a clean dataset.
+        sample: what was looked at, where not the whole was. Its examples are then looked up in the
+            whole of the other splits; ``concepts`` and ``unused_concepts`` are the whole's, the
+            other figures the sample's.
     """
 
     splits: dict[str, dict[str, float]]
@@ -49,6 +54,7 @@ class LeakReport:
     bank: dict[str, float]
     sources: dict[str, dict[str, int]]
     warnings: list[str] = field(default_factory=list)
+    sample: Sample | None = None
 
     @property
     def leaks(self) -> bool:
@@ -75,7 +81,8 @@ class LeakReport:
             if self.leaks
             else "No identical (prefix, target) example straddles splits."
         )
-        parts = [verdict, *(f"- WARNING: {warning}" for warning in self.warnings)]
+        looked_at = [f"Of {self.sample}; looked up in all chains.\n"] if self.sample else []
+        parts = [*looked_at, verdict, *(f"- WARNING: {warning}" for warning in self.warnings)]
         names = list(dict.fromkeys(name for values in self.splits.values() for name in values))
         rows: list[list[object]] = [
             [name, *(_number(self.splits.get(split, {}).get(name)) for split in SPLITS)]
@@ -113,11 +120,14 @@ def check(dataset: Dataset, seed: int = 0) -> LeakReport:
     }
     pairs = {}
     for one, other in combinations(examples, 2):
-        shared = np.isin(identity[other], identity[one])
+        if isinstance(dataset, SampledDataset):
+            shared = dataset.met_by(examples[other], IN_SPLIT[one])
+        else:
+            shared = np.isin(identity[other], identity[one])
         pairs[one, other] = (int(shared.sum()), float(shared.mean()))
     bank = _bank_figures(dataset)
     sources = _source_counts(dataset, examples)
-    report = LeakReport(splits, pairs, bank, sources)
+    report = LeakReport(splits, pairs, bank, sources, sample=sample_of(dataset))
     report.warnings.extend(_warnings(report))
     return report
 
@@ -133,6 +143,11 @@ def strata(dataset: Dataset, split: str) -> dict[str, np.ndarray]:
     Raises:
         ValueError: ``split`` is unknown.
     """
+    if isinstance(dataset, SampledDataset):
+        examples = dataset.examples(split)
+        seen = dataset.met_by(examples, SEEN)
+        known = dataset.met_by(examples, KNOWN_TARGET)
+        return {"seen": seen, "unseen": ~seen, "unseen_target": ~known}
     train, examples = dataset.examples("train"), dataset.examples(split)
     seen = np.isin(_transitions(dataset, examples), _transitions(dataset, train))
     return {
@@ -220,7 +235,8 @@ def _cosines(bank: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray
 
 def _bank_figures(dataset: Dataset) -> dict[str, float]:
     bank, texts = dataset.bank, dataset.texts
-    off = np.abs(np.linalg.norm(bank, axis=1) - 1)
+    norms = [np.linalg.norm(bank[i : i + _CHUNK], axis=1) for i in range(0, len(bank), _CHUNK)]
+    off = np.abs(np.concatenate(norms) - 1)
     figures = {
         "concepts": float(len(bank)),
         "non_unit_rows": float((off > NORM_TOLERANCE).sum()),
@@ -229,6 +245,9 @@ def _bank_figures(dataset: Dataset) -> dict[str, float]:
         "duplicate_texts": float(len(texts) - len(np.unique(texts))),
         "unused_concepts": float(len(bank) - len(np.unique(dataset.chain_values))),
     }
+    if isinstance(dataset, SampledDataset):
+        figures["concepts"] = float(dataset.sample.concepts[1])
+        figures["unused_concepts"] = float(dataset.unused)
     if dataset.chain_tmd is not None:
         figures["zero_tmd_share"] = float((~dataset.chain_tmd.any(axis=1)).mean())
     if dataset.chain_relation is not None:
@@ -252,8 +271,9 @@ def _source_counts(dataset: Dataset, examples: dict[str, Examples]) -> dict[str,
 
 
 def _warnings(report: LeakReport) -> list[str]:
+    of = "the sample of " if report.sample else ""
     found = [
-        f"{count} examples of {other} ({share:.1%}) also are in {one}, context and target: "
+        f"{count} examples of {of}{other} ({share:.1%}) also are in {one}, context and target: "
         f"{other} is not unseen data."
         for (one, other), (count, share) in report.pairs.items()
         if count

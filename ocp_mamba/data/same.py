@@ -8,6 +8,7 @@ SAME_DISTANCE = 1e-3
 """Unit rows this near to each other are one vector (cosine above 0.9999995). Rounding one vector
 to float16 moves it by 3e-4, and an encoder's batches by 3e-5, so neither makes two of one."""
 
+CHUNK = 8192
 _RESTART_SHARE = 0.1
 
 
@@ -31,7 +32,10 @@ def join_same(unit: np.ndarray) -> tuple[np.ndarray, float]:
         than `SAME_DISTANCE`; and the largest distance between a row and the one that stands for it.
     """
     directions = np.random.default_rng(0).standard_normal((unit.shape[1], 4))
-    shadows = unit.astype(np.float64) @ (directions / np.linalg.norm(directions, axis=0))
+    directions /= np.linalg.norm(directions, axis=0)
+    shadows = np.empty((len(unit), 4))
+    for i in range(0, len(unit), CHUNK):
+        shadows[i : i + CHUNK] = unit[i : i + CHUNK].astype(np.float64) @ directions
     root = np.arange(len(unit))
     alive = np.argsort(shadows[:, 0], kind="stable")
     step = 1
@@ -71,7 +75,7 @@ def _find(root: np.ndarray, i: int) -> int:
 def _distances(unit: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Distances between rows, float64 (n,), in chunks."""
     out = np.empty(len(one))
-    for i in range(0, len(one), 8192):
-        part = slice(i, i + 8192)
+    for i in range(0, len(one), CHUNK):
+        part = slice(i, i + CHUNK)
         out[part] = norms_of(unit[one[part]] - unit[other[part]])
     return out

@@ -32,6 +32,9 @@ HEADER = 4096
 ROW_STEP = 4096
 """A shard but the last has a multiple of so many rows: whole pages, whatever a row's size."""
 
+ROWS_READ = 1024
+"""Rows of the bank that are copied together."""
+
 RESERVE_NOTHING = 0x4000  # Linux's MAP_NORESERVE: read-only use needs no memory behind it
 FIXED = 0x10
 FAILED = ctypes.c_void_p(-1).value
@@ -101,9 +104,26 @@ class MappedDataset(Dataset):
         """Let the system read the bank rows of chains that are wanted soon, in the background."""
         steps = np.arange(self.lengths[chains].max())
         valid = steps < self.lengths[chains, None]
-        rows = np.unique(self.chain_values[(self.chain_offsets[chains, None] + steps)[valid]])
-        first = self.bank.ctypes.data + rows.astype(np.int64) * self.bank.strides[0]
+        self._expect_rows(
+            np.unique(self.chain_values[(self.chain_offsets[chains, None] + steps)[valid]])
+        )
+
+    def _expect_rows(self, concepts: np.ndarray) -> None:
+        first = self.bank.ctypes.data + concepts.astype(np.int64) * self.bank.strides[0]
         _will_need(first, first + self.bank.strides[0])
+
+    def rows(self, concepts: np.ndarray) -> np.ndarray:
+        """Bank rows, copied; some are asked for ahead while others are read."""
+        parts = np.array_split(concepts, max(1, len(concepts) // ROWS_READ))
+        out = np.empty((len(concepts), *self.bank.shape[1:]), self.bank.dtype)
+        at = 0
+        for number, part in enumerate(parts):
+            for ahead in parts[:2] if number == 0 else parts[number + 1 : number + 2]:
+                self._expect_rows(ahead)
+            np.take(self.bank, part, axis=0, out=out[at : at + len(part)])
+            at += len(part)
+            self.release()
+        return out
 
     def expect_ids(self, chains: np.ndarray) -> None:
         """Let the system read, in the background, which concepts chains have."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -51,21 +52,8 @@ def draw_subset(dataset: Dataset, share: float, seed: int = 0) -> Subset:
             f"{share:.0%} of the concepts only together"
         )
     chains = np.flatnonzero(chosen)
-    values = np.flatnonzero(np.repeat(chosen, dataset.lengths))
-    concepts, renumbered = np.unique(dataset.chain_values[values], return_inverse=True)
-    part = replace(
-        dataset,
-        bank=dataset.bank[concepts],
-        texts=dataset.texts[concepts],
-        chain_values=renumbered.astype(np.int32),
-        chain_offsets=np.concatenate([[0], np.cumsum(dataset.lengths[chains])]).astype(np.int64),
-        chain_source=dataset.chain_source[chains],
-        chain_tmd=None if dataset.chain_tmd is None else dataset.chain_tmd[chains],
-        split=dataset.split[chains],
-        chain_first=dataset.chain_first[chains],
-        chain_relation=_at(dataset.chain_relation, values),
-        chain_confidence=_at(dataset.chain_confidence, values),
-    )
+    concepts = np.unique(dataset.chain_values[places_of(dataset, chains)[0]])
+    part = Dataset(**part_of(dataset, chains, concepts), meta=dataset.meta)
     sequences = {split: part.n_examples(split) for split in SPLITS}
     counts = {"concepts": part.n_concepts, "chains": part.n_chains, "sequences": sequences}
     origin = {"of": dataset.fingerprint, "share": share, "seed": seed}
@@ -93,5 +81,34 @@ def _draw_chains(dataset: Dataset, share: float, seed: int) -> np.ndarray:
     return chosen
 
 
-def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
-    return None if values is None else values[places]
+def part_of(dataset: Dataset, chains: np.ndarray, concepts: np.ndarray) -> dict[str, Any]:
+    """Return the fields of a dataset of some chains and some concepts, in memory, without meta.
+
+    Args:
+        dataset: the whole, in memory or mapped.
+        chains: int64 ``(m,)``, ids of chains, rising.
+        concepts: ``(c,)``, bank ids, rising; all those of the chains are among them.
+    """
+    places, lengths = places_of(dataset, chains)
+    fields: dict[str, Any] = {
+        "bank": dataset.rows(concepts),
+        "texts": dataset.texts[concepts],
+        "chain_values": np.searchsorted(concepts, dataset.chain_values[places]).astype(np.int32),
+        "chain_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "bank_dtype": dataset.bank_dtype,
+    }
+    rows = {"chain_source": chains, "chain_tmd": chains, "split": chains, "chain_first": chains}
+    rows |= {"chain_relation": places, "chain_confidence": places}
+    for name, at in rows.items():
+        array = getattr(dataset, name)
+        fields[name] = None if array is None else array[at]
+    dataset.release()
+    return fields
+
+
+def places_of(dataset: Dataset, chains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where chains stand in ``chain_values``, int64, one after the other; and their lengths."""
+    begins = dataset.chain_offsets[chains]
+    lengths = dataset.chain_offsets[chains + 1] - begins
+    shift = np.repeat(begins - np.cumsum(lengths) + lengths, lengths)
+    return shift + np.arange(len(shift)), lengths
