@@ -17,6 +17,7 @@ from ocp_mamba.config import (
     override,
     read_config_file,
 )
+from ocp_mamba.presets import BASE, PRESETS, preset
 
 if TYPE_CHECKING:
     from ocp_mamba.sweep_job import SweepJob
@@ -25,8 +26,8 @@ STORAGE_VARIABLE = "OCP_MAMBA_SWEEP_STORAGE"
 AUTO = "auto"
 GRACE, N_TRIALS = 60, 20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-OF_THE_STUDY = ("study", "space", "objective", "model_size", "config_file", "max_epochs", "seed",
-                "pruner", "trial_timeout", "warm_start", "patience",
+OF_THE_STUDY = ("study", "space", "objective", "model_size", "preset_name", "config_file",
+                "max_epochs", "seed", "pruner", "trial_timeout", "warm_start", "patience",
                 "precision", "experiment")  # fmt: skip
 """What a joining worker takes from the study."""
 
@@ -58,6 +59,7 @@ def _or_auto(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     Examples:
       ocp-mamba sweep --data ocp_training_9k.npz --n-trials 20 --max-epochs 6
       ocp-mamba sweep --data mine.npz --space mine.yaml --objective cosine --objective p1
+      ocp-mamba sweep --data relations.npz --preset relations
       ocp-mamba sweep --join mine --n-trials 40 --retrain-best
 
     \b
@@ -81,6 +83,8 @@ def _or_auto(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 @click.option("--objective", multiple=True, metavar="[cosine|p1]",
               help="Figure of the val split to maximise; several give a Pareto front.")  # fmt: skip
 @click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), help="small if not given.")
+@click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)),
+              help=f"A planned variant, as for train: {', '.join(PRESETS)}.")  # fmt: skip
 @click.option("--config", "config_file", type=click.Path(path_type=Path),
               help="TOML with what is not searched, as for train.")  # fmt: skip
 @click.option("--max-epochs", type=click.IntRange(min=1), help="Of a trial.")
@@ -148,7 +152,7 @@ def _job(flags: dict[str, Any]) -> SweepJob:
         "progress": not flags["quiet"],
     }
     if flags["join"]:
-        given = [f"--{k.removesuffix('_file').replace('_', '-')}" for k in OF_THE_STUDY
+        given = [f"--{re.sub('_(file|name)$', '', k).replace('_', '-')}" for k in OF_THE_STUDY
                  if flags.get(k) not in (None, ())]  # fmt: skip
         if given:
             raise InputError(f"{', '.join(given)} cannot go with --join: the study has its own")
@@ -156,8 +160,9 @@ def _job(flags: dict[str, Any]) -> SweepJob:
     if own["data"] is None:
         raise InputError("--data FILE is needed to begin a study; --join STUDY takes part in one")
     tables = _tables(flags["config_file"])
-    model = model_config(flags["model_size"] or "small", **tables["model"])
-    train = override(TrainConfig(), **tables["train"])
+    variant = preset(flags["preset_name"] or BASE)
+    model = model_config(flags["model_size"] or "small", **dict(variant.model) | tables["model"])
+    train = override(TrainConfig(), **dict(variant.train) | tables["train"])
     train = override(
         train, **{k: flags[k] for k in ("max_epochs", "patience", "precision", "seed")}
     )
@@ -171,6 +176,7 @@ def _job(flags: dict[str, Any]) -> SweepJob:
         trial_seconds=flags["trial_timeout"] or 0.0,
         warm_start=flags["warm_start"],
         experiment=flags["experiment"],
+        relations=variant.relations,
     )
     return SweepJob(study=flags["study"] or Path(own["data"]).stem, wanted=wanted, **own)
 

@@ -145,8 +145,9 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
         DatasetError, ConfigError, TrainingError, TrackingError, RegistryError: see their modules.
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    if job.relations:
+        job = replace(job, model=with_relations(job.model, dataset, job.data))
     require_trainable(dataset, job.data, job.model)
-    job = _with_relations(dataset, job)
     ground = _break_ground(dataset, judged_aloud(dataset, job.judge, echo, job.progress), echo)
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
@@ -215,7 +216,8 @@ def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
 
     Raises:
         DatasetError: the train or the val split has no examples.
-        ConfigError: the model takes TMD vectors, and the dataset has none.
+        ConfigError: the model takes TMD vectors, and the dataset has none; or it knows other
+            relations than the dataset names.
     """
     for split in ("train", "val"):
         if dataset.n_examples(split) == 0:
@@ -228,18 +230,27 @@ def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
             f"{data} has no chain_tmd, which TMD conditioning needs; train without --tmd, or "
             "build the dataset from a source with TMD codes"
         )
+    if model.relations and model.relations != dataset.relations:
+        raise ConfigError(
+            f"the model is to know the relations {', '.join(model.relations)}, and {data} names "
+            f"{', '.join(dataset.relations) or 'none'}; leave model.relations out of the config "
+            "file, and give --relations for those of the dataset"
+        )
 
 
-def _with_relations(dataset: Dataset, job: TrainJob) -> TrainJob:
-    """The job, its model given the data's relations where it asks for them."""
-    if not job.relations:
-        return job
+def with_relations(model: ModelConfig, dataset: Dataset, data: Path) -> ModelConfig:
+    """Return the shape of a model that knows the dataset's relations.
+
+    Raises:
+        ConfigError: the dataset names none.
+    """
     if dataset.chain_relation is None:
         raise ConfigError(
-            f"{job.data} has no chain_relation, which relation conditioning needs; train without "
-            "--relations, or build the dataset from chains that name the relations of their steps"
+            f"{data} has no chain_relation, which relation conditioning needs; train without "
+            "--relations or the preset relations, or build the dataset from chains that name the "
+            "relations of their steps (data build --wordnet FOLDER --relations all)"
         )
-    return replace(job, model=replace(job.model, relations=dataset.relations))
+    return replace(model, relations=dataset.relations)
 
 
 def _placed(job: TrainJob, world: World) -> World:

@@ -11,7 +11,14 @@ import optuna
 
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data import Dataset
-from ocp_mamba.job import JobError, TrainJob, open_data, require_trainable, run_training
+from ocp_mamba.job import (
+    JobError,
+    TrainJob,
+    open_data,
+    require_trainable,
+    run_training,
+    with_relations,
+)
 from ocp_mamba.lifecycle import mlflow_run_ancestor, stop_signals
 from ocp_mamba.paths import caller_folder
 from ocp_mamba.sweep import (
@@ -35,7 +42,10 @@ Echo = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a new study is to be; None where a default is taken."""
+    """What a new study is to be; None where a default is taken.
+
+    ``relations`` has every model know the dataset's relations.
+    """
 
     objectives: tuple[str, ...]
     space: Path | None
@@ -45,6 +55,7 @@ class Wanted:
     trial_seconds: float
     warm_start: tuple[str, ...]
     experiment: str | None
+    relations: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,10 @@ def run_sweep(job: SweepJob, echo: Echo) -> Sweep:
     storage = open_storage(address, tracking_uri=store, grace=job.grace)
     data = job.data or study_data(job.study, storage)
     dataset = open_data(data, allow_pickle=job.allow_pickle, echo=echo)
-    if settings is not None:
+    if settings is not None and job.wanted is not None:
+        if job.wanted.relations:
+            model = with_relations(settings.model, dataset, data)
+            settings = replace(settings, model=model)
         require_trainable(dataset, data, settings.model)
     watched = mlflow_run_ancestor() if os.environ.get(RUN_VARIABLE) else None
     with stop_signals(watched), storage.named_errors():

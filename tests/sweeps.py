@@ -113,11 +113,11 @@ def kill_in_a_trial(worker: WorkerProcess, address: str) -> FrozenTrial:
     raise AssertionError(worker.log.read_text())
 
 
-def require_exactly(n_trials: int, address: str) -> list[Run]:
+def require_exactly(n_trials: int, address: str, study: str = "small") -> list[Run]:
     """One parent, a child for each of so many finished or pruned trials, nothing twice."""
     (parent,) = runs_of("sweep")
     assert parent.info.status == "FINISHED"
-    trials = study_of(address).get_trials()
+    trials = study_of(address, study).get_trials()
     done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert len(done) == n_trials
     assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]

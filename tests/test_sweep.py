@@ -14,6 +14,7 @@ import mlflow
 import optuna
 import pytest
 from command import run
+from data_maker import make_dataset
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from postgres import PASSWORD, USER, Postgres
@@ -22,6 +23,7 @@ from sweeps import SPACE, Files, require_exactly, runs_of, study_of
 from ocp_mamba import sweep, sweep_worker
 from ocp_mamba.config import TrainConfig, model_config
 from ocp_mamba.lifecycle import workers_of
+from ocp_mamba.model import load_checkpoint
 from ocp_mamba.sweep_store import MAX_RETRIES, open_storage
 from ocp_mamba.tracking_zombies import find_zombies
 from ocp_mamba.train import EpochResult, TrainingError
@@ -315,6 +317,26 @@ def test_one_worker_repeats_a_sweep_exactly(files: Files, journal: str) -> None:
     a, b = (study_of(journal, name).trials for name in ("a", "b"))
     assert [(t.params, t.values) for t in a] == [(t.params, t.values) for t in b]
     assert a[0].params != a[1].params
+
+
+def test_a_sweep_of_models_that_know_relations(files: Files, journal: str) -> None:
+    make_dataset(n_chains=60, n_concepts=40, seed=4, relations=True).save("known.npz")
+    words = [*files.new("--preset", "relations", epochs=1), "--data", "known.npz"]
+    run(*words, "--n-trials", 1)
+    run(*words, "--n-trials", 2, "--retrain-best", "--retrain-epochs", 1)
+    for child in require_exactly(2, journal, "known"):
+        assert child.data.params["model.relations"] == "is a, part of"
+    folder = files.folder / "outputs/sweeps/known"
+    assert load_checkpoint(folder / "best.pt").model_config.relations == ("is a", "part of")
+    best = ("train", "--config", folder / "best.toml", "--model-size", "tiny", "--quiet")
+    run(*best, "--data", "known.npz", "--max-epochs", 1)
+    said = run(*best, "--data", "small.npz", code=2)
+    assert "the relations is a, part of, and" in said
+    assert "small.npz names none; leave model.relations out" in said
+    assert "no chain_relation" in run(*files.new("--preset", "relations"), code=2)
+    assert "--preset cannot go with --join" in run(
+        "sweep", "--join", "known", "--preset", "relations", code=2
+    )
 
 
 def test_a_study_of_other_settings_is_not_gone_on_with(files: Files) -> None:
