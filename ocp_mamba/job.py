@@ -16,8 +16,8 @@ from ocp_mamba import alarms, gates
 from ocp_mamba.backend import BackendError, resolve_backend, resolve_device, use_backend
 from ocp_mamba.compiled import start_kernels
 from ocp_mamba.conditioning import conditions
-from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig
-from ocp_mamba.data import Dataset, DatasetError, load_dataset
+from ocp_mamba.config import ModelConfig, TrainConfig
+from ocp_mamba.data import Dataset, load_dataset
 from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
@@ -34,6 +34,7 @@ from ocp_mamba.job_baselines import (
     trained_gates,
 )
 from ocp_mamba.job_report import log_training
+from ocp_mamba.job_trainable import require_trainable, with_relations
 from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import Checkpoint, OCPMambaLVM, load_checkpoint
 from ocp_mamba.registry import CANDIDATE, ModelVersion, register_best
@@ -209,48 +210,6 @@ def _break_ground(dataset: Dataset, judged: Dataset, echo: Echo) -> _Ground:
     baselines = judge_cheap(judged, index)
     echo(baseline_table(baselines))
     return _Ground(dataset, judged, index, leaks, baselines)
-
-
-def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
-    """Refuse what would fail only after minutes of work.
-
-    Raises:
-        DatasetError: the train or the val split has no examples.
-        ConfigError: the model takes TMD vectors, and the dataset has none; or it knows other
-            relations than the dataset names.
-    """
-    for split in ("train", "val"):
-        if dataset.n_examples(split) == 0:
-            raise DatasetError(
-                f"{data}: the {split} split has no OCP sequences; a training needs a train and "
-                "a val split"
-            )
-    if model.d_tmd and dataset.chain_tmd is None:
-        raise ConfigError(
-            f"{data} has no chain_tmd, which TMD conditioning needs; train without --tmd, or "
-            "build the dataset from a source with TMD codes"
-        )
-    if model.relations and model.relations != dataset.relations:
-        raise ConfigError(
-            f"the model is to know the relations {', '.join(model.relations)}, and {data} names "
-            f"{', '.join(dataset.relations) or 'none'}; leave model.relations out of the config "
-            "file, and give --relations for those of the dataset"
-        )
-
-
-def with_relations(model: ModelConfig, dataset: Dataset, data: Path) -> ModelConfig:
-    """Return the shape of a model that knows the dataset's relations.
-
-    Raises:
-        ConfigError: the dataset names none.
-    """
-    if dataset.chain_relation is None:
-        raise ConfigError(
-            f"{data} has no chain_relation, which relation conditioning needs; train without "
-            "--relations or the preset relations, or build the dataset from chains that name the "
-            "relations of their steps (data build --wordnet FOLDER --relations all)"
-        )
-    return replace(model, relations=dataset.relations)
 
 
 def _placed(job: TrainJob, world: World) -> World:

@@ -21,7 +21,8 @@ from ocp_mamba.baselines_trained import TRAINED_BASELINES
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.evaluate import Evaluation, evaluate, validator
-from ocp_mamba.job import Echo, JobError, check_aloud, open_data, require_trainable
+from ocp_mamba.job import Echo, JobError, check_aloud, open_data
+from ocp_mamba.job_trainable import require_trainable
 from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import NextVectorModel, OCPMambaLVM, save_checkpoint
 from ocp_mamba.quality import COLUMNS, Quality, Row, to_dict, to_markdown

@@ -23,7 +23,8 @@ from ocp_mamba.config import ConfigError, ModelConfig, TrainConfig, override
 from ocp_mamba.data import Dataset, DatasetError
 from ocp_mamba.data.subset import Subset, draw_subset
 from ocp_mamba.evaluate import Evaluation, evaluate, validator
-from ocp_mamba.job import Echo, check_aloud, open_data, require_trainable, what_ran
+from ocp_mamba.job import Echo, check_aloud, open_data, what_ran
+from ocp_mamba.job_trainable import require_trainable
 from ocp_mamba.metrics import METRICS_VERSION
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, save_checkpoint
 from ocp_mamba.plots import plot_variants

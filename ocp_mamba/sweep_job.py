@@ -11,14 +11,8 @@ import optuna
 
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data import Dataset
-from ocp_mamba.job import (
-    JobError,
-    TrainJob,
-    open_data,
-    require_trainable,
-    run_training,
-    with_relations,
-)
+from ocp_mamba.job import JobError, TrainJob, open_data, run_training
+from ocp_mamba.job_trainable import require_trainable, with_relations
 from ocp_mamba.lifecycle import mlflow_run_ancestor, stop_signals
 from ocp_mamba.paths import caller_folder
 from ocp_mamba.sweep import (

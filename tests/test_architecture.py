@@ -101,6 +101,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "job_processes",
             "job_quality",
             "job_report",
+            "job_trainable",
             "job_variants",
         )
     },
