@@ -1,9 +1,10 @@
-"""Paste a table that `make quality` or `ocp-mamba variants` wrote into README.md.
+"""Paste a table that `make quality` or `ocp-mamba variants` wrote into README.md or another page.
 
 Usage: python scripts/paste_table.py quality outputs/quality/quality.md
        python scripts/paste_table.py variants outputs/variants/variants.md
+       python scripts/paste_table.py variants outputs/relations/variants.md docs/sweeps.md
 
-Figures reach the README by this script alone. What stands between the markers is replaced; nothing
+Figures reach the pages by this script alone. What stands between the markers is replaced; nothing
 else is touched.
 """
 
@@ -12,39 +13,41 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README = "README.md"
 FIRST_CELL = {"quality": "| predictor", "variants": "| variant"}
 """How the table of each command begins, by the command's name."""
 
 
 def markers(name: str) -> tuple[str, str]:
-    """Return what stands in the README before and after the table of a command."""
+    """Return what stands in a page before and after the table of a command."""
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def pasted(name: str, readme: str, table: str) -> str:
-    """Return the README with the table between the command's markers.
+def pasted(name: str, text: str, table: str, page: str = README) -> str:
+    """Return a page's text with the table between the command's markers.
 
     Raises:
         SystemExit: a marker is missing, or the table is none of that command.
     """
     begin, end = markers(name)
-    if readme.count(begin) != 1 or readme.count(end) != 1:
-        raise SystemExit(f"README.md needs {begin} and {end}, each once")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"{page} needs {begin} and {end}, each once")
     if not table.startswith(FIRST_CELL[name]) or "families" not in table:
         raise SystemExit(f"this is not the {name}.md that `ocp-mamba {name}` writes")
-    before, rest = readme.split(begin)
+    before, rest = text.split(begin)
     _, after = rest.split(end)
     return f"{before}{begin}\n{table.strip()}\n{end}{after}"
 
 
 def main() -> None:
-    """Replace the part of the README between the markers."""
-    if len(sys.argv) != 3 or sys.argv[1] not in FIRST_CELL:
+    """Replace the part of the page between the markers."""
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in FIRST_CELL:
         raise SystemExit(__doc__)
-    table = Path(sys.argv[2]).read_text(encoding="utf-8")
-    readme = README.read_text(encoding="utf-8")
-    README.write_text(pasted(sys.argv[1], readme, table), encoding="utf-8")
+    name, file, page = (*sys.argv[1:], README)[:3]
+    table = Path(file).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (ROOT / page).write_text(pasted(name, text, table, page), encoding="utf-8")
 
 
 if __name__ == "__main__":

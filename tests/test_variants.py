@@ -187,4 +187,7 @@ def test_the_table_is_pasted_between_its_markers(comparison):
         paste["pasted"]("variants", "a readme", table)
     with pytest.raises(SystemExit, match=r"not the variants\.md"):
         paste["pasted"]("variants", readme, "| predictor |")
-    assert (ROOT / "README.md").read_text().count(begin) == 1
+    with pytest.raises(SystemExit, match=r"docs/x\.md needs"):
+        paste["pasted"]("variants", "a page", table, "docs/x.md")
+    for page in ("README.md", "docs/sweeps.md"):
+        assert (ROOT / page).read_text().count(begin) == 1
