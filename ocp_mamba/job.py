@@ -22,7 +22,7 @@ from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
 from ocp_mamba.data.sample import JudgeLimits, judged_part, sample_of
-from ocp_mamba.data.shards import is_shards
+from ocp_mamba.data.shards import give_back_freed, is_shards
 from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
 from ocp_mamba.job_baselines import (
@@ -209,6 +209,7 @@ def _break_ground(dataset: Dataset, judged: Dataset, echo: Echo) -> _Ground:
     echo(f"Judging the baselines on {judged.n_examples('val'):,} validation sequences")
     baselines = judge_cheap(judged, index)
     echo(baseline_table(baselines))
+    give_back_freed()
     return _Ground(dataset, judged, index, leaks, baselines)
 
 

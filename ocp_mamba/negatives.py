@@ -24,6 +24,9 @@ CHUNK = 1024
 MOST_CANDIDATES = 16_384
 """Beyond as many train targets, a softmax over all of them would cost more than the model."""
 
+MOST_KEPT = 65_536
+"""Most train targets whose vectors are kept in memory of a bank on the disk: 200 MB."""
+
 MOST_MINED, MOST_SEARCHED = 5_000_000, 1_000_000
 """Train sequences and concepts beyond which hard negatives are refused: they are kept in memory."""
 
@@ -68,10 +71,24 @@ class Rivals:
         hard: hard negatives of each example, or None for none.
         targets: int64 ``(n,)``, ascending ids of all the train split's targets; None where only the
             targets of the batch are told from each other.
+        rows: float32 ``(n, 768)``, their vectors, where the bank lies on the disk: a batch draws
+            thousands, each of which would be a read. There, of more than `MOST_KEPT` targets as
+            many stand for all, drawn once by the seed of the training.
     """
 
     hard: HardNegatives | None = None
     targets: Tensor | None = None
+    rows: Tensor | None = None
+
+    def vectors(self, ids: Tensor, bank: Tensor) -> Tensor:
+        """Return candidates' vectors, float32 ``(C, 768)``; those that are kept, from memory."""
+        if self.rows is None or self.targets is None:
+            return bank[ids]
+        at = torch.searchsorted(self.targets, ids).clamp_max(len(self.targets) - 1)
+        elsewhere = self.targets[at] != ids
+        found = self.rows[at]
+        found[elsewhere] = bank[ids[elsewhere]]
+        return found
 
     def candidates(self, batch_targets: Tensor) -> Tensor:
         """Return the ascending ids that a batch's targets are told from; they are among them.
@@ -92,6 +109,7 @@ class Rivals:
         return Rivals(
             None if self.hard is None else self.hard.to(device),
             None if self.targets is None else self.targets.to(device),
+            None if self.rows is None else self.rows.to(device),
         )
 
 
@@ -102,11 +120,16 @@ def find_rivals(dataset: Dataset, config: TrainConfig) -> Rivals:
     """Return what a training by this config tells its targets from."""
     if not config.infonce_weight:
         return NO_RIVALS
-    every = config.infonce_candidates == "train"
-    return Rivals(
-        mine_negatives(dataset, config.hard_negatives) if config.hard_negatives else None,
-        torch.from_numpy(train_targets(dataset)) if every else None,
-    )
+    hard = mine_negatives(dataset, config.hard_negatives) if config.hard_negatives else None
+    if config.infonce_candidates != "train":
+        return Rivals(hard)
+    targets = train_targets(dataset)
+    if dataset.in_memory:
+        return Rivals(hard, torch.from_numpy(targets))
+    if len(targets) > MOST_KEPT:
+        rng = np.random.default_rng(config.seed)
+        targets = targets[np.sort(rng.choice(len(targets), MOST_KEPT, replace=False))]
+    return Rivals(hard, torch.from_numpy(targets), torch.from_numpy(dataset.rows(targets)))
 
 
 def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:

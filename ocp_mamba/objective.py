@@ -42,7 +42,7 @@ def batch_losses(
         hard_ids = rivals.hard.of(batch.inputs[batch.mask], target_ids) if rivals.hard else None
         hard = None if hard_ids is None else bank[hard_ids.clamp_min(0)]
         candidate_ids = rivals.candidates(batch.all_targets)
-        candidates = bank[candidate_ids]
+        candidates = rivals.vectors(candidate_ids, bank)
         told_apart = [
             metrics.info_nce(
                 own, target_ids, candidate_ids, candidates, config.temperature, hard_ids, hard

@@ -1,10 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import frame, timing
+from benchmarks import frame, shards, shards_command, timing
 from benchmarks.frame import Goal, Result, Table
+from ocp_mamba.data import load_dataset
+from ocp_mamba.data.fingerprint import fingerprint_of
 
 
 def test_rounds_time_every_contestant_and_slow_ones_sit_out():
@@ -81,3 +84,43 @@ def test_every_benchmark_has_a_module_and_a_place_on_the_page(name):
 
 def test_all_benchmarks_together_stay_below_ten_minutes():
     assert sum(bench.BENCHMARKS.values()) <= 600
+
+
+def test_a_folder_of_shards_is_dealt_out_anew(tmp_path):
+    folder = tmp_path / "data"
+    shards.make(folder, 0.003, 0.7)
+    before = load_dataset(folder)
+    shares = np.bincount(before.split, minlength=3) / before.n_chains
+    np.testing.assert_allclose(shares, [0.7, 0.15, 0.15], atol=0.05)
+    shards.resplit(folder, 0.1)
+    after = load_dataset(folder)
+    shares = np.bincount(after.split, minlength=3) / after.n_chains
+    np.testing.assert_allclose(shares, [0.1, 0.45, 0.45], atol=0.05)
+    assert after.fingerprint == fingerprint_of(after, np.ascontiguousarray) != before.fingerprint
+    np.testing.assert_array_equal(after.chain_values, before.chain_values)
+
+
+@pytest.mark.slow
+def test_the_whole_command_is_followed_from_stage_to_stage(tmp_path):
+    shards.make(tmp_path / "data", 0.003, 0.7)
+    (tmp_path / "work").mkdir()
+    flags = ("--n-layers", "1", "--members", "1", "--judge-pool", "100", "--judge-train", "50")
+    stages = shards_command.train(tmp_path / "data", tmp_path / "work", *flags)
+    assert [s.name for s in stages] == [
+        shards_command.FIRST, *shards_command.STAGES.values(), shards_command.LAST
+    ]  # fmt: skip
+    assert all(s.seconds >= 0 for s in stages)
+    assert all(0.05 < s.anonymous <= s.both for s in stages[1:])
+    page = tmp_path / "page.md"
+    edges = (
+        "<!-- benchmarks/shards.py, command: begin -->\n<!-- benchmarks/shards.py, command: end -->"
+    )
+    page.write_text(f"before\n{edges}\nafter\n")
+    plain = [vars(s) for s in stages]
+    run = {"stages": plain, "load": 1.5, "said": "judged whole", "sequences": {"train": 7}}
+    shards.write(page, {"reference": run})
+    said = page.read_text()
+    assert said.startswith("before\n")
+    assert said.endswith("after\n")
+    assert "**most** (load average 1.5)" in said
+    assert "30 MB, to its end: sequences train 7. judged whole" in said

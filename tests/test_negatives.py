@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from ocp_mamba import negatives
 from ocp_mamba.config import D_VECTOR, ConfigError, TrainConfig
+from ocp_mamba.data import load_dataset
+from ocp_mamba.data.shard_files import shard
 from ocp_mamba.negatives import find_rivals, mine_negatives
 
 
@@ -106,3 +108,28 @@ def test_what_would_not_fit_into_memory_is_refused_with_its_size(monkeypatch, li
     monkeypatch.setattr(negatives, limit, 29)
     with pytest.raises(ConfigError, match=r"at most .*29.* this dataset has .* and 30: train wi"):
         mine_negatives(data, 3)
+
+
+def test_of_a_bank_on_the_disk_the_candidates_vectors_are_kept_in_memory(tmp_path, monkeypatch):
+    data = make_dataset(200, 90, 3)
+    data.save(tmp_path / "data.npz")
+    shard(tmp_path / "data.npz", tmp_path / "data")
+    mapped, bank = load_dataset(tmp_path / "data"), torch.from_numpy(data.bank)
+    config = TrainConfig()
+    whole, kept = find_rivals(data, config), find_rivals(mapped, config)
+    assert whole.rows is None
+    assert torch.equal(kept.targets, whole.targets)
+    assert torch.equal(kept.rows, bank[whole.targets])
+    monkeypatch.setattr(negatives, "MOST_KEPT", 20)
+    drawn = [find_rivals(mapped, TrainConfig(seed=seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0].targets, drawn[1].targets)
+    assert not torch.equal(drawn[0].targets, drawn[2].targets)
+    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 10)
+    batch = whole.targets[::3]
+    for rivals in (whole, kept, *drawn):
+        ids = rivals.candidates(batch)
+        assert torch.isin(batch, ids).all()
+        assert torch.isin(ids, whole.targets).all()
+        assert torch.equal(rivals.vectors(ids, bank), bank[ids])
+        assert torch.equal(rivals.vectors(torch.arange(90), bank), bank)
+    assert len(drawn[0].targets) == len(drawn[0].rows) == 20

@@ -102,6 +102,11 @@ class Dataset:
         check_dataset(self, SCHEMA_VERSION, len(SPLITS))
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the bank is in memory, and not read from the disk where it is looked at."""
+        return True
+
+    @property
     def n_concepts(self) -> int:
         """Rows of the bank."""
         return len(self.bank)

@@ -96,6 +96,11 @@ class MappedDataset(Dataset):
             )
 
     @property
+    def in_memory(self) -> bool:
+        """No."""
+        return False
+
+    @property
     def fingerprint(self) -> str:
         """The fingerprint that the content had when it was written."""
         return self.stated_fingerprint
@@ -248,6 +253,13 @@ def _will_need(first: np.ndarray, end: np.ndarray) -> None:
     libc, pages = _libc(), first // HEADER * HEADER
     for page, last in zip(pages.tolist(), end.tolist(), strict=True):
         libc.madvise(page, last - page, mmap.MADV_WILLNEED)
+
+
+def give_back_freed() -> None:
+    """Give memory that was freed back to the system, where glibc's allocator keeps it for later."""
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @functools.cache
