@@ -41,8 +41,9 @@ from ocp_mamba.train import TrainState, make_optimizer, resolve_precision, train
 LENGTH = 9
 PIECE = 65_536
 CHAIN_SHARE = 0.05
-TRAIN_SHARE, SHORT_TRAIN = 0.98, 0.0005
+TRAIN_SHARE, SHORT_TRAIN = 0.98, 0.00007
 STOP_AFTER = 120.0
+FEWER = ("--judge-sequences", "1000")
 CHAIN_BYTES = LENGTH * 4 + 8 + 3
 META_FILE = "meta.json"
 RUNS = {
@@ -110,15 +111,6 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def resident() -> dict[str, float]:
-    """GB of this process: all, anonymous, and of mapped files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    return {
-        name: int(fields[name].split()[0]) * 1024e-9 for name in ("VmRSS", "RssAnon", "RssFile")
-    }
-
-
 def measure(folder: Path, steps: int, size: str) -> list[list[object]]:
     torch.manual_seed(0)
     model = OCPMambaLVM(MODEL_SIZES[size]).train()
@@ -149,7 +141,6 @@ def measure(folder: Path, steps: int, size: str) -> list[list[object]]:
     states["in memory"] = TrainState(model, optimizer, precision, rivals)
     for _ in range(5):
         step("in memory")
-    before = most = resident()
     opened = time.perf_counter()
     data = load_dataset(folder)
     states["mapped"] = TrainState(model, optimizer, precision, find_rivals(data, config))
@@ -162,8 +153,6 @@ def measure(folder: Path, steps: int, size: str) -> list[list[object]]:
     for _ in range(steps):
         step("mapped")
         step("in memory")
-        now = resident()
-        most = {name: max(most[name], now[name]) for name in now}
     size_gb = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     mapped, memory = (statistics.mean(seconds[name]) for name in ("mapped", "in memory"))
     middle = {name: statistics.median(times) for name, times in seconds.items()}
@@ -171,10 +160,6 @@ def measure(folder: Path, steps: int, size: str) -> list[list[object]]:
         ["dataset on disk", f"{size_gb:.1f} GB"],
         ["concepts, chains", f"{data.n_concepts:,}, {data.n_chains:,}"],
         ["model, processor threads", f"{size}, {precision}, {torch.get_num_threads()}"],
-        ["resident before it was opened", f"{before['VmRSS']:.2f} GB"],
-        ["most resident beyond that, all", f"{most['VmRSS'] - before['VmRSS']:.2f} GB"],
-        ["  of it anonymous", f"{most['RssAnon'] - before['RssAnon']:.2f} GB"],
-        ["  of it pages of the files", f"{most['RssFile'] - before['RssFile']:.2f} GB"],
         ["opening, the order of all chains, first step", f"{opened:.1f} s"],
         [f"step, mapped, mean of {steps}", f"{mapped * 1e3:.0f} ms"],
         [f"step, in memory (a 0.2 GB dataset), mean of {steps}", f"{memory * 1e3:.0f} ms"],
@@ -230,7 +215,7 @@ def whole(folder: Path) -> dict[str, Any]:
 def stopped(folder: Path) -> dict[str, Any]:
     """The command with nearly all chains in train, stopped some way into the first epoch."""
     resplit(folder, TRAIN_SHARE)
-    return run_command(folder, "--judge-sequences", "1000", stop_after=STOP_AFTER)
+    return run_command(folder, *FEWER, stop_after=STOP_AFTER)
 
 
 def stage_table(found: dict[str, Any]) -> str:
