@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("ssm_cpu_*.h")))
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared",
     "-fno-math-errno", "-fno-trapping-math",
@@ -126,7 +127,7 @@ def _fingerprint(compiler: str) -> str:
     cpu = [x for x in info.read_text().splitlines() if x.startswith(("flags", "model name"))][:2] \
         if info.exists() else [platform.processor()]  # fmt: skip
     parts = [
-        SOURCE.read_text(encoding="utf-8"),
+        *(source.read_text(encoding="utf-8") for source in SOURCES),
         *FLAGS,
         compiler,
         version,

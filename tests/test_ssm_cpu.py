@@ -278,6 +278,9 @@ def test_what_ran_is_readable():
 
 
 def test_the_source_travels_with_the_package():
-    assert ssm_cpu.SOURCE.is_file()
+    assert [source.name for source in ssm_cpu.SOURCES] == [
+        "ssm_cpu.cpp", "ssm_cpu_block.h", "ssm_cpu_math.h",
+    ]  # fmt: skip
     settings_file = Path(__file__).parent.parent / "pyproject.toml"
-    assert '"*.cpp"' in settings_file.read_text(encoding="utf-8")
+    packed = settings_file.read_text(encoding="utf-8")
+    assert all(f'"*{source.suffix}"' in packed for source in ssm_cpu.SOURCES)
