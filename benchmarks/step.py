@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.frame import Cell, Goal, Result, Table
-from benchmarks.train_step import transformers_mamba2
+from benchmarks.train_step import REMEMBERED, random_bank, transformers_mamba2
 from ocp_mamba.baselines_trained import (
     GRUBaseline,
     TransformerBaseline,
@@ -230,6 +230,8 @@ def main(quick: bool) -> Result:
     size = MODEL_SIZES["small"]
     config: ModelConfig = replace(size, n_layers=1) if quick else size
     model = OCPMambaLVM(config).eval()
+    assert model.readout is not None
+    model.readout.remember(random_bank(REMEMBERED))
     table, goals, fast = by_weights(model, quick)
     peers = Peers.of(model, fast)
     rows = [row for seen in SEEN for row in by_context(peers, seen, quick)]

@@ -1,13 +1,15 @@
 """Baselines that are trained as the model is, and are of its size: a GRU and a Transformer.
 
 They answer whether a figure is due to the Mamba-2 layers or to any network of that many parameters
-under the same data, loss, batches, schedule and seed. Neither takes TMD vectors.
+under the same data, loss, batches, schedule, seed and readout. Neither takes TMD vectors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +18,15 @@ from torch import Tensor, nn
 from ocp_mamba.conditioning import NextVectorModel
 from ocp_mamba.config import D_VECTOR, ModelConfig
 from ocp_mamba.mamba2 import RMSNorm
+from ocp_mamba.readout import Readout
 
 GRU_LAYERS = 2
 HEAD_WIDTH = 64
 POSITION_BASE = 10_000.0
+READOUT = ("n_memory", "readout_temperature", "readout_weight")
+
+Settings = Mapping[str, Any]
+NO_READOUT: Settings = MappingProxyType({})
 
 
 class GRUBaseline(NextVectorModel):
@@ -28,19 +35,20 @@ class GRUBaseline(NextVectorModel):
     Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014.
     """
 
-    def __init__(self, width: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, dropout: float = 0.0, readout: Settings = NO_READOUT) -> None:
         """Create two layers of ``width`` units with freshly drawn weights."""
         super().__init__()
         self.width = width
-        self.settings = {"width": width, "dropout": dropout}
+        self.settings = {"width": width, "dropout": dropout, "readout": dict(readout)}
+        self.readout = _readout(readout)
         self.gru = nn.GRU(D_VECTOR, width, GRU_LAYERS, batch_first=True, dropout=dropout)
         self.norm = RMSNorm(width)
         self.output = _linear(width, D_VECTOR)
 
-    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; ``tmd`` is not used."""
+    def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return ``(1, B, L, 768)`` unit rows from ``(B, L, 768)``; ``tmd`` is not used."""
         hidden, _ = self.gru(_components_of_size_one(seq_vectors))
-        return _unit(self.output(self.norm(hidden)), seq_vectors)
+        return _unit(self.output(self.norm(hidden)), seq_vectors)[None]
 
 
 class TransformerLayer(nn.Module):
@@ -72,13 +80,25 @@ class TransformerBaseline(NextVectorModel):
     norms stand before the sub-layers.
     """
 
-    def __init__(self, width: int, hidden: int, n_layers: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        n_layers: int,
+        dropout: float = 0.0,
+        readout: Settings = NO_READOUT,
+    ) -> None:
         """Create ``n_layers`` layers of ``width`` with networks of ``hidden`` units."""
         super().__init__()
         self.width, self.hidden = width, hidden
         self.settings = {
-            "width": width, "hidden": hidden, "n_layers": n_layers, "dropout": dropout
-        }  # fmt: skip
+            "width": width,
+            "hidden": hidden,
+            "n_layers": n_layers,
+            "dropout": dropout,
+            "readout": dict(readout),
+        }
+        self.readout = _readout(readout)
         self.input = nn.Identity() if width == D_VECTOR else _linear(D_VECTOR, width)
         self.layers = nn.ModuleList(
             TransformerLayer(width, hidden, dropout) for _ in range(n_layers)
@@ -86,13 +106,13 @@ class TransformerBaseline(NextVectorModel):
         self.norm = nn.LayerNorm(width)
         self.output = _linear(width, D_VECTOR)
 
-    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; ``tmd`` is not used."""
+    def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return ``(1, B, L, 768)`` unit rows from ``(B, L, 768)``; ``tmd`` is not used."""
         x = self.input(_components_of_size_one(seq_vectors))
         x = x + positions(seq_vectors.shape[1], self.width).to(x)
         for layer in self.layers:
             x = layer(x)
-        return _unit(self.output(self.norm(x)), seq_vectors)
+        return _unit(self.output(self.norm(x)), seq_vectors)[None]
 
 
 def positions(length: int, width: int) -> Tensor:
@@ -106,7 +126,7 @@ def positions(length: int, width: int) -> Tensor:
 def gru_of_size(config: ModelConfig, parameters: int) -> GRUBaseline:
     """Return the GRU whose width brings it nearest to a number of parameters."""
     width = _nearest(lambda w: GRUBaseline(w), parameters)
-    return GRUBaseline(width, config.dropout)
+    return GRUBaseline(width, config.dropout, _readout_settings(config))
 
 
 def transformer_of_size(config: ModelConfig, parameters: int) -> TransformerBaseline:
@@ -115,10 +135,10 @@ def transformer_of_size(config: ModelConfig, parameters: int) -> TransformerBase
     Its width is the model's, or less where the networks would be narrower than the layers; the
     networks' width then brings it nearest to the number.
     """
-    width = config.d_model
+    width, readout = config.d_model, _readout_settings(config)
 
     def make(hidden: int) -> TransformerBaseline:
-        return TransformerBaseline(width, hidden, config.n_layers, config.dropout)
+        return TransformerBaseline(width, hidden, config.n_layers, config.dropout, readout)
 
     while (hidden := _nearest(make, parameters)) < width and width > HEAD_WIDTH:
         width -= HEAD_WIDTH
@@ -136,6 +156,15 @@ BASELINE_CLASSES: dict[str, type[GRUBaseline | TransformerBaseline]] = {
     "transformer": TransformerBaseline,
 }
 """What each is, by the same names; its ``settings`` make another one of its shape."""
+
+
+def _readout_settings(config: ModelConfig) -> Settings:
+    """What of a model's config says how it recalls, where it does: its baselines do likewise."""
+    return {name: getattr(config, name) for name in READOUT} if config.n_memory else NO_READOUT
+
+
+def _readout(settings: Settings) -> Readout | None:
+    return Readout(ModelConfig(**settings)) if settings else None
 
 
 def _nearest(make: Callable[[int], NextVectorModel], parameters: int) -> int:

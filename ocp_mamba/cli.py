@@ -147,6 +147,8 @@ def listed(lines: str) -> str:
 @click.option("--n-layers", type=AutoInt(), help="Instead of the size's own.")
 @click.option("--members", type=AutoInt(), help="Stacks that share the layers and are averaged.")
 @click.option("--d-state", type=AutoInt(), help="Instead of the size's own.")
+@click.option("--n-memory", type=click.IntRange(min=0), metavar="N",
+              help="Remember up to N train targets to answer with; 0 for none.")  # fmt: skip
 @_flag("--tmd", "Condition on each chain's TMD vector.")
 @_flag("--relations", "Condition on the relations between concepts that the dataset names.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step, all processes.")
@@ -162,6 +164,13 @@ def listed(lines: str) -> str:
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Of InfoNCE.")
 @click.option("--hard-negatives", type=click.IntRange(min=0), metavar="K",
               help="Bank rows near each target that InfoNCE tells from it.")  # fmt: skip
+@click.option(
+    "--min-context",
+    type=click.IntRange(min=1),
+    help="Fewest concepts of context to learn from; judged are those of 2 and more.",
+)
+@click.option("--mixup", type=click.FloatRange(min=0), metavar="A",
+              help="Mix chains in pairs by Beta(A, A); 0 mixes none.")  # fmt: skip
 @click.option("--curriculum", type=click.FloatRange(min=0, max=1, max_open=True),
               help="Share of the epochs that learn short chains first.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0))
@@ -193,10 +202,11 @@ def train(**flags: Any) -> None:
     with_errors(lambda: job_processes.run(_train_job(flags), click.echo))
 
 
-MODEL_FLAGS = ("n_layers", "members", "d_state", "dropout")
+MODEL_FLAGS = ("n_layers", "members", "d_state", "n_memory", "dropout")
 TRAIN_FLAGS = (
     "batch_size", "max_epochs", "lr", "weight_decay", "infonce_weight", "infonce_candidates",
-    "temperature", "seed", "precision", "compile", "threads", "hard_negatives", "curriculum",
+    "temperature", "seed", "precision", "compile", "threads", "hard_negatives", "min_context",
+    "mixup", "curriculum",
 )  # fmt: skip
 
 

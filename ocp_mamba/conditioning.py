@@ -12,26 +12,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba.config import ModelConfig
+from ocp_mamba.readout import Readout
 
 
 class NextVectorModel(nn.Module):
-    """What the training loop needs of a model: `predict_all`, and which parameters decay."""
+    """What the training loop needs of a model: its predictions, and which parameters decay.
+
+    What its members predict is taught; `predict_all` is what they come to, and what is judged.
+    """
 
     d_tmd: int = 0
     """Width of the TMD vector it is conditioned on; 0 for none."""
     n_relations: int = 0
     """Number of relations that it knows; 0 for a model that takes none."""
 
-    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; row t sees positions <= t."""
-        raise NotImplementedError(f"{type(self).__name__} has no predict_all")
+    def __init__(self) -> None:
+        """Create a model that remembers nothing."""
+        super().__init__()
+        self.readout: Readout | None = None
 
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return ``(M, B, L, 768)`` unit rows, what is taught: the model's own prediction, M = 1.
+        """Return what each of M members predicts, ``(M, B, L, 768)`` unit rows; M may be 1."""
+        raise NotImplementedError(f"{type(self).__name__} has no predict_members")
 
-        A model of several members gives the prediction of each.
-        """
-        return self.predict_all(seq_vectors, tmd)[None]
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; row t sees positions <= t."""
+        return self.conclude(self.predict_members(seq_vectors, tmd))
+
+    def conclude(self, members: Tensor) -> Tensor:
+        """Return the model's prediction, ``(..., 768)``, from its members', ``(M, ..., 768)``."""
+        return mean_direction(members) if self.readout is None else self.readout.mixture(members)
+
+    def recall(self, members: Tensor, temperature: float) -> Tensor:
+        """Return what each member's prediction comes to by what is remembered; same shape."""
+        return members if self.readout is None else self.readout(members, temperature)
 
     def num_parameters(self) -> int:
         """Return the number of trainable numbers."""

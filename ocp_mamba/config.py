@@ -41,6 +41,11 @@ class ModelConfig:
 
     ``members`` shares the layers out among that many stacks, which stand side by side and are
     taught apart; the prediction is the direction of the mean of theirs. 1 is a single stack.
+
+    ``n_memory`` is the most concepts that the model remembers as answers (see `Readout`), 0 for a
+    model that remembers none; ``readout_temperature`` and ``readout_weight`` are how sharply it
+    recalls them, and how much what it recalls counts beside what it predicts. It is taught to at
+    the temperature of InfoNCE, which is higher: mixed chains make it less sure than others are.
     """
 
     d_model: int = 768
@@ -56,6 +61,9 @@ class ModelConfig:
     relations: tuple[str, ...] = ()
     d_relation: int = 32
     members: int = 1
+    n_memory: int = 0
+    readout_temperature: float = 0.03
+    readout_weight: float = 10.0
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a shape that no model can have."""
@@ -72,6 +80,9 @@ class ModelConfig:
             f"members = {self.members} stacks cannot share n_layers = {self.n_layers} layers; "
             "set members to n_layers or less",
         )
+        _require(self.n_memory >= 0, f"n_memory must not be negative, got {self.n_memory}")
+        for name in ("readout_temperature", "readout_weight"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _require(self.d_vector >= 1, f"d_vector must be at least 1, got {self.d_vector}")
         _require(self.d_tmd in (0, D_TMD), f"d_tmd must be 0 or {D_TMD}, got {self.d_tmd}")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
@@ -97,10 +108,13 @@ class ModelConfig:
         return tuple(each + (i < rest) for i in range(self.members))
 
 
+MOST_REMEMBERED = 16_384
+"""More answers than this would cost more to recall than the model to run."""
+
 MODEL_SIZES: Mapping[str, ModelConfig] = {
-    "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32),
-    "small": ModelConfig(members=3),
-    "base": ModelConfig(d_model=1024, n_layers=12, d_state=64),
+    "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32, n_memory=MOST_REMEMBERED),
+    "small": ModelConfig(members=3, n_memory=MOST_REMEMBERED),
+    "base": ModelConfig(d_model=1024, n_layers=12, d_state=64, n_memory=MOST_REMEMBERED),
 }
 """`small` is the reference: d_model 768, 6 layers, d_state 16, in 3 stacks of 2 layers."""
 
@@ -116,6 +130,10 @@ class TrainConfig:
     ``precision`` auto is bf16 where the processor multiplies bf16 matrices in hardware, else
     float32. ``compile`` auto takes the compiled CPU kernels where they save more time than they
     cost; on fails where they do not compile. ``threads`` 0 leaves torch's own choice.
+    ``min_context`` is the fewest concepts of context that are learnt from, 1 or more; what is
+    judged has those of the dataset, 2 or more. ``mixup`` is the a of Beta(a, a), by which chains
+    of a batch are mixed in pairs (see `data.batches.Mix`), 0 mixes none; in the first
+    ``mixup_share`` of the epochs, for what is known by heart is learnt from chains as they are.
     ``curriculum`` is the share of the epochs in which the longest allowed chain grows (see
     `schedule`); 0 learns all chains from the start.
     ``hard_negatives`` is the number of near bank rows that InfoNCE has an example tell from its
@@ -133,6 +151,9 @@ class TrainConfig:
     infonce_candidates: str = "train"
     temperature: float = 0.05
     hard_negatives: int = 0
+    min_context: int = 1
+    mixup: float = 1.0
+    mixup_share: float = 0.7
     curriculum: float = 0.0
     patience: int = 0
     trend_epochs: int = 3
@@ -148,7 +169,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value outside its range."""
-        for name in ("batch_size", "max_epochs"):
+        for name in ("batch_size", "max_epochs", "min_context"):
             _require(
                 getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
             )
@@ -158,11 +179,12 @@ class TrainConfig:
         for name in ("lr", "temperature", "grad_clip"):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for name in (
-            "weight_decay", "infonce_weight", "hard_negatives", "patience", "threads", "seed",
+            "weight_decay", "infonce_weight", "hard_negatives", "mixup", "patience", "threads",
+            "seed",
         ):  # fmt: skip
             value = getattr(self, name)
             _require(value >= 0, f"{name} must not be negative, got {value}")
-        for name in ("min_lr_fraction", "warmup_fraction"):
+        for name in ("min_lr_fraction", "warmup_fraction", "mixup_share"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
         _require(

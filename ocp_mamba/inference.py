@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba import ssm_step
-from ocp_mamba.conditioning import mean_direction
 from ocp_mamba.quantise import PackedLinear
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def prefill(
         for layer, state in stack:
             x = x + _mixer_prefill(layer.mixer, layer.norm(x), state, lengths, valid)
         predictions.append(model.head(x[rows, last], seq_vectors.dtype))
-    return mean_direction(torch.stack(predictions))
+    return model.conclude(torch.stack(predictions))
 
 
 def _mixer_prefill(
@@ -149,7 +148,7 @@ def step(
         for layer, state in stack:
             x = layer_step(layer, x, state)
         predictions.append(model.head(x, vector.dtype))
-    return mean_direction(torch.stack(predictions))
+    return model.conclude(torch.stack(predictions))
 
 
 def layer_step(layer: Mamba2Layer, x: Tensor, state: LayerState) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-METRICS_VERSION = "2"
+METRICS_VERSION = "3"
 """Changes when a definition changes: figures of two versions are not comparable."""
 
 CONFIDENCE = 0.95
@@ -171,6 +171,7 @@ def info_nce(
     temperature: float,
     hard_ids: Tensor | None = None,
     hard: Tensor | None = None,
+    mixed: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Contrastive loss of unit predictions against candidates: the distinct targets of the batch.
 
@@ -187,6 +188,8 @@ def info_nce(
         temperature: divisor of the cosines.
         hard_ids: ``(M, K)`` concept ids of each example's hard negatives, -1 for none.
         hard: ``(M, K, D)`` unit rows, the vectors of those ids; what stands at -1 is not read.
+        mixed: concept ids ``(M,)`` of a second target, and the weight ``(M,)`` of the first; the
+            loss is the mean of that of either.
 
     Returns:
         ``(M,)``, in nats; the logarithm of the number of candidates is chance.
@@ -197,7 +200,15 @@ def info_nce(
         near = torch.einsum("md,mkd->mk", predictions, hard)
         away = (hard_ids < 0) | torch.isin(hard_ids, candidate_ids)
         logits = torch.cat([logits, near.masked_fill(away, -math.inf)], dim=1)
-    return F.cross_entropy(logits / temperature, label, reduction="none")
+    logits = logits / temperature
+    first = F.cross_entropy(logits, label, reduction="none")
+    if mixed is None:
+        return first
+    other_ids, weight = mixed
+    other = torch.searchsorted(candidate_ids, other_ids)
+    # either loss is the same logarithm of a sum less the target's own logit
+    gap = logits.gather(1, label[:, None]) - logits.gather(1, other[:, None])
+    return first + (1 - weight) * gap[:, 0]
 
 
 def slope(values: Sequence[float]) -> float | None:

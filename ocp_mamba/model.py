@@ -25,11 +25,11 @@ from ocp_mamba.conditioning import (
     RelationAdapter,
     check_lengths,
     check_relations,
-    mean_direction,
 )
 from ocp_mamba.config import ConfigError, ModelConfig
 from ocp_mamba.inference import InferenceCache
 from ocp_mamba.mamba2 import Mamba2Layer, RMSNorm
+from ocp_mamba.readout import Readout
 
 
 class OCPMambaLVM(NextVectorModel):
@@ -54,6 +54,7 @@ class OCPMambaLVM(NextVectorModel):
         self.layers = nn.ModuleList(Mamba2Layer(c) for _ in range(c.n_layers))
         self.norm_f = RMSNorm(c.d_model)
         self.output = nn.Linear(c.d_model, c.d_vector)
+        self.readout = Readout(c) if c.n_memory else None
         for linear in (self.input, self.tmd_adapter, self.output):
             if isinstance(linear, nn.Linear):
                 nn.init.xavier_uniform_(linear.weight)
@@ -105,7 +106,7 @@ class OCPMambaLVM(NextVectorModel):
         Raises:
             ValueError: a shape or the presence of ``tmd`` does not fit the model.
         """
-        return mean_direction(self.predict_members(seq_vectors, tmd, relations))
+        return self.conclude(self.predict_members(seq_vectors, tmd, relations))
 
     def predict_members(
         self, seq_vectors: Tensor, tmd: Tensor | None = None, relations: Tensor | None = None

@@ -120,10 +120,11 @@ def find_rivals(dataset: Dataset, config: TrainConfig) -> Rivals:
     """Return what a training by this config tells its targets from."""
     if not config.infonce_weight:
         return NO_RIVALS
-    hard = mine_negatives(dataset, config.hard_negatives) if config.hard_negatives else None
+    k, least = config.hard_negatives, config.min_context
+    hard = mine_negatives(dataset, k, least) if k else None
     if config.infonce_candidates != "train":
         return Rivals(hard)
-    targets = train_targets(dataset)
+    targets = train_targets(dataset, least)
     if dataset.in_memory:
         return Rivals(hard, torch.from_numpy(targets))
     if len(targets) > MOST_KEPT:
@@ -132,7 +133,18 @@ def find_rivals(dataset: Dataset, config: TrainConfig) -> Rivals:
     return Rivals(hard, torch.from_numpy(targets), torch.from_numpy(dataset.rows(targets)))
 
 
-def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
+def answers(dataset: Dataset, min_context: int | None, most: int) -> np.ndarray:
+    """Return the ascending ids of the train split's targets, int64 ``(n,)``.
+
+    Of more than ``most`` as many are drawn, always the same.
+    """
+    targets = train_targets(dataset, min_context)
+    if len(targets) > most:
+        targets = np.sort(np.random.default_rng(0).choice(targets, most, replace=False))
+    return targets
+
+
+def mine_negatives(dataset: Dataset, k: int, min_context: int | None = None) -> HardNegatives:
     """Find the k bank rows nearest to each train target that do not continue its prefix-end.
 
     Left out are the true continuations of the prefix-end, of which the target is one, and the rows
@@ -141,6 +153,7 @@ def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
     Args:
         dataset: its whole bank is searched, exactly; its train split says what continues what.
         k: 1 or more.
+        min_context: fewest concepts of context of an example; None for the dataset's own rule.
 
     Raises:
         ConfigError: the dataset is too large to be mined: memory grows with the train sequences.
@@ -153,7 +166,7 @@ def mine_negatives(dataset: Dataset, k: int) -> HardNegatives:
             f"most {MOST_SEARCHED:,} concepts; this dataset has {sequences:,} and {n:,}: train "
             "without --hard-negatives, or on a part of it"
         )
-    examples = dataset.examples("train")
+    examples = dataset.examples("train", min_context)
     keys = np.unique(examples.last.astype(np.int64) * n + examples.target)
     last, target = np.divmod(keys, n)
     same, _ = join_same(dataset.bank)

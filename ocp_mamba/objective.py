@@ -23,9 +23,11 @@ def batch_losses(
     """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
 
     One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
-    per example. Each member of the model is taught by its own loss; theirs are averaged. Of a batch
+    per example. Each member of the model is taught by its own loss; theirs are averaged. The cosine
+    is that of what it recalls, InfoNCE that of what it recalls it by. Of a batch
     that several processes share, each gives its part of the mean: the parts add up to what one
-    process would give.
+    process would give. Where chains are mixed, so are the targets: the cosine is to the mixture,
+    and InfoNCE is that of either target, by its weight.
 
     Args:
         model: predicts.
@@ -36,19 +38,20 @@ def batch_losses(
     """
     taken = conditions(model, batch.tmd, batch.relations)
     members = model.predict_members(batch.vectors, **taken)[:, batch.mask]
-    target_ids = batch.targets[batch.mask]
-    terms = {"cosine": metrics.cosine_loss(members, bank[target_ids].expand_as(members))}
+    target_ids, mixed = batch.targets[batch.mask], None
+    targets = bank[target_ids]
+    if batch.mix is not None:
+        weight, others = batch.mix.weight[batch.mask], batch.mix.targets[batch.mask]
+        targets, mixed = torch.lerp(bank[others], targets, weight[:, None]), (others, weight)
+    recalled = model.recall(members, config.temperature)
+    terms = {"cosine": metrics.cosine_loss(recalled, targets.expand_as(members))}
     if config.infonce_weight:
         hard_ids = rivals.hard.of(batch.inputs[batch.mask], target_ids) if rivals.hard else None
         hard = None if hard_ids is None else bank[hard_ids.clamp_min(0)]
         candidate_ids = rivals.candidates(batch.all_targets)
         candidates = rivals.vectors(candidate_ids, bank)
-        told_apart = [
-            metrics.info_nce(
-                own, target_ids, candidate_ids, candidates, config.temperature, hard_ids, hard
-            )
-            for own in members
-        ]
+        given = (target_ids, candidate_ids, candidates, config.temperature, hard_ids, hard)
+        told_apart = [metrics.info_nce(own, *given, mixed) for own in members]
         terms["infonce"] = torch.stack(told_apart)
     share = len(members) * len(batch.all_targets)
     losses = {name: term.sum() / share for name, term in terms.items()}

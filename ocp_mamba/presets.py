@@ -47,6 +47,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             train={"infonce_weight": 0.1, "infonce_candidates": "batch", "hard_negatives": 8},
         ),
         "1S": Preset("one stack", "one stack of all the layers", model={"members": 1}),
+        "1P": Preset(
+            "plain",
+            "nothing remembered, no chains mixed, contexts of 2 concepts and more",
+            model={"n_memory": 0},
+            train={"mixup": 0.0, "min_context": 2},
+        ),
         "relations": Preset(
             "", "conditioned on the relation by which each concept follows", relations=True
         ),

@@ -242,8 +242,8 @@ def _drawings(report: Report) -> Iterator[str]:
         "Seen and unseen",
         image(plots.strata_figure(judged), "cosine and P@1 per stratum with intervals"),
         text(
-            "seen: the transition occurs in train. unseen: it does not. unseen target: the next "
-            "concept is never a target in train.",
+            "seen: the transition is a step of a train chain. unseen: it is not. unseen target: no "
+            "step of a train chain leads to the next concept.",
             "soft",
         ),
     )

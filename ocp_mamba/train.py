@@ -25,7 +25,7 @@ from ocp_mamba.data.batches import Batch, batches
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.model import NextVectorModel
-from ocp_mamba.negatives import NO_RIVALS, Rivals, find_rivals
+from ocp_mamba.negatives import NO_RIVALS, Rivals, answers, find_rivals
 from ocp_mamba.objective import Objective
 from ocp_mamba.schedule import Plan, learning_rate, make_plan
 from ocp_mamba.train_files import StateFiles, TrainingError
@@ -170,6 +170,8 @@ def fit(
 ) -> FitResult:
     """Train a model on a dataset's train split and leave it with the best epoch's weights.
 
+    A model with a readout remembers the train split's targets from the start.
+
     Args:
         model: trained in place, on its own device.
         dataset: its train split is learnt.
@@ -193,6 +195,9 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     bank = torch.from_numpy(dataset.bank).to(next(model.parameters()).device)
+    if model.readout is not None:
+        remembered = answers(dataset, config.min_context, model.readout.most)
+        model.readout.remember(torch.from_numpy(dataset.rows(remembered)))
     precision = resolve_precision(config.precision, bank.device)
     state = TrainState(model, make_optimizer(model, config), precision, world=world)
     state.rivals = find_rivals(dataset, config).to(bank.device)
@@ -255,6 +260,8 @@ def _run_epoch(
         bank=bank,
         shuffle_seed=seed,
         longest=longest,
+        min_context=config.min_context,
+        mixup=config.mixup if epoch <= round(config.mixup_share * config.max_epochs) else 0.0,
         share=state.world.share,
     ):
         lr = learning_rate(state.step, plan.total_steps, config)

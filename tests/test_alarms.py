@@ -141,8 +141,8 @@ class Constant(NextVectorModel):
         super().__init__()
         self.row = torch.nn.Parameter(torch.randn(768))
 
-    def predict_all(self, seq_vectors, tmd=None):
-        return torch.nn.functional.normalize(self.row, dim=0).expand_as(seq_vectors)
+    def predict_members(self, seq_vectors, tmd=None):
+        return torch.nn.functional.normalize(self.row, dim=0).expand(1, *seq_vectors.shape)
 
 
 @pytest.fixture(scope="module")

@@ -125,5 +125,5 @@ def test_only_the_model_has_a_file(tmp_path):
 
 
 def test_a_model_without_predictions_says_so():
-    with pytest.raises(NotImplementedError, match="NextVectorModel has no predict_all"):
+    with pytest.raises(NotImplementedError, match="NextVectorModel has no predict_members"):
         NextVectorModel().predict_all(torch.zeros(1, 1, 768))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from data_maker import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,3 +111,49 @@ def test_bad_arguments():
         next(batches(data, "train", 0))
     with pytest.raises(ValueError, match="split 'dev' is unknown"):
         n_batches(data, "dev", 4)
+
+
+@given(seed=st.integers(0, 50), size=st.integers(1, 9), alpha=st.sampled_from([0.3, 1.0]))
+@settings(max_examples=20, deadline=None)
+def test_chains_are_mixed_in_pairs_where_both_have_a_step(seed, size, alpha):
+    data = make_dataset(30, 20, seed)
+    plain = list(batches(data, "train", size, shuffle_seed=seed, min_context=1))
+    mixed = list(batches(data, "train", size, shuffle_seed=seed, min_context=1, mixup=alpha))
+    bank = torch.from_numpy(data.bank)
+    for a, b in zip(plain, mixed, strict=True):
+        assert b.mix is not None
+        for name in ("lengths", "inputs", "targets", "mask", "chain_ids", "all_targets"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+        assert torch.equal(a.mask, a.inputs >= 0)  # from a context of one concept on
+        steps = set(zip(a.inputs[a.mask].tolist(), a.targets[a.mask].tolist(), strict=True))
+        partners = a.targets.tolist()
+        for row in range(len(a.chain_ids)):
+            for t in range(a.inputs.shape[1]):
+                w, other = float(b.mix.weight[row, t]), int(b.mix.targets[row, t])
+                assert 0.5 <= w <= 1
+                if w == 1:
+                    assert torch.equal(b.vectors[row, t], a.vectors[row, t])
+                    continue
+                assert any(other == p[t] and other >= 0 for p in partners)
+                rest = [i for i, o in steps if o == other]
+                made = [F.normalize(w * a.vectors[row, t] + (1 - w) * bank[i], dim=0) for i in rest]
+                assert any(torch.allclose(b.vectors[row, t], m, atol=1e-5) for m in made)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_that_share_a_batch_draw_the_same_mixture(size):
+    data = make_dataset(30, 20, 0)
+    drawn = {"shuffle_seed": 3, "min_context": 1, "mixup": 1.0}
+    for whole, *parts in zip(
+        batches(data, "train", 8, **drawn),
+        *(batches(data, "train", 8, share=(rank, size), **drawn) for rank in range(size)),
+        strict=True,
+    ):
+        rows = {int(i): r for r, i in enumerate(whole.chain_ids)}
+        for part in parts:
+            for r, i in enumerate(part.chain_ids.tolist()):
+                n = int(part.lengths[r])
+                ours, theirs = part.mix, whole.mix
+                assert torch.equal(ours.weight[r, :n], theirs.weight[rows[i], :n])
+                assert torch.equal(ours.targets[r, :n], theirs.targets[rows[i], :n])
+                assert torch.equal(part.vectors[r, :n], whole.vectors[rows[i], :n])

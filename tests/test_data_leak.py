@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +99,18 @@ def test_a_shared_prefix_that_neither_predicts_is_no_leak() -> None:
 def test_seen_shares_and_strata_by_hand() -> None:
     dataset = dataset_of(
         {
-            "train": [[0, 1, 2, 3]],  # transitions 1→2, 2→3; targets 2, 3; 1 is no target
-            "val": [[5, 1, 2, 4], [6, 7, 3], [8, 0, 1]],  # 1→2, 2→4, 7→3, 0→1
+            "train": [[0, 1, 2, 3]],  # steps 0→1, 1→2, 2→3, the first one too
+            "val": [[5, 1, 2, 4], [6, 7, 3], [8, 0, 1], [8, 3, 0]],  # 1→2, 2→4, 7→3, 0→1, 3→0
         }
     )
     parts = strata(dataset, "val")
-    assert parts["seen"].tolist() == [True, False, False, False]
-    assert parts["unseen"].tolist() == [False, True, True, True]
-    assert parts["unseen_target"].tolist() == [False, True, False, True]
+    assert parts["seen"].tolist() == [True, False, False, True, False]
+    assert parts["unseen"].tolist() == [False, True, True, False, True]
+    assert parts["unseen_target"].tolist() == [False, True, False, False, True]
     figures = check(dataset).figures()
-    assert figures["data/val_targets_seen_share"] == 0.5
-    assert figures["data/val_transitions_seen_share"] == 0.25
-    assert figures["data/val_seen_examples"] == 1
+    assert figures["data/val_targets_seen_share"] == 0.6
+    assert figures["data/val_transitions_seen_share"] == 0.4
+    assert figures["data/val_seen_examples"] == 2
     assert figures["data/val_unseen_examples"] == 3
     assert figures["data/val_unseen_target_examples"] == 2
     assert not any(name.startswith("data/test_") for name in figures)
@@ -225,8 +226,9 @@ def test_figures_equal_those_of_plain_loops(seed: int, n_concepts: int) -> None:
     for (one, other), (count, share) in report.pairs.items():
         expected = sum(example in set(loops[one]) for example in loops[other])
         assert (count, share) == (expected, pytest.approx(expected / len(loops[other])))
-    targets = {target for _, target in loops["train"]}
-    transitions = {(context[-1], target) for context, target in loops["train"]}
+    train = [dataset.chain(i).tolist() for i in dataset.chains_in("train")]
+    transitions = {pair for chain in train for pair in pairwise(chain)}
+    targets = {target for _, target in transitions}
     for split, values in report.splits.items():
         examples = loops[split]
         continuations = defaultdict(Counter)

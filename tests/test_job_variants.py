@@ -71,7 +71,7 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
     rows, scaling = table()
     assert set(rows) == {"base", *VARIANTS} - {"scaling"}
     ran = {name for name, row in rows.items() if row["state"] == "ran"}
-    assert ran == {"base", "1B", "1C", "1D", "1E"}
+    assert ran == {"base", "1B", "1C", "1D", "1E", "1P"}
     assert rows["relations"]["reason"] == "the dataset has no relations"
     assert rows["1S"]["reason"] == "the base is that already"
     assert "not run: the dataset has no relations" in said
@@ -210,7 +210,10 @@ def test_a_dataset_that_cannot_be_halved_says_so(store, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--only", "1B,9Z"], "'9Z' is unknown; choose of 1B, 1C, 1D, 1E, 1S, relations, scaling"),
+        (
+            ["--only", "1B,9Z"],
+            "'9Z' is unknown; choose of 1B, 1C, 1D, 1E, 1S, 1P, relations, ",
+        ),
         (["--only", "1B,1B"], "names a variant twice"),
         (["--seeds", "a"], "whole numbers"),
         (["--epochs", "0"], "0"),

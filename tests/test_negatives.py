@@ -85,7 +85,11 @@ def test_candidates_are_the_batchs_targets_or_all_of_trains():
     batch = torch.from_numpy(of_train[[3, 1, 3]]).long()
     own = find_rivals(data, TrainConfig(infonce_candidates="batch")).candidates(batch)
     assert own.tolist() == sorted(of_train[[1, 3]])
-    assert find_rivals(data, TrainConfig()).candidates(batch).tolist() == of_train.tolist()
+    judged = find_rivals(data, TrainConfig(min_context=2)).candidates(batch)
+    assert judged.tolist() == of_train.tolist()
+    steps = np.unique(data.examples("train", min_context=1).target)
+    assert find_rivals(data, TrainConfig()).candidates(batch).tolist() == steps.tolist()
+    assert len(steps) > len(of_train)
     assert find_rivals(data, TrainConfig(infonce_weight=0.0)) is negatives.NO_RIVALS
 
 

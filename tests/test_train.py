@@ -10,7 +10,7 @@ from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.batches import batches
 from ocp_mamba.evaluate import validator
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
-from ocp_mamba.negatives import find_rivals
+from ocp_mamba.negatives import answers, find_rivals
 from ocp_mamba.objective import batch_losses
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.schedule import learning_rate, make_plan
@@ -76,6 +76,32 @@ def test_packed_chains_are_exactly_one_prefix_per_example(data, infonce_weight, 
     torch.testing.assert_close(packed, alone, rtol=1e-10, atol=1e-12)
     for a, b in zip(torch.autograd.grad(packed, list(model.parameters())), gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("candidates", ["batch", "train"])
+def test_mixed_chains_are_taught_both_targets_by_their_weights(data, candidates):
+    """Loss of a mixed batch against a loop over its positions."""
+    shape = {"d_model": 32, "n_layers": 1, "headdim": 16, "n_memory": 99}
+    model = seeded(ModelConfig(**shape, readout_temperature=0.1)).double()
+    config = TrainConfig(infonce_weight=0.5, infonce_candidates=candidates, temperature=0.1)
+    bank = torch.from_numpy(data.bank).double()
+    drawn = {"shuffle_seed": 1, "min_context": 1, "mixup": 1.0}
+    batch = next(batches(data, "train", 8, bank=bank, **drawn))
+    rivals = find_rivals(data, config)
+    model.readout.remember(bank[answers(data, 1, 99)])
+    h = model.predict_members(batch.vectors)[0]
+    p = model.predict_all(batch.vectors)
+    ids = rivals.candidates(batch.all_targets).tolist()
+    losses = []
+    for b, t in batch.mask.nonzero().tolist():
+        w = batch.mix.weight[b, t].double()
+        own, other = int(batch.targets[b, t]), int(batch.mix.targets[b, t])
+        cosine = 1 - F.cosine_similarity(p[b, t], w * bank[own] + (1 - w) * bank[other], dim=0)
+        scores = (bank[ids] @ h[b, t] / 0.1).log_softmax(0)
+        nce = -w * scores[ids.index(own)] - (1 - w) * scores[ids.index(other)]
+        losses.append(cosine + 0.5 * nce)
+    found = batch_losses(model, batch, bank, config, rivals)["total"]
+    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("candidates", ["batch", "train"])

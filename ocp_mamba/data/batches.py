@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ocp_mamba.data.file import Dataset
@@ -19,22 +20,43 @@ READ_AHEAD, RELEASE_EVERY = 16, 8
 
 
 @dataclass(frozen=True)
+class Mix:
+    """How much of each position is its own, and what the rest is of.
+
+    Every chain of a batch is mixed with another one of it: a position's input is the direction of
+    ``w * own + (1 - w) * other``, w from 0.5 to 1, and so is what it is to predict. Between the
+    steps of two chains the model then goes smoothly from one to the other, rather than to wherever
+    what it knows by heart leads. Source: Zhang et al., "mixup: Beyond Empirical Risk
+    Minimization", 2018; there w is drawn from Beta(a, a), here the larger of it and 1 - it.
+
+    Attributes:
+        weight: (B, L), w, in the bank's precision; 1 where either chain is padded.
+        targets: int64 (B, L), bank ids of the other chain's next concepts; its own where w is 1.
+    """
+
+    weight: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """B chains, their inputs right-padded to the L of the longest one.
 
     Attributes:
-        vectors: float32 (B, L, 768), vectors of ``chain[:-1]``, zero where padded.
+        vectors: float32 (B, L, 768), vectors of ``chain[:-1]``, zero where padded; mixed with
+            those of another chain where ``mix`` says so.
         lengths: int64 (B,), valid inputs per row: the chain's length less 1.
         inputs: int64 (B, L), bank ids of the inputs, -1 where padded.
         targets: int64 (B, L), bank ids of the next concepts, -1 where padded.
         mask: bool (B, L), true where position t, which predicts ``chain[t + 1]``, is a training
-            example: ``t + 1 >= chain_first``.
+            example: ``t + 1 >= chain_first``, or the fewest concepts of context asked for.
         tmd: float32 (B, 16), or None for a dataset without TMD codes.
         relations: float32 (B, L, 2), by which relation each input follows the one before it and how
             sure that is, see `Dataset.steps`, zero where padded; None for a dataset without them.
         chain_ids: int64 (B,).
         all_targets: int64 (M,), bank ids of the targets of all examples of the batch: where several
             processes share it, those of the others too.
+        mix: None where chains are not mixed.
     """
 
     vectors: Tensor
@@ -46,6 +68,7 @@ class Batch:
     relations: Tensor | None
     chain_ids: Tensor
     all_targets: Tensor
+    mix: Mix | None = None
 
 
 def n_batches(dataset: Dataset, split: str, batch_size: int, *, longest: int | None = None) -> int:
@@ -66,6 +89,8 @@ def batches(
     bank: Tensor | None = None,
     shuffle_seed: int | None = None,
     longest: int | None = None,
+    min_context: int | None = None,
+    mixup: float = 0.0,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Pass once over the chains of a split, chains of like length together.
@@ -81,6 +106,9 @@ def batches(
             a device; all tensors of the batches live on its device.
         shuffle_seed: seed of the order; None gives ascending lengths, for evaluation.
         longest: leave out chains of more concepts than this; None takes all.
+        min_context: fewest concepts of context of an example; None for the dataset's own rule.
+        mixup: a of Beta(a, a), by which chains are mixed, see `Mix`; 0 mixes none. Drawn from the
+            seed for the whole batch: processes that share it draw the same.
         share: (rank, size): of every batch, only the chains that this one of ``size`` processes
             takes, every size-th one. Where it gets none, it holds one chain and no example.
 
@@ -103,7 +131,9 @@ def batches(
             dataset.expect_ids(ids[order[number + 2 * READ_AHEAD]])
         if number + READ_AHEAD < len(order):
             dataset.expect(ids[order[number + READ_AHEAD]])
-        yield _batch(dataset, ids[rows], bank, share)
+        drawing = np.random.default_rng((shuffle_seed or 0, number))
+        drawn = _draw(len(rows), mixup, drawing) if mixup else None
+        yield _batch(dataset, ids[rows], bank, min_context, drawn, share)
         if number % RELEASE_EVERY == RELEASE_EVERY - 1:
             dataset.release()
 
@@ -135,14 +165,27 @@ def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor, share: tuple[int, int]) -> Batch:
+def _draw(n: int, mixup: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Each chain's partner, by its row in the batch, and how much of itself stays, 0.5 to 1."""
+    weight = rng.beta(mixup, mixup, n).astype(np.float32)
+    return rng.permutation(n), np.maximum(weight, 1 - weight)
+
+
+def _batch(
+    dataset: Dataset,
+    ids: np.ndarray,
+    bank: Tensor,
+    min_context: int | None,
+    drawn: tuple[np.ndarray, np.ndarray] | None,
+    share: tuple[int, int],
+) -> Batch:
     lengths = dataset.lengths[ids] - 1
     steps = np.arange(lengths.max())
     valid = steps < lengths[:, None]
     flat = np.where(valid, dataset.chain_offsets[ids, None] + steps, 0)
     inputs = np.where(valid, dataset.chain_values[flat], -1)
     targets = np.where(valid, dataset.chain_values[flat + 1], -1)
-    mask = valid & (steps + 1 >= dataset.chain_first[ids, None])
+    mask = valid & (steps + 1 >= dataset.first_targets(ids, min_context)[:, None])
     all_targets = targets[mask]
     rank, size = share
     if rank >= len(ids):
@@ -158,8 +201,21 @@ def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor, share: tuple[int, in
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(bank.device)
 
+    def vectors_of(ids: Tensor) -> Tensor:
+        return bank[ids.clamp_min(0)].masked_fill((ids < 0)[:, :, None], 0.0)
+
     input_ids = tensor(own(inputs).astype(np.int64))
-    vectors = bank[input_ids.clamp_min(0)].masked_fill((input_ids < 0)[:, :, None], 0.0)
+    vectors, mix = vectors_of(input_ids), None
+    if drawn is not None:
+        partner, weight = drawn
+        both = valid & valid[partner]
+        others = tensor(own(np.where(both, inputs[partner], inputs)).astype(np.int64))
+        mix = Mix(
+            weight=tensor(own(np.where(both, weight[:, None], 1.0))).to(bank.dtype),
+            targets=tensor(own(np.where(both, targets[partner], targets)).astype(np.int64)),
+        )
+        mixed = torch.lerp(vectors_of(others), vectors, mix.weight[:, :, None])
+        vectors = torch.where(mix.weight[:, :, None] < 1, F.normalize(mixed, dim=-1), vectors)
     return Batch(
         vectors=vectors,
         lengths=tensor(lengths[mine]),
@@ -172,4 +228,5 @@ def _batch(dataset: Dataset, ids: np.ndarray, bank: Tensor, share: tuple[int, in
         else tensor(own(np.where(valid[:, :, None], steps_in, np.float32(0)))),
         chain_ids=tensor(ids[mine]),
         all_targets=tensor(all_targets.astype(np.int64)),
+        mix=mix,
     )

@@ -168,10 +168,25 @@ class Dataset:
         ids = self.chains_in(split)
         return int((self.lengths[ids] - self.chain_first[ids]).sum())
 
-    def examples(self, split: str) -> Examples:
-        """The OCP sequences of a split."""
+    def first_targets(self, ids: np.ndarray, min_context: int | None = None) -> np.ndarray:
+        """Index of the first target in each of some chains, int64; arguments as `examples`."""
+        if min_context is None:
+            return self.chain_first[ids].astype(np.int64)
+        return np.minimum(min_context, self.lengths[ids])
+
+    def examples(self, split: str, min_context: int | None = None) -> Examples:
+        """The OCP sequences of a split.
+
+        Args:
+            split: "train", "val" or "test".
+            min_context: fewest concepts of context; None for those that the dataset judges by,
+                from each chain's ``chain_first`` on. 1 gives every step of every chain.
+
+        Raises:
+            ValueError: ``split`` is unknown.
+        """
         ids = self.chains_in(split)
-        first = self.chain_first[ids].astype(np.int64)
+        first = self.first_targets(ids, min_context)
         counts = self.lengths[ids] - first
         chain = np.repeat(ids, counts)
         start = np.repeat(np.cumsum(counts) - counts, counts)

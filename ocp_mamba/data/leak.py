@@ -137,8 +137,9 @@ def strata(dataset: Dataset, split: str) -> dict[str, np.ndarray]:
 
     Returns:
         Three bool arrays over ``dataset.examples(split)``: ``seen``, the transition (last concept
-        of the context → target) is one of train's; ``unseen``, all others; ``unseen_target``, the
-        target is never a target in train. ``unseen_target`` is a part of ``unseen``.
+        of the context → target) is a step of a train chain, be it the first one; ``unseen``, all
+        others; ``unseen_target``, no step of a train chain leads to the target.
+        ``unseen_target`` is a part of ``unseen``.
 
     Raises:
         ValueError: ``split`` is unknown.
@@ -148,7 +149,7 @@ def strata(dataset: Dataset, split: str) -> dict[str, np.ndarray]:
         seen = dataset.met_by(examples, SEEN)
         known = dataset.met_by(examples, KNOWN_TARGET)
         return {"seen": seen, "unseen": ~seen, "unseen_target": ~known}
-    train, examples = dataset.examples("train"), dataset.examples(split)
+    train, examples = dataset.examples("train", min_context=1), dataset.examples(split)
     seen = np.isin(_transitions(dataset, examples), _transitions(dataset, train))
     return {
         "seen": seen,

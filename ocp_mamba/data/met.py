@@ -9,7 +9,7 @@ from ocp_mamba.data.stream import Piece, pieces
 from ocp_mamba.data.subset import places_of
 
 SEEN, KNOWN_TARGET = 1, 2
-"""Bits: the transition occurs in train; the target is a target in train."""
+"""Bits: the transition is a step of a train chain; some step of one leads to the target."""
 IN_SPLIT = {split: 4 << number for number, split in enumerate(SPLITS)}
 """Bits: the same context and target are an example of this split."""
 
@@ -35,7 +35,7 @@ def meet(dataset: Dataset, chains: np.ndarray, *, progress: bool = False) -> tup
     known = np.zeros(dataset.n_concepts, bool)
     used = np.zeros(dataset.n_concepts, bool)
     for piece in pieces(dataset, "looking for it in all chains", progress):
-        last, target = piece.examples("train")
+        last, target = piece.examples("train", min_context=1)
         known[target] = True
         used[piece.values] = True
         transitions.meet(last, target)

@@ -38,13 +38,17 @@ class Piece:
     first: np.ndarray
     values: np.ndarray
 
-    def examples(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Last concept and target of each OCP sequence of a split, int64 ``(n,)`` each."""
+    def examples(self, split: str, min_context: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Last concept and target of each OCP sequence of a split, int64 ``(n,)`` each.
+
+        ``min_context`` as in `Dataset.examples`.
+        """
         rows = np.flatnonzero(self.split == SPLITS.index(split))
-        counts = self.lengths[rows] - self.first[rows]
-        begins = np.repeat(
-            self.starts[rows] + self.first[rows] - np.cumsum(counts) + counts, counts
-        )
+        first = self.first[rows]
+        if min_context is not None:
+            first = np.minimum(min_context, self.lengths[rows])
+        counts = self.lengths[rows] - first
+        begins = np.repeat(self.starts[rows] + first - np.cumsum(counts) + counts, counts)
         at = begins + np.arange(len(begins))
         return self.values[at - 1], self.values[at]
 
@@ -83,9 +87,12 @@ def count_examples(dataset: Dataset) -> dict[str, int]:
     return {split: int(n) for split, n in zip(SPLITS, counts, strict=True)}
 
 
-def train_targets(dataset: Dataset) -> np.ndarray:
-    """Ids of all concepts that are a target in train, int64, rising."""
+def train_targets(dataset: Dataset, min_context: int | None = None) -> np.ndarray:
+    """Ids of all concepts that are a target in train, int64, rising.
+
+    ``min_context`` as in `Dataset.examples`.
+    """
     found = np.zeros(dataset.n_concepts, bool)
     for piece in pieces(dataset):
-        found[piece.examples("train")[1]] = True
+        found[piece.examples("train", min_context)[1]] = True
     return np.flatnonzero(found)
