@@ -75,7 +75,7 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
     assert rows["relations"]["reason"] == "the dataset has no relations"
     assert rows["1S"]["reason"] == "the base is that already"
     assert "not run: the dataset has no relations" in said
-    assert "base, seed 0: training, 6 to go" in said
+    assert "base, seed 0: training, 7 to go" in said
     assert "scaling, seed 0: training, 1 to go" in said
     assert rows["1D"]["parameters"] > 3 * rows["base"]["parameters"]
     assert rows["1C"]["steps"] < rows["base"]["steps"]
@@ -92,7 +92,7 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
     assert parent.data.metrics["scaling/next_vec_cosine"] == pytest.approx(coefficient["value"])
     assert parent.data.tags["gate.scaling_next_vec_cosine"] == coefficient["gate"]
 
-    assert len(children) == 6
+    assert len(children) == 7
     assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
     one = next(c for c in children if c.data.params["variant"] == "1E")
     assert one.data.params["train.hard_negatives"] == "8"
@@ -114,7 +114,7 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job_variants, "fit", no_training)
         again = run("variants", "--data", file, *TINY)
-    assert again.count("trained before") == 6
+    assert again.count("trained before") == 7
     assert table()[0] == rows, "the same figures, to the last digit"
 
 
