@@ -110,7 +110,8 @@ def test_the_whole_command_is_followed_from_stage_to_stage(tmp_path):
         shards_command.FIRST, *shards_command.STAGES.values(), shards_command.LAST
     ]  # fmt: skip
     assert all(s.seconds >= 0 for s in stages)
-    assert all(0.05 < s.anonymous <= s.both for s in stages[1:])
+    assert all(s.anonymous <= s.both for s in stages)  # a short stage may have no reading
+    assert max(s.anonymous for s in stages) > 0.2
     page = tmp_path / "page.md"
     edges = (
         "<!-- benchmarks/shards.py, command: begin -->\n<!-- benchmarks/shards.py, command: end -->"
