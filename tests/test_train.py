@@ -158,6 +158,21 @@ def test_fit_learns_and_leaves_the_best_epochs_weights(data, validate, tmp_path)
     assert not resume_path(path).exists()
 
 
+@pytest.mark.parametrize("most", [99, 5])
+def test_a_model_remembers_the_train_splits_targets_and_its_file_does(
+    data, validate, tmp_path, most
+):
+    model = seeded(ModelConfig(d_model=32, n_layers=1, headdim=16, n_memory=most))
+    config = TrainConfig(max_epochs=1, batch_size=16)
+    fit(model, data, config, validate=validate, output=tmp_path / "m.pt", progress=False)
+    targets = {int(c) for i in data.chains_in("train") for c in data.chain(i)[1:]}
+    known = {data.bank[c].tobytes() for c in targets}
+    memory = model.readout.memory
+    assert len(memory) == min(most, len(targets))
+    assert len({row.numpy().tobytes() for row in memory} & known) == len(memory)
+    assert torch.equal(load_model(tmp_path / "m.pt").readout.memory, memory)
+
+
 def test_same_seed_same_training_another_seed_another(data, validate):
     def train(seed):
         model = seeded(seed=seed)
