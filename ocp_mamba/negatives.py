@@ -124,23 +124,20 @@ def find_rivals(dataset: Dataset, config: TrainConfig) -> Rivals:
     hard = mine_negatives(dataset, k, least) if k else None
     if config.infonce_candidates != "train":
         return Rivals(hard)
-    targets = train_targets(dataset, least)
     if dataset.in_memory:
-        return Rivals(hard, torch.from_numpy(targets))
-    if len(targets) > MOST_KEPT:
-        rng = np.random.default_rng(config.seed)
-        targets = targets[np.sort(rng.choice(len(targets), MOST_KEPT, replace=False))]
+        return Rivals(hard, torch.from_numpy(train_targets(dataset, least)))
+    targets = answers(dataset, least, MOST_KEPT, config.seed)
     return Rivals(hard, torch.from_numpy(targets), torch.from_numpy(dataset.rows(targets)))
 
 
-def answers(dataset: Dataset, min_context: int | None, most: int) -> np.ndarray:
+def answers(dataset: Dataset, min_context: int | None, most: int, seed: int = 0) -> np.ndarray:
     """Return the ascending ids of the train split's targets, int64 ``(n,)``.
 
-    Of more than ``most`` as many are drawn, always the same.
+    Of more than ``most`` as many are drawn, by the seed.
     """
     targets = train_targets(dataset, min_context)
     if len(targets) > most:
-        targets = np.sort(np.random.default_rng(0).choice(targets, most, replace=False))
+        targets = np.sort(np.random.default_rng(seed).choice(targets, most, replace=False))
     return targets
 
 

@@ -66,3 +66,8 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     progress = (step - warmup) / max(1, total_steps - warmup)
     floor = config.min_lr_fraction
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def mixup_of(epoch: int, config: TrainConfig) -> float:
+    """Return the a of Beta(a, a) by which an epoch (from 1) mixes chains; 0 for the last ones."""
+    return config.mixup if epoch <= round(config.mixup_share * config.max_epochs) else 0.0

@@ -27,7 +27,7 @@ from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.model import NextVectorModel
 from ocp_mamba.negatives import NO_RIVALS, Rivals, answers, find_rivals
 from ocp_mamba.objective import Objective
-from ocp_mamba.schedule import Plan, learning_rate, make_plan
+from ocp_mamba.schedule import Plan, learning_rate, make_plan, mixup_of
 from ocp_mamba.train_files import StateFiles, TrainingError
 
 BETAS = (0.9, 0.95)
@@ -261,7 +261,7 @@ def _run_epoch(
         shuffle_seed=seed,
         longest=longest,
         min_context=config.min_context,
-        mixup=config.mixup if epoch <= round(config.mixup_share * config.max_epochs) else 0.0,
+        mixup=mixup_of(epoch, config),
         share=state.world.share,
     ):
         lr = learning_rate(state.step, plan.total_steps, config)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import batches
-from ocp_mamba.schedule import learning_rate, longest_chains, make_plan
+from ocp_mamba.schedule import learning_rate, longest_chains, make_plan, mixup_of
 
 
 def test_by_hand_each_growing_epoch_adds_as_many_chains():
@@ -61,3 +61,11 @@ def test_the_rate_warms_up_then_falls_to_its_floor():
     assert rates[9] == pytest.approx(1.0)
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_the_last_epochs_learn_chains_as_they_are():
+    config = TrainConfig(max_epochs=6, mixup=0.4, mixup_share=0.7)
+    assert [mixup_of(epoch, config) for epoch in range(1, 7)] == [0.4] * 4 + [0.0] * 2
+    always = TrainConfig(max_epochs=2, mixup_share=1.0)
+    assert mixup_of(2, always) == always.mixup
+    assert mixup_of(1, TrainConfig(mixup_share=0.0)) == 0.0

@@ -131,8 +131,7 @@ def batches(
             dataset.expect_ids(ids[order[number + 2 * READ_AHEAD]])
         if number + READ_AHEAD < len(order):
             dataset.expect(ids[order[number + READ_AHEAD]])
-        drawing = np.random.default_rng((shuffle_seed or 0, number))
-        drawn = _draw(len(rows), mixup, drawing) if mixup else None
+        drawn = _draw(len(rows), mixup, (shuffle_seed or 0, number)) if mixup else None
         yield _batch(dataset, ids[rows], bank, min_context, drawn, share)
         if number % RELEASE_EVERY == RELEASE_EVERY - 1:
             dataset.release()
@@ -165,8 +164,9 @@ def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def _draw(n: int, mixup: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _draw(n: int, mixup: float, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Each chain's partner, by its row in the batch, and how much of itself stays, 0.5 to 1."""
+    rng = np.random.default_rng(seed)
     weight = rng.beta(mixup, mixup, n).astype(np.float32)
     return rng.permutation(n), np.maximum(weight, 1 - weight)
 
