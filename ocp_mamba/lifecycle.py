@@ -97,7 +97,8 @@ def mlflow_run_ancestor() -> psutil.Process | None:
 def stop_signals(watched: psutil.Process | None = None) -> Iterator[None]:
     """Within the block SIGTERM raises `Killed`, and so does the end of a watched process.
 
-    Does nothing outside the main thread, where signals cannot be handled.
+    A second SIGTERM is ignored to the block's end, so that what the first set off can finish. Does
+    nothing outside the main thread, where signals cannot be handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -105,6 +106,7 @@ def stop_signals(watched: psutil.Process | None = None) -> Iterator[None]:
     reason = ["SIGTERM"]
 
     def handle(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Killed(reason[0])
 
     stop = threading.Event()

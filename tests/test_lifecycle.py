@@ -60,8 +60,6 @@ def test_sigterm_ends_the_run_as_killed_with_143(project: Path) -> None:
     process = subprocess.Popen([sys.executable, "train.py", "data.npz"], cwd=project)
     wait_for((project / "started").exists)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)  # a second one does not stop the run from being ended
     assert process.wait(30) == 143
     run = run_of(project)
     assert (run.info.status, run.data.tags["ended.reason"]) == ("KILLED", "SIGTERM")
@@ -97,6 +95,27 @@ def test_signal_raises_killed_and_the_old_handler_comes_back() -> None:
         body()
     assert (caught.value.reason, caught.value.code) == ("SIGTERM", 143)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_does_not_disturb_what_the_first_set_off() -> None:
+    ended = []
+
+    def body() -> None:
+        with stop_signals():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except Killed:
+                os.kill(os.getpid(), signal.SIGTERM)  # before anything shields the run's end
+                with undisturbed():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)  # the run is ended, the block is not
+                ended.append("run")
+                raise
+
+    with pytest.raises(Killed):
+        body()
+    assert ended == ["run"]
 
 
 def test_end_of_a_watched_process_raises_killed(monkeypatch: pytest.MonkeyPatch) -> None:
