@@ -20,20 +20,23 @@ void forward(const Sizes& s, const Weights<R>& w, const S* in, S* out, R* y, R* 
     const bool apart = s.B >= omp_get_max_threads();
     const long E = s.E(), C = s.C(), rows = s.L < BLOCK ? s.L : BLOCK;
     const auto share_rows = [&] {
-        std::unique_ptr<R[]> memory(new R[rows * (C + CHUNK) + s.state()]);
+        std::unique_ptr<R[]> memory(new R[rows * (C + CHUNK) + s.state() + C]);
         R *act = memory.get(), *gram = act + rows * C, *state = gram + rows * CHUNK;
+        R* zeros = state + s.state();
+        std::memset(zeros, 0, C * sizeof(R));
 #pragma omp for schedule(static)
         for (long b = 0; b < s.B; b++) {
             std::memset(state, 0, s.state() * sizeof(R));
             for (long k = 0; k < s.blocks(); k++) {
                 const long first = k * BLOCK, last = first + rows < s.L ? first + rows : s.L;
                 const Block<S, R> q{s, w, first, last, in + b * s.L * s.Z(), y + b * s.L * E,
-                                    dt + b * s.L * s.H, act - first * C, gram - first * CHUNK};
+                                    dt + b * s.L * s.H, act - first * C, gram - first * CHUNK,
+                                    zeros};
                 if (states && k)
                     std::memcpy(states + (b * (s.blocks() - 1) + k - 1) * s.state(), state,
                                 s.state() * sizeof(R));
 #pragma omp parallel for if (!apart) schedule(static)
-                for (long t = first; t < last; t++) q.convolve(t);
+                for (long t = first; t < last; t++) q.convolve(t), q.time(t);
                 for (long t = first; t < last; t++) q.pair(t);
 #pragma omp parallel for if (!apart) schedule(static)
                 for (long h = 0; h < s.H; h++) q.scan(h, state + h * s.N * s.P);
@@ -64,10 +67,11 @@ void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R
     const auto share_rows = [&] {
         const long mine = omp_get_thread_num(), slots = apart ? 1 : threads;
         std::unique_ptr<R[]> memory(
-            new R[(rows + halo) * C + rows * (2 * C + E + s.H * 2 * s.N + CHUNK) + s.state()]);
+            new R[(rows + halo + 1) * C + rows * (2 * C + E + s.H * 2 * s.N + CHUNK) + s.state()]);
         R *act = memory.get(), *slope = act + rows * C, *dact = slope + rows * C;
         R *dy = dact + (rows + halo) * C, *gram = dy + rows * E, *dBC = gram + rows * CHUNK;
-        R* dstate = dBC + s.H * rows * 2 * s.N;
+        R *dstate = dBC + s.H * rows * 2 * s.N, *zeros = dstate + s.state();
+        std::memset(zeros, 0, C * sizeof(R));
 #pragma omp for schedule(static)
         for (long b = 0; b < s.B; b++) {
             S* d = din + b * s.L * s.Z();
@@ -77,7 +81,7 @@ void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R
                 const long size = last - first;
                 const Block<S, R> q{s, w, first, last, in + b * s.L * s.Z(), y + b * s.L * E,
                                     dt + b * s.L * s.H, act - first * C, gram - first * CHUNK,
-                                    slope - first * C};
+                                    zeros, slope - first * C};
                 R *my_dy = dy - first * E, *my_dact = dact - first * C;
                 const R* found =
                     k ? states + (b * (s.blocks() - 1) + k - 1) * s.state() : nullptr;

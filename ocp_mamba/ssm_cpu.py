@@ -32,7 +32,7 @@ FLAGS = (
 )  # fmt: skip
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_LIMIT_S = 120
-BLOCK = 128
+BLOCK = 64
 """Positions between the states that `ssm_cpu.cpp` keeps for the backward pass."""
 KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.float64: 2}
 """What `ssm_cpu.cpp` calls each dtype of the stored tensors."""

@@ -9,7 +9,7 @@
 namespace {
 
 constexpr long CHUNK = 16;   // positions that one masked matrix product takes together
-constexpr long BLOCK = 128;  // positions whose intermediate results are held at once
+constexpr long BLOCK = 64;  // positions whose intermediate results are held at once
 
 struct Sizes {
     long B, L, H, P, N, K;
@@ -35,19 +35,31 @@ template <class S, class R> struct Block {
     R* dt;               // (L, H) after softplus
     R* act;              // (C) a position, after convolution and SiLU
     R* gram;             // (CHUNK) a position, products of C and B
+    const R* zeros;      // (C) what lies before the sequence and after it
     R* slope = nullptr;  // (C) a position, derivative of SiLU
 
+    // What the convolution sees of a position.
+    const S* row(long t) const {
+        return t < 0 ? reinterpret_cast<const S*>(zeros) : in + t * s.Z() + s.E();
+    }
     void convolve(long t) const {
-        const long C = s.C(), Z = s.Z(), K = s.K;
+        const long C = s.C(), K = s.K;
         R* a = act + t * C;
-        for (long c = 0; c < C; c++) a[c] = w.conv_bias[c];
-        for (long k = 0; k < K; k++) {
-            const long from = t - (K - 1) + k;
-            if (from < 0) continue;
-            const S* row = in + from * Z + s.E();
-            const R* weight = w.conv + k * C;
+        if (K == 4) {  // the usual width, in one pass
+            const S *r0 = row(t - 3), *r1 = row(t - 2), *r2 = row(t - 1), *r3 = row(t);
+            const R *w0 = w.conv, *w1 = w0 + C, *w2 = w1 + C, *w3 = w2 + C, *bias = w.conv_bias;
 #pragma omp simd
-            for (long c = 0; c < C; c++) a[c] += weight[c] * load(row[c]);
+            for (long c = 0; c < C; c++)
+                a[c] = bias[c] + w0[c] * load(r0[c]) + w1[c] * load(r1[c]) +
+                       w2[c] * load(r2[c]) + w3[c] * load(r3[c]);
+        } else {
+            std::memcpy(a, w.conv_bias, C * sizeof(R));
+            for (long k = 0; k < K; k++) {
+                const S* from = row(t - (K - 1) + k);
+                const R* weight = w.conv + k * C;
+#pragma omp simd
+                for (long c = 0; c < C; c++) a[c] += weight[c] * load(from[c]);
+            }
         }
         if (slope) {
             R* d = slope + t * C;
@@ -101,6 +113,15 @@ template <class S, class R> struct Block {
         }
     }
 
+    // The time steps of a position, (H).
+    void time(long t) const {
+        const S* raw = in + (t + 1) * s.Z() - s.H;
+        const R* bias = w.dt_bias;
+        R* to = dt + t * s.H;
+#pragma omp simd
+        for (long h = 0; h < s.H; h++) to[h] = softplus(load(raw[h]) + bias[h]);
+    }
+
     // Products of C at a position with B at it and at those before it in its chunk.
     void pair(long t) const {
         const long start = t / CHUNK * CHUNK;
@@ -111,33 +132,27 @@ template <class S, class R> struct Block {
     // The state (N, P) after a chunk, from the one before it in the same place.
     void carry(const Chunk& k, long h, R* state) const {
         const long N = s.N, P = s.P;
-        for (long i = 0; i < N * P; i++) state[i] *= k.whole();
-        std::vector<R> inflow(CHUNK * N);
+        scale<R>({state, P}, {state, P}, N, P, k.whole());
+        std::unique_ptr<R[]> inflow(new R[CHUNK * N]);
         for (long i = 0; i < k.size; i++)
-            for (long n = 0; n < N; n++)
-                inflow[i * N + n] = k.to_end[i] * k.dt[i] * Bv(k.start + i)(0, n);
-        add_product<R>({state, P}, {inflow.data(), 1, N}, x(k.start, h), N, P, k.size);
+            scale<R>({&inflow[i * N], N}, Bv(k.start + i), 1, N, k.to_end[i] * k.dt[i]);
+        add_product<R>({state, P}, {inflow.get(), 1, N}, x(k.start, h), N, P, k.size);
     }
 
     // The block's y of one head; its state (N, P) goes from before the block to after it.
     void scan(long h, R* state) const {
         const long N = s.N, P = s.P;
-        std::vector<R> outflow(CHUNK * N);
+        std::unique_ptr<R[]> outflow(new R[CHUNK * N]);
         Chunk k;
-        for (long t = first; t < last; t++)
-            dt[t * s.H + h] =
-                softplus<R>(load(in[t * s.Z() + s.Z() - s.H + h]) + w.dt_bias[h]);
         for (long start = first; start < last; start += CHUNK) {
             open(k, h, start);
             const Matrix<R> out{y + start * s.E() + h * P, s.E()}, in_x = x(start, h);
-            for (long i = 0; i < k.size; i++)
-                for (long p = 0; p < P; p++) out(i, p) = w.D[h] * in_x(i, p);
+            scale(out, in_x, k.size, P, w.D[h]);
             add_product<R>(out, {k.weight[0], CHUNK}, in_x, k.size, P, k.size);
             if (start) {
                 for (long i = 0; i < k.size; i++)
-                    for (long n = 0; n < N; n++)
-                        outflow[i * N + n] = k.since_start[i] * Cv(start + i)(0, n);
-                add_product<R>(out, {outflow.data(), N}, {state, P}, k.size, P, N);
+                    scale<R>({&outflow[i * N], N}, Cv(start + i), 1, N, k.since_start[i]);
+                add_product<R>(out, {outflow.get(), N}, {state, P}, k.size, P, N);
             }
             if (start + CHUNK < s.L) carry(k, h, state);
         }
@@ -146,9 +161,10 @@ template <class S, class R> struct Block {
     void gate(long t, S* out) const {
         const long E = s.E();
         const S* z = in + t * s.Z();
-        const R* row = y + t * E;
-        std::vector<R> gated(E);
-        R* g = gated.data();
+        const R *row = y + t * E, *norm = w.norm;
+        std::unique_ptr<R[]> gated(new R[E]);
+        R* g = gated.get();
+        S* to = out + t * E;
         R sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (long e = 0; e < E; e++) {
@@ -158,35 +174,35 @@ template <class S, class R> struct Block {
         }
         const R scale = R(1) / std::sqrt(sum / R(E) + R(s.eps));
 #pragma omp simd
-        for (long e = 0; e < E; e++) store(out[t * E + e], g[e] * scale * w.norm[e]);
+        for (long e = 0; e < E; e++) store(to[e], g[e] * scale * norm[e]);
     }
 
     // Gradient through the norm and the gate: dz into din, dy, and the norm weight's share.
     void gate_back(long t, const S* dout, S* din, R* dy, R* dnorm) const {
         const long E = s.E();
         const S *z = in + t * s.Z(), *d = dout + t * E;
-        const R* row = y + t * E;
-        std::vector<R> memory(3 * E);
-        R *g = memory.data(), *silu = g + E, *dsilu = g + 2 * E;
+        const R *row = y + t * E, *norm = w.norm;
+        std::unique_ptr<R[]> memory(new R[E]);
+        R *sig = memory.get(), *dy_row = dy + t * E;
+        S* dz = din + t * s.Z();
         R sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
         for (long e = 0; e < E; e++) {
-            const R v = load(z[e]), sig = sigmoid(v);
-            silu[e] = v * sig;
-            dsilu[e] = sig * (R(1) + v * (R(1) - sig));
-            g[e] = row[e] * silu[e];
-            sum += g[e] * g[e];
-            dot += load(d[e]) * w.norm[e] * g[e];
+            const R v = load(z[e]);
+            sig[e] = sigmoid(v);
+            const R g = row[e] * v * sig[e];
+            sum += g * g;
+            dot += load(d[e]) * norm[e] * g;
         }
         const R scale = R(1) / std::sqrt(sum / R(E) + R(s.eps));
         const R along = dot * scale * scale * scale / R(E);
 #pragma omp simd
         for (long e = 0; e < E; e++) {
-            const R dv = load(d[e]);
-            dnorm[e] += dv * g[e] * scale;
-            const R dg = dv * w.norm[e] * scale - g[e] * along;
-            store(din[t * s.Z() + e], dg * row[e] * dsilu[e]);
-            dy[t * E + e] = dg * silu[e];
+            const R v = load(z[e]), silu = v * sig[e], g = row[e] * silu;
+            const R dout_scaled = load(d[e]) * scale, dg = dout_scaled * norm[e] - g * along;
+            dnorm[e] += dout_scaled * g;
+            store(dz[e], dg * row[e] * sig[e] * (R(1) + v - silu));
+            dy_row[e] = dg * silu;
         }
     }
 
@@ -225,28 +241,32 @@ template <class S, class R> struct Block {
 
             for (long i = 0; i < Q; i++) {
                 dD += dot(&d(i, 0), &in_x(i, 0), P);
-                for (long p = 0; p < P; p++) dx(i, p) = w.D[h] * d(i, p);
                 std::memset(&dB(i, 0), 0, 2 * N * sizeof(R));
             }
-            copy(x_turned, in_x.transposed(), P, Q);
+            scale(dx, d, Q, P, w.D[h]);
+            transpose(x_turned, in_x, Q, P, CHUNK);
             add_product<R>({through[0], CHUNK}, d, x_turned, Q, CHUNK, P);
-            for (long i = 0; i < Q; i++)
-                for (long j = 0; j < Q; j++) {
-                    const R cb = gram[(start + i) * CHUNK + j];
+            for (long i = 0; i < Q; i++) {
+                const R* products = gram + (start + i) * CHUNK;
+                R all = 0;
+#pragma omp simd reduction(+ : all)
+                for (long j = 0; j < CHUNK; j++) {
                     const R flow = through[i][j] * k.weight[i][j];
-                    through[i][j] *= k.decay[i][j];
-                    ddt[j] += through[i][j] * cb;
-                    dlog[i] += flow;
+                    const R felt = through[i][j] * k.decay[i][j];
+                    all += flow;
                     dlog[j] -= flow;
-                    through[i][j] *= k.dt[j];
+                    ddt[j] += felt * products[j];
+                    through[i][j] = felt * k.dt[j];
                 }
+                dlog[i] += all;
+            }
             add_product<R>(dx, Matrix<R>{k.weight[0], CHUNK}.transposed(), d, Q, P, Q);
             add_product<R>(dB, Matrix<R>{through[0], CHUNK}.transposed(), Cm, Q, N, Q);
             add_product<R>(dC, {through[0], CHUNK}, B, Q, N, Q);
 
             if (start + CHUNK < s.L) {  // through the state that this chunk left
                 dlog[CHUNK - 1] += k.whole() * dot(dstate, states + c * N * P, N * P);
-                copy(turned, Matrix<R>{dstate, P}.transposed(), P, N);
+                transpose(turned, {dstate, P}, N, P, N);
                 std::memset(rows.at, 0, CHUNK * N * sizeof(R));
                 add_product<R>(rows, in_x, turned, Q, N, P);
                 for (long i = 0; i < Q; i++) {
@@ -261,17 +281,18 @@ template <class S, class R> struct Block {
                     dlog[CHUNK - 1] += flow * sum;
                 }
                 add_product<R>(dx, scaled, {dstate, P}, Q, P, N);
-                for (long i = 0; i < N * P; i++) dstate[i] *= k.whole();
+                scale<R>({dstate, P}, {dstate, P}, N, P, k.whole());
             }
             if (start) {  // through the state that this chunk found
-                copy(turned, Matrix<R>{states + c * N * P, P}.transposed(), P, N);
+                transpose(turned, {states + c * N * P, P}, N, P, N);
                 std::memset(rows.at, 0, CHUNK * N * sizeof(R));
                 add_product<R>(rows, d, turned, Q, N, P);
                 for (long i = 0; i < Q; i++) {
-                    dlog[i] += k.since_start[i] * dot(&Cm(i, 0), &rows(i, 0), N);
+                    const R flow = k.since_start[i];
+                    dlog[i] += flow * dot(&Cm(i, 0), &rows(i, 0), N);
                     for (long n = 0; n < N; n++) {
-                        dC(i, n) += k.since_start[i] * rows(i, n);
-                        scaled(i, n) = k.since_start[i] * Cm(i, n);
+                        dC(i, n) += flow * rows(i, n);
+                        scaled(i, n) = flow * Cm(i, n);
                     }
                 }
                 add_product<R>({dstate, P}, scaled.transposed(), d, N, P, Q);
@@ -292,37 +313,51 @@ template <class S, class R> struct Block {
     void silu_back(long t, const R* dBC, long rows, R* dact) const {
         const long N = s.N, C = s.C();
         R *row = dact + t * C, *both = row + s.E();
+        const R* d = slope + t * C;
         for (long n = 0; n < 2 * N; n++) both[n] = 0;
         for (long h = 0; h < s.H; h++) {
             const R* part = dBC + (h * rows + t - first) * 2 * N;
             for (long n = 0; n < 2 * N; n++) both[n] += part[n];
         }
 #pragma omp simd
-        for (long c = 0; c < C; c++) row[c] *= slope[t * C + c];
+        for (long c = 0; c < C; c++) row[c] *= d[c];
     }
 
     // Gradient through the convolution; dconv is (K + 1, C), its last row that of the bias.
     void convolve_back(long t, const R* dact, S* din, R* dconv) const {
-        const long C = s.C(), Z = s.Z(), K = s.K;
+        const long C = s.C(), K = s.K;
         const R* d = dact + t * C;
+        const auto later = [&](long n) { return t + n < s.L ? d + n * C : zeros; };
+        R* dbias = dconv + K * C;
+        S* to = din + t * s.Z() + s.E();
+        if (K == 4) {
+            const R *d1 = later(1), *d2 = later(2), *d3 = later(3);
+            const S *r0 = row(t - 3), *r1 = row(t - 2), *r2 = row(t - 1), *r3 = row(t);
+            const R *w0 = w.conv, *w1 = w0 + C, *w2 = w1 + C, *w3 = w2 + C;
+            R *dw0 = dconv, *dw1 = dw0 + C, *dw2 = dw1 + C, *dw3 = dw2 + C;
+#pragma omp simd
+            for (long c = 0; c < C; c++) {
+                const R here = d[c];
+                dw0[c] += here * load(r0[c]);
+                dw1[c] += here * load(r1[c]);
+                dw2[c] += here * load(r2[c]);
+                dw3[c] += here * load(r3[c]);
+                dbias[c] += here;
+                store(to[c], w3[c] * here + w2[c] * d1[c] + w1[c] * d2[c] + w0[c] * d3[c]);
+            }
+            return;
+        }
         std::vector<R> sum(C, R(0));
         for (long k = 0; k < K; k++) {
-            const R* weight = w.conv + k * C;
-            const long to = t + (K - 1) - k, from = t - (K - 1) + k;
-            if (to < s.L) {
-                const R* later = dact + to * C;
+            const R *weight = w.conv + k * C, *after = later(K - 1 - k);
+            const S* from = row(t - (K - 1) + k);
+            R* dw = dconv + k * C;
 #pragma omp simd
-                for (long c = 0; c < C; c++) sum[c] += weight[c] * later[c];
-            }
-            if (from >= 0) {
-                const S* row = in + from * Z + s.E();
-                R* dw = dconv + k * C;
-#pragma omp simd
-                for (long c = 0; c < C; c++) dw[c] += d[c] * load(row[c]);
+            for (long c = 0; c < C; c++) {
+                sum[c] += weight[c] * after[c];
+                dw[c] += d[c] * load(from[c]);
             }
         }
-        R* dbias = dconv + K * C;
-        S* to = din + t * Z + s.E();
 #pragma omp simd
         for (long c = 0; c < C; c++) {
             dbias[c] += d[c];

@@ -3,27 +3,31 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
+
+// Loops over what is not inlined are not turned into vector code, and a compiler may tire.
+#define INLINE __attribute__((always_inline)) inline
 
 namespace {
 
 struct bf16 {
     uint16_t bits;
 };
-inline float load(bf16 v) {
+INLINE float load(bf16 v) {
     return __builtin_bit_cast(float, static_cast<uint32_t>(v.bits) << 16);
 }
-inline float load(float v) { return v; }
-inline double load(double v) { return v; }
-inline void store(bf16& to, float v) {  // to nearest, ties to even; what is not a number stays so
+INLINE float load(float v) { return v; }
+INLINE double load(double v) { return v; }
+INLINE void store(bf16& to, float v) {  // to nearest, ties to even; what is not a number stays so
     uint32_t u = __builtin_bit_cast(uint32_t, v);
     uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     to.bits = static_cast<uint16_t>(v != v ? 0x7fc0u : rounded);
 }
-inline void store(float& to, float v) { to = v; }
-inline void store(double& to, double v) { to = v; }
+INLINE void store(float& to, float v) { to = v; }
+INLINE void store(double& to, double v) { to = v; }
 
 // exp without branches, so that loops over it become vector code; relative error below 2e-7.
-inline float exponential(float x) {
+INLINE float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
     float n = __builtin_rintf(x * 1.44269504f);
@@ -38,9 +42,24 @@ inline float exponential(float x) {
     p = p * r * r + r + 1.0f;
     return p * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
 }
-inline double exponential(double x) { return std::exp(x); }
-template <class R> inline R sigmoid(R x) { return R(1) / (R(1) + exponential(-x)); }
-template <class R> inline R softplus(R x) { return x > R(20) ? x : std::log1p(std::exp(x)); }
+INLINE double exponential(double x) { return std::exp(x); }
+template <class R> INLINE R sigmoid(R x) { return R(1) / (R(1) + exponential(-x)); }
+
+// log(1 + exp(x)) is the greater of x and 0, and log(1 + u) with u = exp(-|x|): the series of
+// 2 atanh(u / (2 + u)), whose ninth term is below 1e-8 of the first.
+INLINE float softplus(float x) {
+    const float u = exponential(x < 0.0f ? x : -x), s = u / (2.0f + u), z = s * s;
+    float p = 1.0f / 15;
+    p = p * z + 1.0f / 13;
+    p = p * z + 1.0f / 11;
+    p = p * z + 1.0f / 9;
+    p = p * z + 1.0f / 7;
+    p = p * z + 1.0f / 5;
+    p = p * z + 1.0f / 3;
+    p = p * z + 1.0f;
+    return (x < 0.0f ? 0.0f : x) + 2.0f * s * p;
+}
+INLINE double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 // A matrix in memory: element (i, j) is at[i * row + j * column].
 template <class R> struct Matrix {
@@ -55,13 +74,13 @@ constexpr long REGISTER_BYTES = 64;
 template <class R> struct Register {
     typedef R type __attribute__((vector_size(REGISTER_BYTES)));
 };
+template <class R> constexpr long LANES = REGISTER_BYTES / sizeof(R);
 
 template <class R, int ROWS>
 inline void product_rows(Matrix<R> to, Matrix<R> a, Matrix<R> b, long i, long n, long k) {
     typedef typename Register<R>::type V;
-    constexpr long LANES = REGISTER_BYTES / sizeof(R);
     long j = 0;
-    for (; j + LANES <= n; j += LANES) {
+    for (; j + LANES<R> <= n; j += LANES<R>) {
         V sum[ROWS];
         for (int r = 0; r < ROWS; r++) std::memcpy(&sum[r], &to(i + r, j), sizeof(V));
         for (long l = 0; l < k; l++) {
@@ -82,12 +101,59 @@ inline void product_rows(Matrix<R> to, Matrix<R> a, Matrix<R> b, long i, long n,
 template <class R>
 inline void add_product(Matrix<R> to, Matrix<R> a, Matrix<R> b, long m, long n, long k) {
     long i = 0;
-    for (; i + 4 <= m; i += 4) product_rows<R, 4>(to, a, b, i, n, k);
+    for (; i + 8 <= m; i += 8) product_rows<R, 8>(to, a, b, i, n, k);
+    for (; i + 2 <= m; i += 2) product_rows<R, 2>(to, a, b, i, n, k);
     for (; i < m; i++) product_rows<R, 1>(to, a, b, i, n, k);
 }
-template <class R> inline void copy(Matrix<R> to, Matrix<R> from, long m, long n) {
-    for (long i = 0; i < m; i++)
-        for (long j = 0; j < n; j++) to(i, j) = from(i, j);
+
+// Two rows of a square, S apart, change the halves that the other has: see transpose_square.
+template <int S, class V, size_t... I>
+inline void exchange(V& a, V& b, std::index_sequence<I...>) {
+    constexpr int N = sizeof...(I);
+    const V upper = __builtin_shufflevector(a, b, int(I & S ? N + (I ^ S) : I)...);
+    b = __builtin_shufflevector(a, b, int(I & S ? N + I : I ^ S)...);
+    a = upper;
+}
+template <int S, int N, class V> inline void exchange_all(V* rows) {
+#pragma GCC unroll 16
+    for (int r = 0; r < N; r++)
+        if (!(r & S)) exchange<S>(rows[r], rows[r + S], std::make_index_sequence<N>());
+}
+// A square as wide as a register, of which m rows are there and the others are zero: its quarters
+// change places, then theirs, and so on.
+template <class R> inline void transpose_square(Matrix<R> to, Matrix<R> from, long m) {
+    typedef typename Register<R>::type V;
+    constexpr int N = LANES<R>;
+    V rows[N] = {};
+#pragma GCC unroll 16
+    for (int r = 0; r < N; r++)
+        if (r < m) std::memcpy(&rows[r], &from(r, 0), sizeof(V));
+    if constexpr (N > 8) exchange_all<8, N>(rows);
+    exchange_all<4, N>(rows);
+    exchange_all<2, N>(rows);
+    exchange_all<1, N>(rows);
+#pragma GCC unroll 16
+    for (int r = 0; r < N; r++) std::memcpy(&to(r, 0), &rows[r], sizeof(V));
+}
+// to (n, width) = from (m, n) transposed, then zeros; the columns of both are neighbours in memory.
+template <class R>
+inline void transpose(Matrix<R> to, Matrix<R> from, long m, long n, long width) {
+    constexpr long N = LANES<R>;
+    const long squares = width / N * N, columns = n / N * N;
+    for (long i = 0; i < squares; i += N)
+        for (long j = 0; j < columns; j += N)
+            transpose_square<R>({&to(j, i), to.row}, {&from(i, j), from.row}, m - i);
+    for (long i = 0; i < width; i++)
+        for (long j = i < squares ? columns : 0; j < n; j++) to(j, i) = i < m ? from(i, j) : R(0);
+}
+// to (m, n) = factor * from.
+template <class R> inline void scale(Matrix<R> to, Matrix<R> from, long m, long n, R factor) {
+    for (long i = 0; i < m; i++) {
+        R* row = &to(i, 0);
+        const R* source = &from(i, 0);
+#pragma omp simd
+        for (long j = 0; j < n; j++) row[j] = factor * source[j];
+    }
 }
 template <class R> inline R dot(const R* a, const R* b, long n) {
     R sum = 0;
