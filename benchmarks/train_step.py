@@ -137,7 +137,7 @@ def stepper(
     config, rivals = TrainConfig(precision=precision, infonce_weight=0.0), NO_RIVALS
     if model.readout is not None and len(model.readout.memory):
         config = TrainConfig(precision=precision)
-        rivals = Rivals(targets=torch.arange(len(bank)))
+        rivals = Rivals(targets=torch.arange(len(bank)), remembered=True)
     model.train()
     state = TrainState(model, make_optimizer(model, config), precision, rivals)
 

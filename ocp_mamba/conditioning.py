@@ -43,9 +43,12 @@ class NextVectorModel(nn.Module):
         """Return the model's prediction, ``(..., 768)``, from its members', ``(M, ..., 768)``."""
         return mean_direction(members) if self.readout is None else self.readout.mixture(members)
 
-    def recall(self, members: Tensor, temperature: float) -> Tensor:
-        """Return what each member's prediction comes to by what is remembered; same shape."""
-        return members if self.readout is None else self.readout(members, temperature)
+    def recall(self, members: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Return what each member's prediction comes to by what is remembered; see `Readout`."""
+        if self.readout is None:
+            return members, None
+        recalled: tuple[Tensor, Tensor | None] = self.readout(members, temperature)
+        return recalled
 
     def num_parameters(self) -> int:
         """Return the number of trainable numbers."""

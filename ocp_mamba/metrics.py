@@ -165,50 +165,38 @@ def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
 
 def info_nce(
     predictions: Tensor,
-    target_ids: Tensor,
-    candidate_ids: Tensor,
-    candidates: Tensor,
+    targets: Tensor,
+    log_sum: Tensor,
     temperature: float,
-    hard_ids: Tensor | None = None,
     hard: Tensor | None = None,
-    mixed: tuple[Tensor, Tensor] | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss of unit predictions against candidates: the distinct targets of the batch.
+    """Contrastive loss of unit predictions against candidates, the targets among them.
 
-    A target that occurs twice is one candidate, so that no example has its own target among its
-    negatives. Hard negatives join the denominator of their own example alone; one that is a
-    candidate stands there already and is not counted twice. Source: van den Oord et al.,
-    "Representation Learning with Contrastive Predictive Coding", 2018, equation 4.
+    Candidates are distinct: a target that occurs twice is one of them, so that no example has its
+    own target among its negatives. Hard negatives join the denominator of their own example alone.
+    A target mixed of two concepts has the mean loss of either, by its weights: the loss is linear
+    in the target. Source: van den Oord et al., "Representation Learning with Contrastive
+    Predictive Coding", 2018, equation 4.
 
     Args:
-        predictions: ``(M, D)`` unit rows.
-        target_ids: ``(M,)`` concept ids.
-        candidate_ids: ``(C,)`` distinct concept ids, ascending; all the targets are among them.
-        candidates: ``(C, D)`` unit rows, the vectors of those ids.
+        predictions: ``(..., M, D)`` unit rows.
+        targets: ``(M, D)`` unit rows of candidates, or mixtures of two.
+        log_sum: ``(..., M)``, logarithm of the sum of ``exp(cosine / temperature)`` over the
+            candidates.
         temperature: divisor of the cosines.
-        hard_ids: ``(M, K)`` concept ids of each example's hard negatives, -1 for none.
-        hard: ``(M, K, D)`` unit rows, the vectors of those ids; what stands at -1 is not read.
-        mixed: concept ids ``(M,)`` of a second target, and the weight ``(M,)`` of the first; the
-            loss is the mean of that of either.
+        hard: ``(M, K, D)`` unit rows, each example's hard negatives.
+        counted: bool ``(M, K)``, which of them are no candidates, and so not in the sum yet; the
+            others are not read.
 
     Returns:
-        ``(M,)``, in nats; the logarithm of the number of candidates is chance.
+        ``(..., M)``, in nats; the logarithm of the number of candidates is chance.
     """
-    label = torch.searchsorted(candidate_ids, target_ids)
-    logits = predictions @ candidates.T
-    if hard_ids is not None and hard is not None:
-        near = torch.einsum("md,mkd->mk", predictions, hard)
-        away = (hard_ids < 0) | torch.isin(hard_ids, candidate_ids)
-        logits = torch.cat([logits, near.masked_fill(away, -math.inf)], dim=1)
-    logits = logits / temperature
-    first = F.cross_entropy(logits, label, reduction="none")
-    if mixed is None:
-        return first
-    other_ids, weight = mixed
-    other = torch.searchsorted(candidate_ids, other_ids)
-    # either loss is the same logarithm of a sum less the target's own logit
-    gap = logits.gather(1, label[:, None]) - logits.gather(1, other[:, None])
-    return first + (1 - weight) * gap[:, 0]
+    if hard is not None and counted is not None:
+        near = torch.einsum("...md,mkd->...mk", predictions, hard) / temperature
+        near = near.masked_fill(~counted, -math.inf).to(log_sum.dtype)
+        log_sum = torch.cat([log_sum[..., None], near], dim=-1).logsumexp(dim=-1)
+    return log_sum - (predictions * targets).sum(dim=-1) / temperature
 
 
 def slope(values: Sequence[float]) -> float | None:

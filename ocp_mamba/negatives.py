@@ -18,6 +18,7 @@ from ocp_mamba.config import ConfigError, TrainConfig
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.data.same import join_same
 from ocp_mamba.data.stream import count_examples, train_targets
+from ocp_mamba.readout import Readout
 from ocp_mamba.retrieval import BankIndex
 
 CHUNK = 1024
@@ -74,11 +75,14 @@ class Rivals:
         rows: float32 ``(n, 768)``, their vectors, where the bank lies on the disk: a batch draws
             thousands, each of which would be a read. There, of more than `MOST_KEPT` targets as
             many stand for all, drawn once by the seed of the training.
+        remembered: whether the targets are what the model remembers, all of it, and are never too
+            many: the softmax over them is then the one that it recalls by.
     """
 
     hard: HardNegatives | None = None
     targets: Tensor | None = None
     rows: Tensor | None = None
+    remembered: bool = False
 
     def vectors(self, ids: Tensor, bank: Tensor) -> Tensor:
         """Return candidates' vectors, float32 ``(C, 768)``; those that are kept, from memory."""
@@ -106,39 +110,48 @@ class Rivals:
 
     def to(self, device: torch.device) -> Rivals:
         """Return them on a device."""
-        return Rivals(
-            None if self.hard is None else self.hard.to(device),
-            None if self.targets is None else self.targets.to(device),
-            None if self.rows is None else self.rows.to(device),
+        return replace(
+            self,
+            hard=None if self.hard is None else self.hard.to(device),
+            targets=None if self.targets is None else self.targets.to(device),
+            rows=None if self.rows is None else self.rows.to(device),
         )
 
 
 NO_RIVALS = Rivals()
 
 
-def find_rivals(dataset: Dataset, config: TrainConfig) -> Rivals:
-    """Return what a training by this config tells its targets from."""
-    if not config.infonce_weight:
-        return NO_RIVALS
-    k, least = config.hard_negatives, config.min_context
-    hard = mine_negatives(dataset, k, least) if k else None
-    if config.infonce_candidates != "train":
-        return Rivals(hard)
-    if dataset.in_memory:
-        return Rivals(hard, torch.from_numpy(train_targets(dataset, least)))
-    targets = answers(dataset, least, MOST_KEPT, config.seed)
-    return Rivals(hard, torch.from_numpy(targets), torch.from_numpy(dataset.rows(targets)))
+def find_rivals(dataset: Dataset, config: TrainConfig, readout: Readout | None = None) -> Rivals:
+    """Return what a training by this config tells its targets from.
 
-
-def answers(dataset: Dataset, min_context: int | None, most: int, seed: int = 0) -> np.ndarray:
-    """Return the ascending ids of the train split's targets, int64 ``(n,)``.
-
-    Of more than ``most`` as many are drawn, by the seed.
+    A readout remembers the train split's targets from here on: of more than it has room for as
+    many, drawn the same for every training.
     """
-    targets = train_targets(dataset, min_context)
-    if len(targets) > most:
-        targets = np.sort(np.random.default_rng(seed).choice(targets, most, replace=False))
-    return targets
+    k, least = config.hard_negatives, config.min_context
+    wanted = bool(config.infonce_weight) and config.infonce_candidates == "train"
+    rivals = NO_RIVALS
+    if config.infonce_weight and k:
+        rivals = Rivals(mine_negatives(dataset, k, least))
+    if not wanted and readout is None:
+        return rivals
+    targets = train_targets(dataset, least)
+    told_apart = targets if dataset.in_memory else some_of(targets, MOST_KEPT, config.seed)
+    if wanted:
+        rows = None if dataset.in_memory else torch.from_numpy(dataset.rows(told_apart))
+        rivals = replace(rivals, targets=torch.from_numpy(told_apart), rows=rows)
+    if readout is not None:
+        answers = some_of(targets, readout.most)
+        readout.remember(torch.from_numpy(dataset.rows(answers)))
+        same = wanted and len(answers) <= MOST_CANDIDATES and np.array_equal(answers, told_apart)
+        rivals = replace(rivals, remembered=same)
+    return rivals
+
+
+def some_of(ids: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Return ascending ids, int64 ``(n,)``; of more than ``most`` as many, drawn by the seed."""
+    if len(ids) > most:
+        ids = np.sort(np.random.default_rng(seed).choice(ids, most, replace=False))
+    return ids
 
 
 def mine_negatives(dataset: Dataset, k: int, min_context: int | None = None) -> HardNegatives:

@@ -11,6 +11,7 @@ from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch
 from ocp_mamba.model import NextVectorModel
 from ocp_mamba.negatives import NO_RIVALS, Rivals
+from ocp_mamba.readout import softmax_mean
 
 
 def batch_losses(
@@ -24,10 +25,10 @@ def batch_losses(
 
     One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
     per example. Each member of the model is taught by its own loss; theirs are averaged. The cosine
-    is that of what it recalls, InfoNCE that of what it recalls it by. Of a batch
-    that several processes share, each gives its part of the mean: the parts add up to what one
-    process would give. Where chains are mixed, so are the targets: the cosine is to the mixture,
-    and InfoNCE is that of either target, by its weight.
+    is that of what it recalls, InfoNCE that of what it recalls it by: where candidates are what is
+    remembered, one softmax gives both. Of a batch that several processes share, each gives its part
+    of the mean: the parts add up to what one process would give. Where chains are mixed, so are the
+    targets: the cosine is to the mixture, and InfoNCE is that of either target, by its weight.
 
     Args:
         model: predicts.
@@ -38,21 +39,25 @@ def batch_losses(
     """
     taken = conditions(model, batch.tmd, batch.relations)
     members = model.predict_members(batch.vectors, **taken)[:, batch.mask]
-    target_ids, mixed = batch.targets[batch.mask], None
+    target_ids = batch.targets[batch.mask]
     targets = bank[target_ids]
     if batch.mix is not None:
         weight, others = batch.mix.weight[batch.mask], batch.mix.targets[batch.mask]
-        targets, mixed = torch.lerp(bank[others], targets, weight[:, None]), (others, weight)
-    recalled = model.recall(members, config.temperature)
+        targets = torch.lerp(bank[others], targets, weight[:, None])
+    recalled, log_sum = model.recall(members, config.temperature)
     terms = {"cosine": metrics.cosine_loss(recalled, targets.expand_as(members))}
     if config.infonce_weight:
-        hard_ids = rivals.hard.of(batch.inputs[batch.mask], target_ids) if rivals.hard else None
-        hard = None if hard_ids is None else bank[hard_ids.clamp_min(0)]
         candidate_ids = rivals.candidates(batch.all_targets)
-        candidates = rivals.vectors(candidate_ids, bank)
-        given = (target_ids, candidate_ids, candidates, config.temperature, hard_ids, hard)
-        told_apart = [metrics.info_nce(own, *given, mixed) for own in members]
-        terms["infonce"] = torch.stack(told_apart)
+        if log_sum is None or not rivals.remembered:
+            candidates = rivals.vectors(candidate_ids, bank)
+            _, log_sum = softmax_mean(members, candidates, config.temperature)
+        hard = counted = None
+        if rivals.hard is not None:
+            hard_ids = rivals.hard.of(batch.inputs[batch.mask], target_ids)
+            hard = bank[hard_ids.clamp_min(0)]
+            counted = (hard_ids >= 0) & ~torch.isin(hard_ids, candidate_ids)
+        given = (targets, log_sum, config.temperature, hard, counted)
+        terms["infonce"] = metrics.info_nce(members, *given)
     share = len(members) * len(batch.all_targets)
     losses = {name: term.sum() / share for name, term in terms.items()}
     weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ocp_mamba.config import ModelConfig
 
@@ -49,15 +50,16 @@ class Readout(nn.Module):
             )
         self.memory = vectors.to(self.memory)
 
-    def forward(self, queries: Tensor, temperature: float) -> Tensor:
+    def forward(self, queries: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Return what each query comes to, unit rows ``(..., 768)`` from ``(..., 768)``.
 
-        ``temperature`` stands in for the config's: what a model is taught by.
+        ``temperature`` stands in for the config's: what a model is taught by. The second is the
+        softmax's log sum ``(...)``, or None of a readout that remembers nothing.
         """
         if not len(self.memory):
-            return queries
-        recalled = self._likely(queries, temperature) @ self.memory.to(queries.dtype)
-        return F.normalize(queries + self.weight * recalled.to(queries.dtype), dim=-1)
+            return queries, None
+        recalled, log_sum = softmax_mean(queries, self.memory, temperature)
+        return F.normalize(queries + self.weight * recalled, dim=-1), log_sum
 
     def mixture(self, queries: Tensor) -> Tensor:
         """Return what M members' queries come to, unit rows ``(..., 768)`` from ``(M, ..., 768)``.
@@ -84,6 +86,61 @@ class Readout(nn.Module):
         if isinstance(stored, Tensor) and stored.shape[1:] == self.memory.shape[1:]:
             self.memory = self.memory.new_empty(stored.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def softmax_mean(queries: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the mean of rows, weighted by ``softmax(queries @ rows.T / temperature)``.
+
+    Args:
+        queries: ``(..., D)``.
+        rows: ``(n, D)``; no gradient goes to them.
+        temperature: divisor of the inner products.
+
+    Returns:
+        The mean, ``(..., D)``, and the logarithm of the softmax's sum, ``(...)``: less a row's own
+        inner product over the temperature, it is that row's surprise. Both in the queries' dtype;
+        under autocast the products are computed in autocast's.
+    """
+    mean, log_sum = _SoftmaxMean.apply(queries.flatten(0, -2), rows, temperature)
+    return mean.view_as(queries), log_sum.view(queries.shape[:-1])
+
+
+class _SoftmaxMean(torch.autograd.Function):
+    """`softmax_mean` in the four products that it and its gradient need.
+
+    The gradient of the log sum is the mean over the temperature: it costs no product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, rows: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        kind = queries.device.type
+        low = torch.is_autocast_enabled(kind) and queries.dtype == torch.float32
+        dtype = torch.get_autocast_dtype(kind) if low else queries.dtype
+        rows = rows.to(dtype)
+        near = (queries / temperature).to(dtype) @ rows.T
+        likely = near.softmax(dim=-1, dtype=dtype)
+        # the likeliest row's logit less the logarithm of its share
+        log_sum = near.amax(dim=-1).to(queries.dtype) - likely.amax(dim=-1).to(queries.dtype).log()
+        mean = (likely @ rows).to(queries.dtype)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(likely, rows, mean)
+        ctx.temperature = temperature
+        return mean, log_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dmean: Tensor | None, dlog_sum: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        likely, rows, mean = ctx.saved_tensors
+        dqueries = mean.new_zeros(()) if dlog_sum is None else dlog_sum[:, None] * mean
+        if dmean is not None:
+            along = (dmean * mean).sum(dim=-1, keepdim=True).to(rows.dtype)
+            dnear = (dmean.to(rows.dtype) @ rows.T).sub_(along).mul_(likely)
+            dqueries = dqueries + dnear @ rows
+        return (dqueries / ctx.temperature).expand_as(mean), None, None
 
 
 def _inner_products(rows: Tensor, memory: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ocp_mamba.data.batches import Batch, batches
 from ocp_mamba.data.file import Dataset
 from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.model import NextVectorModel
-from ocp_mamba.negatives import NO_RIVALS, Rivals, answers, find_rivals
+from ocp_mamba.negatives import NO_RIVALS, Rivals, find_rivals
 from ocp_mamba.objective import Objective
 from ocp_mamba.schedule import Plan, learning_rate, make_plan, mixup_of
 from ocp_mamba.train_files import StateFiles, TrainingError
@@ -195,12 +195,9 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     bank = torch.from_numpy(dataset.bank).to(next(model.parameters()).device)
-    if model.readout is not None:
-        remembered = answers(dataset, config.min_context, model.readout.most)
-        model.readout.remember(torch.from_numpy(dataset.rows(remembered)))
     precision = resolve_precision(config.precision, bank.device)
     state = TrainState(model, make_optimizer(model, config), precision, world=world)
-    state.rivals = find_rivals(dataset, config).to(bank.device)
+    state.rivals = find_rivals(dataset, config, model.readout).to(bank.device)
     start_kernels(model, dataset, config)
     plan = make_plan(dataset, config)
     files = StateFiles(output, model, dataset, config)

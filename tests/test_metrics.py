@@ -46,14 +46,17 @@ def test_one_group_alone_has_a_mean_and_no_interval():
     assert metrics.Figure(0.5, -0.25, 0.75, 3).text("+.1f") == "+0.5 [-0.2, +0.8]"
 
 
+def log_sum(predictions: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    return (predictions @ candidates.T / 0.1).logsumexp(-1)
+
+
 def test_info_nce_is_cross_entropy_over_the_distinct_targets():
     bank = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     ids = torch.tensor([3, 1, 3, 0])
     predictions = F.normalize(bank[ids] + 0.1, dim=-1)
-    distinct = torch.tensor([0, 1, 3])
-    candidates = bank[distinct]
+    candidates = bank[[0, 1, 3]]
     expected = F.cross_entropy(predictions @ candidates.T / 0.1, torch.tensor([2, 1, 2, 0]))
-    losses = metrics.info_nce(predictions, ids, distinct, candidates, 0.1)
+    losses = metrics.info_nce(predictions, bank[ids], log_sum(predictions, candidates), 0.1)
     torch.testing.assert_close(losses.mean(), expected)
 
 
@@ -61,15 +64,18 @@ def test_a_hard_negative_stands_in_its_own_examples_denominator_once():
     bank = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(2)), dim=-1)
     ids = torch.tensor([3, 1])
     hard_ids = torch.tensor([[5, 1, -1], [4, 5, 0]])  # 1 is a target of the batch already
-    predictions = F.normalize(bank[ids] + 0.1, dim=-1)
+    counted = torch.tensor([[True, False, False], [True, True, True]])
+    members = F.normalize(torch.stack([bank[ids] + 0.1, bank[ids] - 0.1]), dim=-1)
     candidates = [[3, 1, 5], [1, 3, 4, 5, 0]]  # the target first
     expected = torch.stack([
-        F.cross_entropy(p @ bank[c].T / 0.1, torch.tensor(0))
-        for p, c in zip(predictions, candidates, strict=True)
+        torch.stack([
+            F.cross_entropy(p @ bank[c].T / 0.1, torch.tensor(0))
+            for p, c in zip(predictions, candidates, strict=True)
+        ])
+        for predictions in members
     ])  # fmt: skip
-    hard = bank[hard_ids.clamp_min(0)]
-    distinct = torch.tensor([1, 3])
-    found = metrics.info_nce(predictions, ids, distinct, bank[distinct], 0.1, hard_ids, hard)
+    sums = log_sum(members, bank[[1, 3]])
+    found = metrics.info_nce(members, bank[ids], sums, 0.1, bank[hard_ids.clamp_min(0)], counted)
     torch.testing.assert_close(found, expected)
 
 
@@ -78,21 +84,18 @@ def test_hard_negatives_only_raise_the_loss_and_none_leaves_it(seed, k, m):
     generator = torch.Generator().manual_seed(seed)
     bank = F.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=-1)
     ids = torch.randint(0, 10, (m,), generator=generator)
-    hard_ids = torch.randint(10, 20, (m, k), generator=generator)
+    hard = bank[torch.randint(10, 20, (m, k), generator=generator)]
     predictions = F.normalize(torch.randn(m, 8, generator=generator, dtype=torch.float64), dim=-1)
-    distinct = ids.unique()
-    candidates = bank[distinct]
-    plain = metrics.info_nce(predictions, ids, distinct, candidates, 0.1)
-    hard = metrics.info_nce(predictions, ids, distinct, candidates, 0.1, hard_ids, bank[hard_ids])
-    assert (hard > plain).all()
-    none = torch.full_like(hard_ids, -1)
-    same = metrics.info_nce(predictions, ids, distinct, candidates, 0.1, none, bank[hard_ids])
-    torch.testing.assert_close(same, plain)
+    given = (predictions, bank[ids], log_sum(predictions, bank[ids.unique()]), 0.1)
+    plain = metrics.info_nce(*given)
+    every = torch.ones(m, k, dtype=torch.bool)
+    assert (metrics.info_nce(*given, hard, every) > plain).all()
+    torch.testing.assert_close(metrics.info_nce(*given, hard, ~every), plain)
 
 
 def test_info_nce_of_equal_candidates_is_chance():
     same = F.normalize(torch.ones(5, 8), dim=-1)
-    losses = metrics.info_nce(same, torch.arange(5), torch.arange(5), same, 0.07)
+    losses = metrics.info_nce(same, same, log_sum(same, same), 0.1)
     assert losses.tolist() == pytest.approx([math.log(5)] * 5)
 
 

@@ -1,5 +1,7 @@
 """Hard negatives out of the bank: a case by hand, and what holds for any dataset."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocp_mamba import negatives
-from ocp_mamba.config import D_VECTOR, ConfigError, TrainConfig
+from ocp_mamba.config import D_VECTOR, ConfigError, ModelConfig, TrainConfig
 from ocp_mamba.data import load_dataset
 from ocp_mamba.data.shard_files import shard
 from ocp_mamba.negatives import find_rivals, mine_negatives
+from ocp_mamba.readout import Readout
 
 
 def on_a_circle(degrees):
@@ -91,6 +94,23 @@ def test_candidates_are_the_batchs_targets_or_all_of_trains():
     assert find_rivals(data, TrainConfig()).candidates(batch).tolist() == steps.tolist()
     assert len(steps) > len(of_train)
     assert find_rivals(data, TrainConfig(infonce_weight=0.0)) is negatives.NO_RIVALS
+
+
+def test_what_a_model_remembers_is_one_softmax_only_where_it_is_all_the_candidates(monkeypatch):
+    data, config = make_dataset(seed=5), TrainConfig()
+    everything = find_rivals(data, config).targets
+    roomy, tight = (Readout(ModelConfig(n_memory=n)) for n in (len(everything), 5))
+    assert find_rivals(data, config, roomy).remembered
+    torch.testing.assert_close(roomy.memory, torch.from_numpy(data.bank)[everything])
+    assert not find_rivals(data, config, tight).remembered
+    assert len(tight.memory) == 5
+    for other in (replace(config, infonce_weight=0.0), replace(config, infonce_candidates="batch")):
+        roomy.remember(torch.zeros(0, D_VECTOR))
+        rivals = find_rivals(data, other, roomy)
+        assert (rivals.remembered, rivals.targets) == (False, None)
+        assert len(roomy.memory) == len(everything)
+    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 4)
+    assert not find_rivals(data, config, roomy).remembered
 
 
 def test_of_too_many_train_targets_some_are_drawn_the_same_for_the_same_batch(monkeypatch):

@@ -10,7 +10,7 @@ from ocp_mamba.baselines_file import load_predictor, save_baseline
 from ocp_mamba.baselines_trained import TRAINED_BASELINES
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.model import OCPMambaLVM, load_model, save_checkpoint
-from ocp_mamba.readout import Readout, _inner_products
+from ocp_mamba.readout import Readout, _inner_products, softmax_mean
 
 TINY = ModelConfig(d_model=32, n_layers=2, headdim=16, members=2, n_memory=9)
 
@@ -33,18 +33,63 @@ def test_a_prediction_moves_to_the_weighted_mean_of_what_is_remembered(seed, n, 
     config = ModelConfig(n_memory=9, readout_weight=weight)
     readout, memory, h = Readout(config), unit(n, 768, seed=seed), unit(2, 3, 768, seed=seed + 1)
     readout.remember(memory)
-    found = readout(h, 0.2)
+    found, log_sum = readout(h, 0.2)
+    assert log_sum is not None
     for i in range(2):
         for j in range(3):
             scores = torch.tensor([float(h[i, j] @ row) / 0.2 for row in memory]).exp()
             mean = sum(s / scores.sum() * row for s, row in zip(scores, memory, strict=True))
             expected = F.normalize(h[i, j] + weight * mean, dim=-1)
             torch.testing.assert_close(found[i, j], expected, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(log_sum[i, j], scores.sum().log(), atol=1e-5, rtol=1e-4)
+
+
+@given(
+    shape=st.sampled_from([(1, 4), (7, 4), (2, 3, 5)]),
+    n=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    temperature=st.floats(0.02, 1),
+)
+@settings(max_examples=30, deadline=None)
+def test_softmax_mean_and_its_gradients_are_those_of_plain_torch(shape, n, seed, temperature):
+    queries, rows = unit(*shape, seed=seed).double(), unit(n, shape[-1], seed=seed + 1).double()
+    weights = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed)).double()
+
+    def plain(q):
+        near = q @ rows.T / temperature
+        return near.softmax(-1) @ rows, near.logsumexp(-1)
+
+    for used in ((1, 0), (0, 1), (1, 1)):  # the mean, the log sum, both
+        found = []
+        for function in (lambda q: softmax_mean(q, rows, temperature), plain):
+            q = queries.clone().requires_grad_()
+            mean, log_sum = function(q)
+            total = used[0] * (mean * weights[0]) + used[1] * log_sum[..., None] * weights[1]
+            found.append((mean, log_sum, *torch.autograd.grad(total.sum(), q)))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_an_unused_half_of_softmax_mean_has_no_gradient_to_compute():
+    queries = unit(3, 8).requires_grad_()
+    mean, log_sum = softmax_mean(queries, unit(5, 8, seed=1), 0.1)
+    (along,) = torch.autograd.grad(log_sum.sum(), queries)
+    torch.testing.assert_close(along, mean / 0.1)
+
+
+def test_under_autocast_products_are_bf16_and_what_comes_out_is_not():
+    queries, rows = unit(40, 64).requires_grad_(), unit(30, 64, seed=1)
+    exact = softmax_mean(queries, rows, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = softmax_mean(queries, rows, 0.1)
+    assert [x.dtype for x in near] == [torch.float32] * 2
+    for a, b, most in zip(near, exact, (0.005, 0.05), strict=True):
+        assert 0 < (a - b).abs().max() < most
 
 
 def test_nothing_remembered_nothing_moved():
     h = unit(3, 768)
-    assert Readout(ModelConfig(n_memory=4))(h, 0.1) is h
+    assert Readout(ModelConfig(n_memory=4))(h, 0.1) == (h, None)
     torch.testing.assert_close(Readout(ModelConfig(n_memory=4)).mixture(h[None]), h)
 
 

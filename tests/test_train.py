@@ -8,9 +8,10 @@ from data_maker import make_dataset
 
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.batches import batches
+from ocp_mamba.data.stream import train_targets
 from ocp_mamba.evaluate import validator
 from ocp_mamba.model import OCPMambaLVM, load_checkpoint, load_model
-from ocp_mamba.negatives import answers, find_rivals
+from ocp_mamba.negatives import find_rivals
 from ocp_mamba.objective import batch_losses
 from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.schedule import learning_rate, make_plan
@@ -87,8 +88,9 @@ def test_mixed_chains_are_taught_both_targets_by_their_weights(data, candidates)
     bank = torch.from_numpy(data.bank).double()
     drawn = {"shuffle_seed": 1, "min_context": 1, "mixup": 1.0}
     batch = next(batches(data, "train", 8, bank=bank, **drawn))
-    rivals = find_rivals(data, config)
-    model.readout.remember(bank[answers(data, 1, 99)])
+    rivals = find_rivals(data, config, model.readout)
+    assert rivals.remembered == (candidates == "train")
+    assert torch.equal(model.readout.memory, bank[train_targets(data, 1)])
     h = model.predict_members(batch.vectors)[0]
     p = model.predict_all(batch.vectors)
     ids = rivals.candidates(batch.all_targets).tolist()
@@ -100,8 +102,9 @@ def test_mixed_chains_are_taught_both_targets_by_their_weights(data, candidates)
         scores = (bank[ids] @ h[b, t] / 0.1).log_softmax(0)
         nce = -w * scores[ids.index(own)] - (1 - w) * scores[ids.index(other)]
         losses.append(cosine + 0.5 * nce)
-    found = batch_losses(model, batch, bank, config, rivals)["total"]
-    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=1e-10)
+    for given in (rivals, replace(rivals, remembered=False)):  # one softmax, or two
+        found = batch_losses(model, batch, bank, config, given)["total"]
+        torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("candidates", ["batch", "train"])
