@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks import timing
 from benchmarks.frame import Cell, Goal, Result, Table
 from ocp_mamba import ssm_cpu
+from ocp_mamba.allocator import freed_is_kept
 from ocp_mamba.baselines_trained import gru_of_size, transformer_of_size
 from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
 from ocp_mamba.data.batches import Batch
@@ -193,6 +194,7 @@ def _copy(model: OCPMambaLVM) -> OCPMambaLVM:
     return copy
 
 
+@freed_is_kept()
 def main(quick: bool) -> Result:
     """Time all contestants at each shape."""
     config = replace(MODEL_SIZES["small"], members=1, **{"n_layers": 1} if quick else {})

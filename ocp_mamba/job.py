@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ocp_mamba import alarms, gates
+from ocp_mamba.allocator import give_back_freed
 from ocp_mamba.backend import BackendError, resolve_backend, resolve_device, use_backend
 from ocp_mamba.compiled import start_kernels
 from ocp_mamba.conditioning import conditions
@@ -22,7 +23,7 @@ from ocp_mamba.data.file import is_dataset_file
 from ocp_mamba.data.leak import LeakReport, check
 from ocp_mamba.data.legacy import import_legacy
 from ocp_mamba.data.sample import JudgeLimits, judged_part, sample_of
-from ocp_mamba.data.shards import give_back_freed, is_shards
+from ocp_mamba.data.shards import is_shards
 from ocp_mamba.distributed import ALONE, World
 from ocp_mamba.evaluate import Evaluation, evaluate, inference_latency, validator
 from ocp_mamba.job_baselines import (

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ocp_mamba import metrics
 from ocp_mamba.alarms import Alarm, find_alarms
+from ocp_mamba.allocator import freed_is_kept
 from ocp_mamba.compiled import start_kernels
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch, batches
@@ -156,6 +157,7 @@ def train_step(
     return values
 
 
+@freed_is_kept()
 def fit(
     model: NextVectorModel,
     dataset: Dataset,

@@ -24,6 +24,7 @@ MAX_LINES = 400
 # floor: {room: modules}; "x.*" stands for the package x and all in it.
 FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     0: {
+        "allocator": ("allocator",),
         "config": ("config", "presets"),
         "lifecycle": ("lifecycle",),
         "metrics": ("metrics",),

@@ -255,13 +255,6 @@ def _will_need(first: np.ndarray, end: np.ndarray) -> None:
         libc.madvise(page, last - page, mmap.MADV_WILLNEED)
 
 
-def give_back_freed() -> None:
-    """Give memory that was freed back to the system, where glibc's allocator keeps it for later."""
-    trim = getattr(_libc(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 @functools.cache
 def _libc() -> Any:
     """The C library, with the types of the calls that are made."""
