@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ocp_mamba import ssm_step
-from ocp_mamba.quantise import PackedLinear
+from ocp_mamba.products import linear
 
 if TYPE_CHECKING:
     from ocp_mamba.mamba2 import Mamba2Layer, Mamba2Mixer
@@ -142,19 +142,19 @@ def step(
 ) -> Tensor:
     """See `OCPMambaLVM.step`."""
     embedded = model.embed(vector, tmd, relation)
-    predictions = []
+    last = []
     for stack in _with_states(model, cache):
         x = embedded
         for layer, state in stack:
             x = layer_step(layer, x, state)
-        predictions.append(model.head(x, vector.dtype))
-    return model.conclude(torch.stack(predictions))
+        last.append(x)
+    return model.conclude(model.head(torch.stack(last), vector.dtype))
 
 
 def layer_step(layer: Mamba2Layer, x: Tensor, state: LayerState) -> Tensor:
     """One position ``(B, d_model)`` through one layer."""
     mixer, c = layer.mixer, layer.mixer.config
-    z, xBC, dt = matvec(mixer.in_proj, layer.norm(x)).split(
+    z, xBC, dt = linear(mixer.in_proj, layer.norm(x)).split(
         [c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1
     )
     xBC = ssm_step.conv_step(xBC, state.conv_state, *_conv(mixer))
@@ -168,7 +168,7 @@ def layer_step(layer: Mamba2Layer, x: Tensor, state: LayerState) -> Tensor:
         mixer.D,
         state.ssm_state,
     )
-    return x + matvec(mixer.out_proj, mixer.norm(y.flatten(-2), gate=z))
+    return x + linear(mixer.out_proj, mixer.norm(y.flatten(-2), gate=z))
 
 
 def _with_states(
@@ -218,20 +218,3 @@ def rollout(
     while len(predicted) < steps:
         predicted.append(model.step(predicted[-1], tmd, cache))
     return torch.stack(predicted, dim=1)
-
-
-def matvec(linear: nn.Linear | PackedLinear, x: Tensor) -> Tensor:
-    """Apply a linear layer to ``(B, d)``.
-
-    One row on a CPU, compiled: the product is written as a sum a row, which the compiler turns into
-    one loop that reads each weight once, at the memory's speed. BLAS reaches half of it here.
-    """
-    if x.ndim > 2 or len(x) > 1 or x.is_cuda or not torch.compiler.is_compiling():
-        return linear(x)
-    # The compiler would compute what x is made of again for every row of the weights, but for the
-    # as_strided: it is of a tensor in memory.
-    x = x.as_strided((x.shape[1],), (1,))
-    y = (linear.weight.to(x.dtype) * x).sum(dim=-1)
-    if isinstance(linear, PackedLinear) and linear.scale is not None:
-        y = y * linear.scale
-    return (y if linear.bias is None else y + linear.bias)[None]

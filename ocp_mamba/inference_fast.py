@@ -78,7 +78,9 @@ def _compiled(
 ) -> FastStep:
     """The step by torch's compiler, ahead of time: the shapes never change, so none is checked."""
     vector, tmd, relation = inputs
-    step = torch.compile(inference.step, fullgraph=True, dynamic=False)
+    step = torch.compile(
+        inference.step, fullgraph=True, dynamic=False, options={"size_asserts": False}
+    )
     compiled = step.aot_compile(((model, vector, tmd, cache, relation), {}))  # type: ignore[attr-defined]
     compiled.disable_guard_check()
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocp_mamba import inference
+from ocp_mamba import inference, products
 from ocp_mamba.checkpoint import (
     FORMAT_VERSION,
     KIND,
@@ -147,7 +147,7 @@ class OCPMambaLVM(NextVectorModel):
 
     def head(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return unit rows ``(..., 768)`` from what the last layer gave, ``(..., d_model)``."""
-        return F.normalize(inference.matvec(self.output, self.norm_f(x)).to(dtype), dim=-1)
+        return F.normalize(products.linear(self.output, self.norm_f(x)).to(dtype), dim=-1)
 
     def allocate_inference_cache(self, batch: int) -> InferenceCache:
         """Return the memory of ``batch`` sequences of which nothing has been seen yet."""

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ocp_mamba.config import ModelConfig
-
-FEW_ROWS = 4
-"""As many queries as this are one new vector's, of a model's members."""
+from ocp_mamba.products import inner_products
 
 
 class Readout(nn.Module):
@@ -75,7 +73,7 @@ class Readout(nn.Module):
 
     def _likely(self, queries: Tensor, temperature: float) -> Tensor:
         """How likely each remembered concept comes next, ``(..., n)``."""
-        near = _inner_products(queries, self.memory.to(queries.dtype))
+        near = inner_products(queries, self.memory)
         return (near / temperature).softmax(dim=-1).to(queries.dtype)
 
     def _load_from_state_dict(
@@ -141,18 +139,3 @@ class _SoftmaxMean(torch.autograd.Function):
             dnear = (dmean.to(rows.dtype) @ rows.T).sub_(along).mul_(likely)
             dqueries = dqueries + dnear @ rows
         return (dqueries / ctx.temperature).expand_as(mean), None, None
-
-
-def _inner_products(rows: Tensor, memory: Tensor) -> Tensor:
-    """Return ``rows @ memory.T``, ``(..., n)`` from ``(..., 768)`` and ``(n, 768)``.
-
-    Few rows on a CPU, compiled: written as sums, which the compiler turns into one loop over the
-    memory; BLAS takes nearly twice as long.
-    """
-    width = rows.shape[-1]
-    if rows.is_cuda or rows.numel() > FEW_ROWS * width or not torch.compiler.is_compiling():
-        return rows @ memory.T
-    # as_strided: of a tensor in memory, or it would be computed again for each row of the memory
-    flat = rows.reshape(-1, width).contiguous()
-    flat = flat.as_strided(flat.shape, (width, 1))
-    return (memory[:, None] * flat).sum(dim=-1).T.reshape(*rows.shape[:-1], len(memory))

@@ -40,6 +40,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "inference",
             "inference_fast",
             "mamba2",
+            "products",
             "model",
             "quantise",
         ),

@@ -10,7 +10,8 @@ from ocp_mamba.baselines_file import load_predictor, save_baseline
 from ocp_mamba.baselines_trained import TRAINED_BASELINES
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.model import OCPMambaLVM, load_model, save_checkpoint
-from ocp_mamba.readout import Readout, _inner_products, softmax_mean
+from ocp_mamba.products import inner_products
+from ocp_mamba.readout import Readout, softmax_mean
 
 TINY = ModelConfig(d_model=32, n_layers=2, headdim=16, members=2, n_memory=9)
 
@@ -107,7 +108,7 @@ def test_a_model_answers_with_the_mean_of_its_members_probabilities_and_queries(
 @pytest.mark.parametrize("shape", [(3, 1, 768), (2, 5, 768), (1, 768)])
 def test_compiled_inner_products_are_the_products(shape):
     memory, rows = unit(7, 768), unit(*shape, seed=1)
-    compiled = torch.compile(_inner_products, dynamic=False, backend="eager")
+    compiled = torch.compile(inner_products, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(rows, memory), rows @ memory.T, atol=1e-6, rtol=1e-5)
 
 
