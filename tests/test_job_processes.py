@@ -32,40 +32,76 @@ def rank_of(process: psutil.Process) -> str | None:
         return None
 
 
-def test_kill_9_of_a_worker_fails_the_run_and_one_process_resumes(store: str, tmp_path: Path):
-    make_dataset(60, 30).save(tmp_path / "data.npz")
-    words = ["train", "--data", "data.npz", "--output", "out/model.pt", *FLAGS]
+WORDS = ["train", "--data", "data.npz", "--output", "out/model.pt", *FLAGS]
+
+
+def kill_9_of_rank_1(store: str, folder: Path, *flags: str) -> tuple[int, str, int]:
+    """Kill a process once there is a state; return its id, what was said, and the exit status."""
+    make_dataset(60, 30).save(folder / "data.npz")
     launcher = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "ocp_mamba", *map(str, words)],
-        cwd=tmp_path, env={**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"},
+         *flags, "-m", "ocp_mamba", *map(str, WORDS)],
+        cwd=folder, env={**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    state = tmp_path / "out" / "model.last.pt"
     deadline = time.monotonic() + 90
-    while not state.exists():
+    while not (folder / "out" / "model.last.pt").exists():
         assert launcher.poll() is None, launcher.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     workers = {rank_of(p): p for p in psutil.Process(launcher.pid).children()}
     workers["1"].send_signal(signal.SIGKILL)
-    said, _ = launcher.communicate(timeout=90)
-    assert launcher.returncode != 0
+    said, _ = launcher.communicate(timeout=120)
+    return workers["1"].pid, said, launcher.returncode
+
+
+def distributed_runs() -> list[mlflow.entities.Run]:
+    """All trainings by several processes, the oldest first."""
+    return mlflow.search_runs(
+        experiment_names=["ocp_mamba"], filter_string="params.ran.processes != ''",
+        order_by=["start_time"], output_format="list",
+    )  # fmt: skip
+
+
+def test_kill_9_of_a_worker_fails_the_run_and_one_process_resumes(store: str, tmp_path: Path):
+    state = tmp_path / "out" / "model.last.pt"
+    killed, said, status = kill_9_of_rank_1(store, tmp_path)
+    assert status != 0
     assert state.exists(), said
 
-    lost = f"rank 0 of 2 lost rank 1 (process {workers['1'].pid} on"
+    lost = f"rank 0 of 2 lost rank 1 (process {killed} on"
     assert f"Error: {lost}" in said
     assert "out/model.last.pt: go on with --resume" in said
     assert "Traceback" not in said.split("Error: rank 0")[0], "later comes torchrun's own"
-    (failed,) = mlflow.search_runs(experiment_names=["ocp_mamba"], output_format="list",
-                                   filter_string="params.ran.processes != ''")  # fmt: skip
+    (failed,) = distributed_runs()
     assert failed.info.status == "FAILED"
     assert failed.data.tags["ended.reason"].startswith(f"WorkerLostError: {lost}")
     assert failed.data.params["ran.processes"] == "2"
     assert failed.data.tags["distributed.backend"] == "gloo"
 
-    assert "registered   ocp-mamba-lvm version 1" in run(*words, "--resume")
+    assert "registered   ocp-mamba-lvm version 1" in run(*WORDS, "--resume")
     assert not state.exists()
+
+
+def test_torchrun_starts_again_what_lost_a_worker_and_training_goes_on(store: str, tmp_path: Path):
+    state = tmp_path / "out" / "model.last.pt"
+    killed, said, status = kill_9_of_rank_1(store, tmp_path, "--max-restarts", "1")
+    assert status == 0, said
+    said = " ".join(said.split())  # an error is wrapped
+    assert f"lost rank 1 (process {killed} on" in said
+    assert f"torchrun starts again from {state} while it has restarts left" in said
+    assert f"restart 1 of this training by torchrun: going on from {state}" in said
+    assert "registered ocp-mamba-lvm version 1" in said
+    assert not state.exists()
+    failed, finished = distributed_runs()
+    assert (failed.info.status, finished.info.status) == ("FAILED", "FINISHED")
+    assert finished.data.tags["distributed.restarts"] == "1"
+    history = mlflow.MlflowClient().get_metric_history
+    before, after = (
+        {m.step for m in history(r.info.run_id, "val_next_vec_cosine")} for r in (failed, finished)
+    )
+    assert before
+    assert after | before == set(range(1, EPOCHS + 1))
 
 
 @pytest.fixture
