@@ -44,34 +44,41 @@ template <class S, class R> struct Block {
     }
     void convolve(long t) const {
         const long C = s.C(), K = s.K;
-        R* a = act + t * C;
+        R *a = act + t * C, *d = slope ? slope + t * C : nullptr;
         if (K == 4) {  // the usual width, in one pass
             const S *r0 = row(t - 3), *r1 = row(t - 2), *r2 = row(t - 1), *r3 = row(t);
             const R *w0 = w.conv, *w1 = w0 + C, *w2 = w1 + C, *w3 = w2 + C, *bias = w.conv_bias;
-#pragma omp simd
-            for (long c = 0; c < C; c++)
-                a[c] = bias[c] + w0[c] * load(r0[c]) + w1[c] * load(r1[c]) +
-                       w2[c] * load(r2[c]) + w3[c] * load(r3[c]);
-        } else {
-            std::memcpy(a, w.conv_bias, C * sizeof(R));
-            for (long k = 0; k < K; k++) {
-                const S* from = row(t - (K - 1) + k);
-                const R* weight = w.conv + k * C;
-#pragma omp simd
-                for (long c = 0; c < C; c++) a[c] += weight[c] * load(from[c]);
-            }
+            silu(C, a, d, [=](long c) {
+                return bias[c] + w0[c] * load(r0[c]) + w1[c] * load(r1[c]) + w2[c] * load(r2[c]) +
+                       w3[c] * load(r3[c]);
+            });
+            return;
         }
-        if (slope) {
-            R* d = slope + t * C;
+        std::memcpy(a, w.conv_bias, C * sizeof(R));
+        for (long k = 0; k < K; k++) {
+            const S* from = row(t - (K - 1) + k);
+            const R* weight = w.conv + k * C;
+#pragma omp simd
+            for (long c = 0; c < C; c++) a[c] += weight[c] * load(from[c]);
+        }
+        silu(C, a, d, [=](long c) { return a[c]; });
+    }
+
+    // SiLU of each of C values, and its derivative where it is wanted.
+    template <class F> static void silu(long C, R* out, R* derivative, F value) {
+        if (derivative) {
 #pragma omp simd
             for (long c = 0; c < C; c++) {
-                const R sig = sigmoid(a[c]);
-                d[c] = sig * (R(1) + a[c] * (R(1) - sig));
-                a[c] = a[c] * sig;
+                const R v = value(c), sig = sigmoid(v);
+                derivative[c] = sig * (R(1) + v * (R(1) - sig));
+                out[c] = v * sig;
             }
         } else {
 #pragma omp simd
-            for (long c = 0; c < C; c++) a[c] = a[c] * sigmoid(a[c]);
+            for (long c = 0; c < C; c++) {
+                const R v = value(c);
+                out[c] = v * sigmoid(v);
+            }
         }
     }
 
