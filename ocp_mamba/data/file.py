@@ -170,9 +170,7 @@ class Dataset:
 
     def first_targets(self, ids: np.ndarray, min_context: int | None = None) -> np.ndarray:
         """Index of the first target in each of some chains, int64; arguments as `examples`."""
-        if min_context is None:
-            return self.chain_first[ids].astype(np.int64)
-        return np.minimum(min_context, self.lengths[ids])
+        return first_targets(self.chain_first[ids], self.lengths[ids], min_context)
 
     def examples(self, split: str, min_context: int | None = None) -> Examples:
         """The OCP sequences of a split.
@@ -284,6 +282,17 @@ class Dataset:
             return dataset
         except DatasetError as error:
             raise DatasetError(f"dataset file {path}: {error}") from error
+
+
+def first_targets(first: np.ndarray, lengths: np.ndarray, min_context: int | None) -> np.ndarray:
+    """Index of the first target in each of some chains, int64.
+
+    It is that which the dataset judges from, or the one after ``min_context`` concepts: a chain
+    that is no longer than that has none, which is where it ends.
+    """
+    if min_context is None:
+        return first.astype(np.int64)
+    return np.minimum(min_context, lengths)
 
 
 def unit_rows(bank: np.ndarray) -> np.ndarray:

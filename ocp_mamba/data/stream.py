@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ocp_mamba.data.file import SPLITS, Dataset
+from ocp_mamba.data.file import SPLITS, Dataset, first_targets
 
 CHAINS = 1 << 16
 """Chains looked at together; what is worked out for them takes some 50 MB."""
@@ -44,9 +44,7 @@ class Piece:
         ``min_context`` as in `Dataset.examples`.
         """
         rows = np.flatnonzero(self.split == SPLITS.index(split))
-        first = self.first[rows]
-        if min_context is not None:
-            first = np.minimum(min_context, self.lengths[rows])
+        first = first_targets(self.first[rows], self.lengths[rows], min_context)
         counts = self.lengths[rows] - first
         begins = np.repeat(self.starts[rows] + first - np.cumsum(counts) + counts, counts)
         at = begins + np.arange(len(begins))
