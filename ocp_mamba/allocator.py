@@ -16,11 +16,15 @@ from contextlib import contextmanager
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Options of ``mallopt``, as <malloc.h> numbers them."""
 
-KEEPING = {TRIM_THRESHOLD: -1, MMAP_THRESHOLD: 2**30}
-"""Nothing is given back by itself, and arrays of up to so many bytes come from what is kept."""
+LARGEST = 2**25
+"""Bytes: arrays up to here come from what is kept. Larger ones, of which a step makes few or none,
+come and go by themselves and leave no holes. Older glibc takes no larger limit."""
 
-DEFAULTS = {TRIM_THRESHOLD: 64 * 2**20, MMAP_THRESHOLD: 32 * 2**20}
-"""Bytes: what glibc's own limits grow to in a process that frees large arrays."""
+KEEPING = {MMAP_THRESHOLD: LARGEST, TRIM_THRESHOLD: -1}
+"""Nothing is given back by itself."""
+
+DEFAULTS = {MMAP_THRESHOLD: LARGEST, TRIM_THRESHOLD: 2 * LARGEST}
+"""What glibc's own limits grow to in a process that frees large arrays."""
 
 
 def give_back_freed() -> None:
