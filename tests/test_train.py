@@ -128,6 +128,28 @@ def test_each_member_is_taught_by_its_own_loss(data, candidates):
         torch.testing.assert_close(loss, mean, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("candidates", ["batch", "train"])
+def test_a_hard_negative_that_is_a_candidate_or_none_is_not_counted(data, candidates):
+    """InfoNCE of a batch with hard negatives against a loop over its positions."""
+    model = seeded(TINY).double()
+    config = TrainConfig(infonce_candidates=candidates, hard_negatives=40, temperature=0.1)
+    bank = torch.from_numpy(data.bank).double()
+    batch = next(batches(data, "train", 4, bank=bank, shuffle_seed=1, min_context=1))
+    rivals = find_rivals(data, config)
+    h = model.predict_members(batch.vectors)[0]
+    told_from = set(rivals.candidates(batch.all_targets).tolist())
+    losses, skipped = [], 0
+    for b, t in batch.mask.nonzero().tolist():
+        own = int(batch.targets[b, t])
+        (mined,) = rivals.hard.of(batch.inputs[b, t][None], batch.targets[b, t][None]).tolist()
+        ids = [own, *sorted((told_from | set(mined)) - {own, -1})]
+        skipped += len(told_from & set(mined)) + mined.count(-1)
+        losses.append(F.cross_entropy((bank[ids] @ h[b, t] / 0.1)[None], torch.tensor([0])))
+    assert skipped
+    found = batch_losses(model, batch, bank, config, rivals)["infonce"]
+    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=1e-10)
+
+
 def test_all_train_targets_are_harder_to_tell_from_than_the_batchs(data):
     model, bank = seeded(), torch.from_numpy(data.bank)
     batch = next(batches(data, "train", 4, bank=bank, shuffle_seed=1))
