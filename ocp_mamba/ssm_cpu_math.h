@@ -106,12 +106,20 @@ inline void add_product(Matrix<R> to, Matrix<R> a, Matrix<R> b, long m, long n, 
     for (; i < m; i++) product_rows<R, 1>(to, a, b, i, n, k);
 }
 
+// The elements of two vectors, numbered through, that AT names. gcc has clang's way since version 12.
+template <int... AT, class V> inline V pick(V a, V b) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, AT...);
+#else
+    return __builtin_shuffle(a, b, decltype(a < b){AT...});
+#endif
+}
 // Two rows of a square, S apart, change the halves that the other has: see transpose_square.
 template <int S, class V, size_t... I>
 inline void exchange(V& a, V& b, std::index_sequence<I...>) {
     constexpr int N = sizeof...(I);
-    const V upper = __builtin_shufflevector(a, b, int(I & S ? N + (I ^ S) : I)...);
-    b = __builtin_shufflevector(a, b, int(I & S ? N + I : I ^ S)...);
+    const V upper = pick<int(I & S ? N + (I ^ S) : I)...>(a, b);
+    b = pick<int(I & S ? N + I : I ^ S)...>(a, b);
     a = upper;
 }
 template <int S, int N, class V> inline void exchange_all(V* rows) {
