@@ -54,24 +54,25 @@ class Products(NextVectorModel):
         c = model.config
         self.d_inner = c.d_inner
         widths = ((c.d_model, 2 * c.d_inner + 2 * c.d_state + c.nheads), (c.d_inner, c.d_model))
-        self.layers = nn.ModuleList(
-            nn.ModuleList(nn.Linear(*width, bias=False) for width in widths)
-            for _ in range(c.n_layers)
-        )
+        self.stacks = nn.ModuleList()
+        for theirs in model.stacks():
+            stack = nn.ModuleList()
+            for layer in theirs:
+                inward, outward = (nn.Linear(*width, bias=False) for width in widths)
+                inward.load_state_dict(layer.mixer.in_proj.state_dict())
+                outward.load_state_dict(layer.mixer.out_proj.state_dict())
+                stack.append(nn.ModuleList((inward, outward)))
+            self.stacks.append(stack)
         self.output = nn.Linear(c.d_model, c.d_vector)
-        self.depths = c.depths
         self.remembered: Tensor | None = None
         if model.readout is not None and len(model.readout.memory):
             self.remembered = model.readout.memory
-        for (inward, outward), layer in zip(self.layers, model.layers, strict=True):
-            inward.load_state_dict(layer.mixer.in_proj.state_dict())
-            outward.load_state_dict(layer.mixer.out_proj.state_dict())
 
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         predictions = []
-        for depth in self.depths:
-            start, x = sum(self.depths[: len(predictions)]), seq_vectors
-            for inward, outward in self.layers[start : start + depth]:
+        for stack in self.stacks:
+            x = seq_vectors
+            for inward, outward in stack:
                 x = outward(inward(x)[..., : self.d_inner])
             predictions.append(self.output(x).to(seq_vectors.dtype))
         return torch.stack(predictions)
