@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ocp_mamba.conditioning import NextVectorModel
 from ocp_mamba.config import D_VECTOR, ModelConfig
+from ocp_mamba.directions import unit
 from ocp_mamba.mamba2 import RMSNorm
 from ocp_mamba.readout import Readout
 
@@ -48,7 +49,7 @@ class GRUBaseline(NextVectorModel):
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return ``(1, B, L, 768)`` unit rows from ``(B, L, 768)``; ``tmd`` is not used."""
         hidden, _ = self.gru(_components_of_size_one(seq_vectors))
-        return _unit(self.output(self.norm(hidden)), seq_vectors)[None]
+        return unit(self.output(self.norm(hidden)), seq_vectors.dtype)[None]
 
 
 class TransformerLayer(nn.Module):
@@ -112,7 +113,7 @@ class TransformerBaseline(NextVectorModel):
         x = x + positions(seq_vectors.shape[1], self.width).to(x)
         for layer in self.layers:
             x = layer(x)
-        return _unit(self.output(self.norm(x)), seq_vectors)[None]
+        return unit(self.output(self.norm(x)), seq_vectors.dtype)[None]
 
 
 def positions(length: int, width: int) -> Tensor:
@@ -196,7 +197,3 @@ def _linear(width_in: int, width_out: int) -> nn.Linear:
 
 def _components_of_size_one(seq_vectors: Tensor) -> Tensor:
     return F.normalize(seq_vectors, dim=-1) * math.sqrt(D_VECTOR)
-
-
-def _unit(rows: Tensor, like: Tensor) -> Tensor:
-    return F.normalize(rows.to(like.dtype), dim=-1)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ocp_mamba.directions import cosine_to
+
 METRICS_VERSION = "3"
 """Changes when a definition changes: figures of two versions are not comparable."""
 
@@ -159,8 +161,8 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """1 - cosine of each pair of rows ``(M, D)``: ``(M,)`` in 0..2."""
-    return 1 - cosine(predictions, targets)
+    """1 - cosine of rows ``(..., M, D)`` and their targets, ``(M, D)``: ``(..., M)`` in 0..2."""
+    return 1 - cosine_to(targets, predictions)
 
 
 def info_nce(

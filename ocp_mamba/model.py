@@ -27,6 +27,7 @@ from ocp_mamba.conditioning import (
     check_relations,
 )
 from ocp_mamba.config import ConfigError, ModelConfig
+from ocp_mamba.directions import unit
 from ocp_mamba.inference import InferenceCache
 from ocp_mamba.mamba2 import Mamba2Layer, RMSNorm
 from ocp_mamba.readout import Readout
@@ -147,7 +148,7 @@ class OCPMambaLVM(NextVectorModel):
 
     def head(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return unit rows ``(..., 768)`` from what the last layer gave, ``(..., d_model)``."""
-        return F.normalize(products.linear(self.output, self.norm_f(x)).to(dtype), dim=-1)
+        return unit(products.linear(self.output, self.norm_f(x)), dtype)
 
     def allocate_inference_cache(self, batch: int) -> InferenceCache:
         """Return the memory of ``batch`` sequences of which nothing has been seen yet."""

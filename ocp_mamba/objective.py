@@ -38,14 +38,16 @@ def batch_losses(
         rivals: what InfoNCE tells the targets from beside the batch's other targets.
     """
     taken = conditions(model, batch.tmd, batch.relations)
-    members = model.predict_members(batch.vectors, **taken)[:, batch.mask]
+    members = model.predict_members(batch.vectors, **taken)
+    # not members[:, mask], whose gradient sorts the rows that it adds up
+    members = members.flatten(1, 2).index_select(1, batch.mask.flatten().nonzero().squeeze(1))
     target_ids = batch.targets[batch.mask]
     targets = bank[target_ids]
     if batch.mix is not None:
         weight, others = batch.mix.weight[batch.mask], batch.mix.targets[batch.mask]
         targets = torch.lerp(bank[others], targets, weight[:, None])
     recalled, log_sum = model.recall(members, config.temperature)
-    terms = {"cosine": metrics.cosine_loss(recalled, targets.expand_as(members))}
+    terms = {"cosine": metrics.cosine_loss(recalled, targets)}
     if config.infonce_weight:
         candidate_ids = rivals.candidates(batch.all_targets)
         if log_sum is None or not rivals.remembered:

@@ -49,15 +49,16 @@ class Readout(nn.Module):
         self.memory = vectors.to(self.memory)
 
     def forward(self, queries: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Return what each query comes to, unit rows ``(..., 768)`` from ``(..., 768)``.
+        """Return which way each query moves, ``(..., 768)`` from unit rows ``(..., 768)``.
 
+        For training: the rows' lengths are as they come, as a cosine does not see them.
         ``temperature`` stands in for the config's: what a model is taught by. The second is the
         softmax's log sum ``(...)``, or None of a readout that remembers nothing.
         """
         if not len(self.memory):
             return queries, None
         recalled, log_sum = softmax_mean(queries, self.memory, temperature)
-        return F.normalize(queries + self.weight * recalled, dim=-1), log_sum
+        return torch.add(queries, recalled, alpha=self.weight), log_sum
 
     def mixture(self, queries: Tensor) -> Tensor:
         """Return what M members' queries come to, unit rows ``(..., 768)`` from ``(M, ..., 768)``.
@@ -116,14 +117,14 @@ class _SoftmaxMean(torch.autograd.Function):
         kind = queries.device.type
         low = torch.is_autocast_enabled(kind) and queries.dtype == torch.float32
         dtype = torch.get_autocast_dtype(kind) if low else queries.dtype
-        rows = rows.to(dtype)
-        near = (queries / temperature).to(dtype) @ rows.T
+        rows, sharp = rows.to(dtype), (rows / temperature).to(dtype)
+        near = queries.to(dtype) @ sharp.T
         likely = near.softmax(dim=-1, dtype=dtype)
         # the likeliest row's logit less the logarithm of its share
         log_sum = near.amax(dim=-1).to(queries.dtype) - likely.amax(dim=-1).to(queries.dtype).log()
         mean = (likely @ rows).to(queries.dtype)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(likely, rows, mean)
+        ctx.save_for_backward(likely, rows, sharp, mean)
         ctx.temperature = temperature
         return mean, log_sum
 
@@ -132,10 +133,13 @@ class _SoftmaxMean(torch.autograd.Function):
     def backward(
         ctx: Any, dmean: Tensor | None, dlog_sum: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
-        likely, rows, mean = ctx.saved_tensors
-        dqueries = mean.new_zeros(()) if dlog_sum is None else dlog_sum[:, None] * mean
+        likely, rows, sharp, mean = ctx.saved_tensors
+        dqueries = None
         if dmean is not None:
-            along = (dmean * mean).sum(dim=-1, keepdim=True).to(rows.dtype)
+            along = torch.linalg.vecdot(dmean, mean)[:, None].to(rows.dtype)
             dnear = (dmean.to(rows.dtype) @ rows.T).sub_(along).mul_(likely)
-            dqueries = dqueries + dnear @ rows
-        return (dqueries / ctx.temperature).expand_as(mean), None, None
+            dqueries = (dnear @ sharp).to(mean.dtype)
+        if dlog_sum is not None:
+            share = dlog_sum[:, None] / ctx.temperature
+            dqueries = mean * share if dqueries is None else dqueries.addcmul_(mean, share)
+        return dqueries, None, None

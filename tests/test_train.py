@@ -17,9 +17,11 @@ from ocp_mamba.retrieval import BankIndex
 from ocp_mamba.schedule import learning_rate, make_plan
 from ocp_mamba.train import (
     TrainingError,
+    TrainState,
     fit,
     make_optimizer,
     resolve_precision,
+    train_step,
 )
 from ocp_mamba.train_files import resume_path
 
@@ -105,6 +107,24 @@ def test_mixed_chains_are_taught_both_targets_by_their_weights(data, candidates)
     for given in (rivals, replace(rivals, remembered=False)):  # one softmax, or two
         found = batch_losses(model, batch, bank, config, given)["total"]
         torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("share", [0.25, 4.0])
+def test_a_gradient_that_is_too_long_is_shortened_and_no_other(data, share):
+    """A step of plain gradient descent moves the weights by the rate times what is left of it."""
+    bank = torch.from_numpy(data.bank)
+    batch = next(batches(data, "train", 16, bank=bank, shuffle_seed=1))
+    model = seeded()
+    gradients = torch.autograd.grad(
+        batch_losses(model, batch, bank, QUICK)["total"], model.parameters()
+    )
+    length = torch.cat([g.flatten() for g in gradients]).norm().item()
+    before = [p.detach().clone() for p in model.parameters()]
+    state = TrainState(model, torch.optim.SGD(model.parameters()), "float32")
+    config = replace(QUICK, grad_clip=share * length)
+    assert train_step(state, batch, bank, 0.5, config)["grad_norm"] == pytest.approx(length)
+    for old, new, g in zip(before, model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(old - new, 0.5 * min(share, 1) * g, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("candidates", ["batch", "train"])
