@@ -191,9 +191,11 @@ template <class S, class R> void call_norm_backward(const Sizes& s, void* const*
 }
 }  // namespace
 
-// kind: 0 is bfloat16 computed in float, 1 float, 2 double. For the norm, P is the width.
+// kind: 0 is bfloat16 computed in float, 1 float, 2 double. For the norm, P is the width. Threads are
+// as many as torch's: where the compiler's OpenMP is another library than torch's, it is to be told.
 #define OCP_ENTRY(name)                                                            \
     extern "C" void mixer_##name(int kind, const Sizes* s, void* const* p) {       \
+        omp_set_num_threads(static_cast<int>(s->threads));                         \
         if (kind == 0) call_##name<bf16, float>(*s, p);                            \
         if (kind == 1) call_##name<float, float>(*s, p);                           \
         if (kind == 2) call_##name<double, double>(*s, p);                         \

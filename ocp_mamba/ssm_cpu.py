@@ -55,7 +55,9 @@ class Library:
 
 
 class _Sizes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_long) for name in "BLHPNK"] + [("eps", ctypes.c_double)]
+    _fields_ = [(name, ctypes.c_long) for name in (*"BLHPNK", "threads")] + [
+        ("eps", ctypes.c_double)
+    ]
 
 
 def use(wanted: bool) -> None:
@@ -206,7 +208,7 @@ class _MixerCore(torch.autograd.Function):
         x = zxbcdt.contiguous()
         weights = [w.contiguous() for w in (conv.t(), conv_bias, dt_bias, A, D, norm)]
         (B, L), E, H = x.shape[:2], len(norm), len(D)
-        sizes = _Sizes(B, L, H, E // H, d_state, conv.shape[1], eps)
+        sizes = _Sizes(B, L, H, E // H, d_state, conv.shape[1], torch.get_num_threads(), eps)
         out = x.new_empty(B, L, E)
         y, dt = norm.new_empty(B, L, E), norm.new_empty(B, L, H)
         states = None
@@ -240,7 +242,8 @@ class _Norm(torch.autograd.Function):
         x, weight = x.contiguous(), weight.contiguous()
         out = torch.empty_like(x, dtype=dtype)
         width = x.shape[-1]
-        ctx.sizes, ctx.dtype = _Sizes(x.numel() // width, 1, 1, width, 1, 1, eps), dtype
+        ctx.dtype = dtype
+        ctx.sizes = _Sizes(x.numel() // width, 1, 1, width, 1, 1, torch.get_num_threads(), eps)
         ctx.save_for_backward(x, weight)
         _call("norm_forward", dtype, ctx.sizes, weight, x, out)
         return out

@@ -12,7 +12,7 @@ constexpr long CHUNK = 16;   // positions that one masked matrix product takes t
 constexpr long BLOCK = 64;  // positions whose intermediate results are held at once
 
 struct Sizes {
-    long B, L, H, P, N, K;
+    long B, L, H, P, N, K, threads;
     double eps;
     long E() const { return H * P; }
     long C() const { return E() + 2 * N; }
