@@ -26,10 +26,22 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Return ``(..., width)`` from ``(..., width)`` and an optional gate of the same shape."""
-        if gate is not None:
-            x = x * F.silu(gate)
-        elif ssm_cpu.takes(x, self.weight):
-            return ssm_cpu.rms_norm(x, self.weight, NORM_EPS)
+        if gate is None:
+            return self.add(x, None)[0]
+        return self._plain(x * F.silu(gate))
+
+    def add(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the norm of ``x + residual``, and the sum in the weight's dtype.
+
+        Under autocast a sum over many layers is not rounded with each of them. mamba_ssm's
+        ``rms_norm_fn`` does so with ``prenorm`` and ``residual_in_fp32``.
+        """
+        if ssm_cpu.takes(x, self.weight):
+            return ssm_cpu.add_rms_norm(x, residual, self.weight, NORM_EPS)
+        total = x.to(self.weight.dtype) if residual is None else residual + x
+        return self._plain(total), total
+
+    def _plain(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.to(self.weight.dtype), (x.shape[-1],), self.weight, NORM_EPS)
 
 
@@ -108,7 +120,7 @@ class Mamba2Mixer(nn.Module):
 
 
 class Mamba2Layer(nn.Module):
-    """Norm, Mamba-2 mixer, residual."""
+    """Residual, norm, Mamba-2 mixer; the mixer's output is added before the next norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Create one layer of the config's widths."""
@@ -117,6 +129,11 @@ class Mamba2Layer(nn.Module):
         self.mixer = Mamba2Mixer(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``(B, L, d_model)`` from ``(B, L, d_model)``."""
-        return x + self.dropout(self.mixer(self.norm(x)))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what is to be added to the residual, and it, both ``(B, L, d_model)``.
+
+        Arguments are what the layer before returned, as those of mamba_ssm's ``Block``; the first
+        layer has no residual.
+        """
+        normed, residual = self.norm.add(x, residual)
+        return self.dropout(self.mixer(normed)), residual

@@ -123,10 +123,10 @@ class OCPMambaLVM(NextVectorModel):
         embedded = self.embed(seq_vectors, tmd, relations)
         predictions = []
         for stack in self.stacks():
-            x = embedded
+            x, residual = embedded, None
             for layer in stack:
-                x = layer(x)
-            predictions.append(self.head(x, seq_vectors.dtype))
+                x, residual = layer(x, residual)
+            predictions.append(self.head(x, seq_vectors.dtype, residual))
         return torch.stack(predictions)
 
     def stacks(self) -> Iterator[nn.ModuleList]:
@@ -146,9 +146,10 @@ class OCPMambaLVM(NextVectorModel):
             x = x + self.relations(relations)
         return x
 
-    def head(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def head(self, x: Tensor, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """Return unit rows ``(..., 768)`` from what the last layer gave, ``(..., d_model)``."""
-        return unit(products.linear(self.output, self.norm_f(x)), dtype)
+        normed, _ = self.norm_f.add(x, residual)
+        return unit(products.linear(self.output, normed), dtype)
 
     def allocate_inference_cache(self, batch: int) -> InferenceCache:
         """Return the memory of ``batch`` sequences of which nothing has been seen yet."""

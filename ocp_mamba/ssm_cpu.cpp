@@ -129,29 +129,44 @@ void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R
     }
 }
 
-// The RMS norm before a mixer: rows (count, width) of R in, of S out.
+// The RMS norm before a mixer, with the sum that it is of: rows (count, width) of residual, null for
+// zeros, and added. Where nothing is added it is of the residual, and no sum is written.
 template <class S, class R>
-void norm_forward(long count, long width, R eps, const R* weight, const R* in, S* out) {
+void norm_forward(long count, long width, R eps, const R* weight, const S* added,
+                  const R* residual, R* sum, S* out) {
 #pragma omp parallel for schedule(static)
     for (long i = 0; i < count; i++) {
-        const R* row = in + i * width;
-        S* to = out + i * width;
+        const R* row = residual + i * width;
+        if (added) {
+            const S* from = added + i * width;
+            R* to = sum + i * width;
+            if (residual) {
+#pragma omp simd
+                for (long j = 0; j < width; j++) to[j] = row[j] + load(from[j]);
+            } else {
+#pragma omp simd
+                for (long j = 0; j < width; j++) to[j] = load(from[j]);
+            }
+            row = to;
+        }
         const R scale = R(1) / std::sqrt(dot(row, row, width) / R(width) + eps);
+        S* to = out + i * width;
 #pragma omp simd
         for (long j = 0; j < width; j++) store(to[j], row[j] * scale * weight[j]);
     }
 }
+// dsum, the gradient of the sum beside that of its norm, and what is written may be null.
 template <class S, class R>
-void norm_backward(long count, long width, R eps, const R* weight, const R* in, const S* dout,
-                   R* din, R* dweight) {
+void norm_backward(long count, long width, R eps, const R* weight, const R* sum, const S* dout,
+                   const R* dsum, S* dadded, R* dresidual, R* dweight) {
     const long slots = omp_get_max_threads();
-    std::vector<R> sums(slots * width, R(0));
+    std::vector<R> shares(slots * 2 * width, R(0));  // each thread's of dweight, and a row
 #pragma omp parallel for schedule(static)
     for (long slot = 0; slot < slots; slot++)
         for (long i = slot * count / slots; i < (slot + 1) * count / slots; i++) {
-            const R* row = in + i * width;
+            const R* row = sum + i * width;
             const S* d = dout + i * width;
-            R *to = din + i * width, *sum = &sums[slot * width], along = 0;
+            R *share = &shares[slot * 2 * width], *found = share + width, along = 0;
 #pragma omp simd reduction(+ : along)
             for (long j = 0; j < width; j++) along += load(d[j]) * weight[j] * row[j];
             const R scale = R(1) / std::sqrt(dot(row, row, width) / R(width) + eps);
@@ -159,12 +174,23 @@ void norm_backward(long count, long width, R eps, const R* weight, const R* in, 
 #pragma omp simd
             for (long j = 0; j < width; j++) {
                 const R v = load(d[j]);
-                sum[j] += v * row[j] * scale;
-                to[j] = v * weight[j] * scale - row[j] * along;
+                share[j] += v * row[j] * scale;
+                found[j] = v * weight[j] * scale - row[j] * along;
+            }
+            if (dsum) {
+                const R* beside = dsum + i * width;
+#pragma omp simd
+                for (long j = 0; j < width; j++) found[j] += beside[j];
+            }
+            if (dresidual) std::memcpy(dresidual + i * width, found, width * sizeof(R));
+            if (dadded) {
+                S* to = dadded + i * width;
+#pragma omp simd
+                for (long j = 0; j < width; j++) store(to[j], found[j]);
             }
         }
     for (long slot = 0; slot < slots; slot++)
-        for (long j = 0; j < width; j++) dweight[j] += sums[slot * width + j];
+        for (long j = 0; j < width; j++) dweight[j] += shares[slot * 2 * width + j];
 }
 
 template <class R> Weights<R> weights(void* const* p) {
@@ -182,17 +208,19 @@ template <class S, class R> void call_backward(const Sizes& s, void* const* p) {
                    static_cast<R*>(p[14]));
 }
 template <class S, class R> void call_norm_forward(const Sizes& s, void* const* p) {
-    norm_forward<S, R>(s.B * s.L, s.P, R(s.eps), static_cast<R*>(p[0]), static_cast<R*>(p[1]),
-                       static_cast<S*>(p[2]));
+    norm_forward<S, R>(s.B, s.P, R(s.eps), static_cast<R*>(p[0]), static_cast<S*>(p[1]),
+                       static_cast<R*>(p[2]), static_cast<R*>(p[3]), static_cast<S*>(p[4]));
 }
 template <class S, class R> void call_norm_backward(const Sizes& s, void* const* p) {
-    norm_backward<S, R>(s.B * s.L, s.P, R(s.eps), static_cast<R*>(p[0]), static_cast<R*>(p[1]),
-                        static_cast<S*>(p[2]), static_cast<R*>(p[3]), static_cast<R*>(p[4]));
+    norm_backward<S, R>(s.B, s.P, R(s.eps), static_cast<R*>(p[0]), static_cast<R*>(p[1]),
+                        static_cast<S*>(p[2]), static_cast<R*>(p[3]), static_cast<S*>(p[4]),
+                        static_cast<R*>(p[5]), static_cast<R*>(p[6]));
 }
 }  // namespace
 
-// kind: 0 is bfloat16 computed in float, 1 float, 2 double. For the norm, P is the width. Threads are
-// as many as torch's: where the compiler's OpenMP is another library than torch's, it is to be told.
+// kind: 0 is bfloat16 computed in float, 1 float, 2 double. For the norm, B is the number of rows and P
+// their width. Threads are as many as torch's: where the compiler's OpenMP is another library than
+// torch's, it is to be told.
 #define OCP_ENTRY(name)                                                            \
     extern "C" void mixer_##name(int kind, const Sizes* s, void* const* p) {       \
         omp_set_num_threads(static_cast<int>(s->threads));                         \

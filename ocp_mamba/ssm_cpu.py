@@ -189,12 +189,21 @@ def mixer_core(
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise ``(..., width)`` rows; under autocast the result has autocast's dtype."""
-    x = x.to(weight.dtype)
-    low = torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
-    dtype = torch.get_autocast_dtype("cpu") if low else x.dtype
-    return _Norm.apply(x, weight, eps, dtype)
+def add_rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the RMS norm of ``x + residual``, and the sum, of rows ``(..., width)``.
+
+    The sum is in the weight's dtype, the norm in that which the next product takes: autocast's
+    under autocast. No residual stands for zeros.
+    """
+    low = torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32
+    dtype = torch.get_autocast_dtype("cpu") if low else weight.dtype
+    if x.dtype != dtype or (residual is None and x.dtype == weight.dtype):
+        total = x.to(weight.dtype) if residual is None else residual + x
+        return _Norm.apply(None, total, weight, eps, dtype)[0], total
+    normed, total = _Norm.apply(x, residual, weight, eps, dtype)
+    return normed, total
 
 
 class _MixerCore(torch.autograd.Function):
@@ -235,27 +244,37 @@ class _MixerCore(torch.autograd.Function):
 
 
 class _Norm(torch.autograd.Function):
-    """RMS norm over the last axis, given in the dtype that the next product takes."""
+    """`add_rms_norm` of ``added``, of the norm's dtype, and ``residual``; either may be None."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        x, weight = x.contiguous(), weight.contiguous()
-        out = torch.empty_like(x, dtype=dtype)
-        width = x.shape[-1]
+    def forward(
+        ctx: Any, added: Tensor | None, residual: Tensor | None, weight: Tensor, eps: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        given = [None if t is None else t.contiguous() for t in (added, residual)]
+        like = next(t for t in given if t is not None)
+        out, weight = torch.empty_like(like, dtype=dtype), weight.contiguous()
+        total = None if added is None else torch.empty_like(like, dtype=weight.dtype)
+        width = like.shape[-1]
+        threads = torch.get_num_threads()
+        ctx.sizes = _Sizes(like.numel() // width, 1, 1, width, 1, 1, threads, eps)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(given[1] if total is None else total, weight)
         ctx.dtype = dtype
-        ctx.sizes = _Sizes(x.numel() // width, 1, 1, width, 1, 1, torch.get_num_threads(), eps)
-        ctx.save_for_backward(x, weight)
-        _call("norm_forward", dtype, ctx.sizes, weight, x, out)
-        return out
+        _call("norm_forward", dtype, ctx.sizes, weight, *given, total, out)
+        return out, total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        din, dweight = torch.empty_like(x), torch.zeros_like(weight)
-        dout = dout.to(ctx.dtype).contiguous()
-        _call("norm_backward", ctx.dtype, ctx.sizes, weight, x, dout, din, dweight)
-        return din, dweight, None, None
+    def backward(ctx: Any, dout: Tensor | None, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight = ctx.saved_tensors
+        wanted = zip(ctx.needs_input_grad[:2], (ctx.dtype, total.dtype), strict=True)
+        dgiven = [torch.empty_like(total, dtype=dtype) if w else None for w, dtype in wanted]
+        dweight = torch.zeros_like(weight)
+        dout = torch.zeros_like(total) if dout is None else dout
+        given = (dout.to(ctx.dtype).contiguous(), None if dtotal is None else dtotal.contiguous())
+        _call("norm_backward", ctx.dtype, ctx.sizes, weight, total, *given, *dgiven, dweight)
+        return *dgiven, dweight, None, None
 
 
 def _call(name: str, dtype: torch.dtype, sizes: _Sizes, *tensors: Tensor | None) -> None:

@@ -83,20 +83,46 @@ def test_kernels_in_float32_are_as_exact_as_plain_torch(B, L, H, P, N, K, seed):
 
 
 @settings(max_examples=15, deadline=None)
-@given(B=st.integers(1, 4), L=st.integers(1, 9), width=st.integers(1, 40), seed=st.integers(0, 99))
-def test_the_norm_equals_torchs_in_outputs_and_gradients(B, L, width, seed):
+@given(
+    B=st.integers(1, 4),
+    L=st.integers(1, 9),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 99),
+    first=st.booleans(),
+    used=st.sampled_from([(1, 0), (0, 1), (1, 1)]),
+)
+def test_the_norm_equals_torchs_in_outputs_and_gradients(B, L, width, seed, first, used):
+    """Of a sum, but in the first layer; gradients through the norm, the sum, or both."""
     torch.manual_seed(seed)
     norm = RMSNorm(width).double()
     torch.nn.init.normal_(norm.weight)
-    x = torch.randn(B, L, width, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn_like(x)
+    x, residual = (torch.randn(B, L, width, dtype=torch.float64, requires_grad=True) for _ in "12")
+    weights = torch.randn(2, *x.shape, dtype=torch.float64)
+    given = [x, norm.weight] if first else [x, norm.weight, residual]
     results = []
     for compiled in (True, False):
         ssm_cpu.use(compiled)
-        out = norm(x)
-        results.append((out, *torch.autograd.grad((out * weights).sum(), [x, norm.weight])))
+        out, total = norm.add(x, None if first else residual)
+        loss = (used[0] * out * weights[0] + used[1] * total * weights[1]).sum()
+        results.append((out, total, *torch.autograd.grad(loss, given)))
     for fast, slow in zip(*results, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-11)
+
+
+def test_what_is_summed_over_layers_is_not_rounded_to_bf16():
+    norm, residual = RMSNorm(32), torch.randn(2, 3, 32, requires_grad=True)
+    x = torch.randn(2, 3, 32).bfloat16().requires_grad_()
+    results = []
+    for compiled in (True, False):
+        ssm_cpu.use(compiled)
+        with torch.autocast("cpu", torch.bfloat16):
+            out, total = norm.add(x, residual)
+        assert torch.equal(total, residual + x.float())
+        gradients = torch.autograd.grad((out.float() * out.float() + total).sum(), [x, residual])
+        assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32]
+        results.append((out.float(), *gradients))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=0.02, atol=0.02)
 
 
 def test_under_autocast_the_norm_gives_what_the_next_product_takes():
