@@ -15,6 +15,7 @@ import sys
 import time
 
 from benchmarks import frame
+from ocp_mamba.processor import widen_openblas
 
 BENCHMARKS: dict[str, int] = {
     "train_step": 180,
@@ -64,6 +65,7 @@ def _run_apart(name: str, quick: bool) -> bool:
 
 
 def _run_here(name: str, quick: bool) -> None:
+    widen_openblas()  # as every command does
     load, started = os.getloadavg()[0], time.perf_counter()
     result = importlib.import_module(f"benchmarks.{name}").main(quick)
     seconds = time.perf_counter() - started

@@ -19,6 +19,7 @@ from ocp_mamba.config import (
     read_config_file,
 )
 from ocp_mamba.presets import BASE, PRESETS, listing, preset
+from ocp_mamba.processor import widen_openblas
 
 if TYPE_CHECKING:
     from ocp_mamba.data.sample import JudgeLimits
@@ -115,6 +116,7 @@ def judge_limits(flags: Mapping[str, Any]) -> JudgeLimits:
 @click.version_option(__version__, prog_name="ocp-mamba")
 def main() -> None:
     """Train a Mamba-2 latent vector model, and know from MLflow whether it is any good."""
+    widen_openblas()
 
 
 def listed(lines: str) -> str:

@@ -75,7 +75,8 @@ class Readout(nn.Module):
     def _likely(self, queries: Tensor, temperature: float) -> Tensor:
         """How likely each remembered concept comes next, ``(..., n)``."""
         near = inner_products(queries, self.memory)
-        return (near / temperature).softmax(dim=-1).to(queries.dtype)
+        # autocast would have it in float32: several times as much memory as all else takes
+        return (near / temperature).softmax(dim=-1, dtype=near.dtype)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
