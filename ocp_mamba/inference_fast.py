@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ocp_mamba import inference
+from ocp_mamba import inference, recall_cpu
 from ocp_mamba.inference import InferenceCache
 from ocp_mamba.model import OCPMambaLVM
 
@@ -78,6 +78,8 @@ def _compiled(
 ) -> FastStep:
     """The step by torch's compiler, ahead of time: the shapes never change, so none is checked."""
     vector, tmd, relation = inputs
+    if model.readout is not None and len(model.readout.memory):
+        recall_cpu.prepare()
     step = torch.compile(
         inference.step, fullgraph=True, dynamic=False, options={"size_asserts": False}
     )

@@ -1,4 +1,4 @@
-"""Smaller weights: the matrices of a model in bf16 or int8, all else in float32.
+"""Smaller weights: a model's matrices in bf16 or int8, what it remembers in bf16, all else float32.
 
 Only what is stored shrinks. Products are computed in float32 from the rounded weights, so that the
 cost in quality is that of rounding the weights and nothing else.
@@ -65,6 +65,9 @@ def quantise(model: Model, weights: str) -> Model:
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(child, weights))
+        readout = getattr(model, "readout", None)
+        if readout is not None:
+            readout.memory = readout.memory.to(torch.bfloat16)
     return model
 
 

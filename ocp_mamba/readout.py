@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ocp_mamba import recall_cpu
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.products import inner_products
 
@@ -68,9 +69,17 @@ class Readout(nn.Module):
         """
         mean = queries.mean(dim=0)
         if len(self.memory):
-            likely = self._likely(queries, self.temperature).mean(dim=0)
-            mean = mean + self.weight * (likely @ self.memory.to(likely.dtype)).to(mean.dtype)
+            mean = mean + self.weight * self._recalled(queries).to(mean.dtype)
         return F.normalize(mean, dim=-1)
+
+    def _recalled(self, queries: Tensor) -> Tensor:
+        """The mean of what is remembered by the members' mean probabilities, ``(..., 768)``."""
+        if recall_cpu.takes(queries, self.memory):
+            rows = queries.flatten(0, -2)
+            recalled: Tensor = torch.ops.ocp_mamba.recall(rows, self.memory, self.temperature)
+            return recalled.view(queries.shape[1:])
+        likely = self._likely(queries, self.temperature).mean(dim=0)
+        return likely @ self.memory.to(likely.dtype)
 
     def _likely(self, queries: Tensor, temperature: float) -> Tensor:
         """How likely each remembered concept comes next, ``(..., n)``."""

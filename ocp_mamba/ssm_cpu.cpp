@@ -10,6 +10,7 @@
 #include <omp.h>
 
 #include "ssm_cpu_block.h"
+#include "ssm_cpu_recall.h"
 
 namespace {
 
@@ -216,10 +217,15 @@ template <class S, class R> void call_norm_backward(const Sizes& s, void* const*
                         static_cast<S*>(p[2]), static_cast<R*>(p[3]), static_cast<S*>(p[4]),
                         static_cast<R*>(p[5]), static_cast<R*>(p[6]));
 }
+template <class S, class R> void call_recall(const Sizes& s, void* const* p) {
+    recall<S, R>(s.B, s.L, s.P, R(s.eps), static_cast<S*>(p[0]), static_cast<R*>(p[1]),
+                 static_cast<R*>(p[2]));
+}
 }  // namespace
 
 // kind: 0 is bfloat16 computed in float, 1 float, 2 double. For the norm, B is the number of rows and P
-// their width. Threads are as many as torch's: where the compiler's OpenMP is another library than
+// their width; to recall, B is that of queries, L that of remembered rows, P the width and eps the
+// temperature. Threads are as many as torch's: where the compiler's OpenMP is another library than
 // torch's, it is to be told.
 #define OCP_ENTRY(name)                                                            \
     extern "C" void mixer_##name(int kind, const Sizes* s, void* const* p) {       \
@@ -232,3 +238,4 @@ OCP_ENTRY(forward)
 OCP_ENTRY(backward)
 OCP_ENTRY(norm_forward)
 OCP_ENTRY(norm_backward)
+OCP_ENTRY(recall)

@@ -54,7 +54,9 @@ class Library:
     seconds: float
 
 
-class _Sizes(ctypes.Structure):
+class Sizes(ctypes.Structure):
+    """What `ssm_cpu.cpp` calls so."""
+
     _fields_ = [(name, ctypes.c_long) for name in (*"BLHPNK", "threads")] + [
         ("eps", ctypes.c_double)
     ]
@@ -217,7 +219,7 @@ class _MixerCore(torch.autograd.Function):
         x = zxbcdt.contiguous()
         weights = [w.contiguous() for w in (conv.t(), conv_bias, dt_bias, A, D, norm)]
         (B, L), E, H = x.shape[:2], len(norm), len(D)
-        sizes = _Sizes(B, L, H, E // H, d_state, conv.shape[1], torch.get_num_threads(), eps)
+        sizes = Sizes(B, L, H, E // H, d_state, conv.shape[1], torch.get_num_threads(), eps)
         out = x.new_empty(B, L, E)
         y, dt = norm.new_empty(B, L, E), norm.new_empty(B, L, H)
         states = None
@@ -225,7 +227,7 @@ class _MixerCore(torch.autograd.Function):
             states = norm.new_empty(B, max(0, -(-L // BLOCK) - 1), H, d_state, E // H)
             ctx.save_for_backward(x, y, dt, states, *weights)
             ctx.sizes = sizes
-        _call("forward", x.dtype, sizes, *weights, x, out, y, dt, states)
+        call("forward", x.dtype, sizes, *weights, x, out, y, dt, states)
         return out
 
     @staticmethod
@@ -238,7 +240,7 @@ class _MixerCore(torch.autograd.Function):
         dheads = norm.new_zeros(sizes.B, sizes.H, 3)
         dout = dout.to(x.dtype).contiguous()
         given = (*weights, x, dout, y, dt, states)
-        _call("backward", x.dtype, sizes, *given, din, dnorm, dconv, dheads)
+        call("backward", x.dtype, sizes, *given, din, dnorm, dconv, dheads)
         ddt_bias, dA, dD = dheads.sum(0).unbind(-1)
         return din, dconv[:-1].t(), dconv[-1], ddt_bias, dA, dD, dnorm, None, None
 
@@ -257,11 +259,11 @@ class _Norm(torch.autograd.Function):
         total = None if added is None else torch.empty_like(like, dtype=weight.dtype)
         width = like.shape[-1]
         threads = torch.get_num_threads()
-        ctx.sizes = _Sizes(like.numel() // width, 1, 1, width, 1, 1, threads, eps)
+        ctx.sizes = Sizes(like.numel() // width, 1, 1, width, 1, 1, threads, eps)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(given[1] if total is None else total, weight)
         ctx.dtype = dtype
-        _call("norm_forward", dtype, ctx.sizes, weight, *given, total, out)
+        call("norm_forward", dtype, ctx.sizes, weight, *given, total, out)
         return out, total
 
     @staticmethod
@@ -273,11 +275,11 @@ class _Norm(torch.autograd.Function):
         dweight = torch.zeros_like(weight)
         dout = torch.zeros_like(total) if dout is None else dout
         given = (dout.to(ctx.dtype).contiguous(), None if dtotal is None else dtotal.contiguous())
-        _call("norm_backward", ctx.dtype, ctx.sizes, weight, total, *given, *dgiven, dweight)
+        call("norm_backward", ctx.dtype, ctx.sizes, weight, total, *given, *dgiven, dweight)
         return *dgiven, dweight, None, None
 
 
-def _call(name: str, dtype: torch.dtype, sizes: _Sizes, *tensors: Tensor | None) -> None:
+def call(name: str, dtype: torch.dtype, sizes: Sizes, *tensors: Tensor | None) -> None:
     """Call a kernel with the addresses of its tensors, in the order of `ssm_cpu.cpp`."""
     addresses = [None if t is None else t.data_ptr() for t in tensors]
     kernel = getattr(library().handle, f"mixer_{name}")

@@ -38,6 +38,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "checkpoint",
             "conditioning",
             "readout",
+            "recall_cpu",
             "inference",
             "inference_fast",
             "mamba2",

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ocp_mamba import ssm_cpu
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.inference_fast import fast_step
 from ocp_mamba.model import OCPMambaLVM
@@ -9,6 +10,10 @@ from ocp_mamba.quantise import quantise
 
 PLAIN = ModelConfig(d_model=32, n_layers=2, headdim=16)
 TOLD = ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16, relations=("is", "has"))
+REMEMBERING = ModelConfig(d_model=32, n_layers=2, headdim=16, members=2, n_memory=70)
+CONFIGS = pytest.mark.parametrize(
+    "config", [PLAIN, TOLD, REMEMBERING], ids=["plain", "told", "remembering"]
+)
 
 
 def made(config, seed=0):
@@ -16,6 +21,9 @@ def made(config, seed=0):
     model = OCPMambaLVM(config).eval()
     if model.relations is not None:
         torch.nn.init.normal_(model.relations.adapter.weight)
+    if config is REMEMBERING:
+        assert model.readout is not None
+        model.readout.remember(F.normalize(torch.randn(config.n_memory, 768), dim=-1))
     return model
 
 
@@ -42,9 +50,14 @@ def same_as_the_plain_step(model, config):
 @pytest.mark.slow  # the compiler takes its time
 @pytest.mark.filterwarnings("error:the step runs as it is")
 @pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
-@pytest.mark.parametrize("config", [PLAIN, TOLD], ids=["plain", "told"])
-def test_the_compiled_step_is_the_step(config, weights):
+@CONFIGS
+def test_the_compiled_step_is_the_step(config, weights, monkeypatch):
+    called, call = [], ssm_cpu.call
+    monkeypatch.setattr(
+        ssm_cpu, "call", lambda name, *given: called.append(name) or call(name, *given)
+    )
     same_as_the_plain_step(quantise(made(config), weights), config)
+    assert set(called) == ({"recall"} if config is REMEMBERING else set())
 
 
 @pytest.mark.slow
@@ -59,7 +72,7 @@ def test_two_models_compiled_in_one_process_keep_apart():
         torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [PLAIN, TOLD], ids=["plain", "told"])
+@CONFIGS
 def test_where_the_compiler_fails_the_plain_step_runs_and_a_warning_says_so(config, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("no C++ compiler\nand a long story")

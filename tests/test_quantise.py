@@ -41,6 +41,22 @@ def test_a_row_of_zeros_stays_zero():
     assert (PackedLinear(linear, "int8")(torch.ones(1, 4))[0, 0] == 0).all()
 
 
+@pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
+def test_what_a_packed_model_remembers_is_in_bf16(weights):
+    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=2, headdim=16, n_memory=9)).eval()
+    assert model.readout is not None
+    memory = F.normalize(torch.randn(9, 768), dim=-1)
+    model.readout.remember(memory)
+    packed = quantise(model, weights)
+    kept = memory if weights == "float32" else memory.bfloat16()
+    assert torch.equal(packed.readout.memory, kept)
+    assert torch.equal(model.readout.memory, memory)
+    x = torch.randn(2, 5, 768)
+    with torch.no_grad():
+        cosine = F.cosine_similarity(packed.predict_all(x), model.predict_all(x), dim=-1)
+    assert cosine.min() > 0.999
+
+
 @pytest.mark.parametrize(("weights", "cosine"), [("bf16", 0.9999), ("int8", 0.999)])
 def test_a_packed_model_predicts_nearly_the_same_and_is_smaller(weights, cosine):
     torch.manual_seed(0)
