@@ -106,10 +106,8 @@ void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R
                 for (long t = first; t < last; t++) q.silu_back(t, dBC, rows, my_dact);
 #pragma omp parallel for if (!apart) schedule(static)
                 for (long i = 0; i < slots; i++)
-                    for (long t = first + i * size / slots; t < first + (i + 1) * size / slots; t++) {
-                        R* sum = &sums[(apart ? mine : i) * share];
-                        q.convolve_back(t, my_dact, d, sum + E);
-                    }
+                    q.convolve_back(first + i * size / slots, first + (i + 1) * size / slots, my_dact, d,
+                                    &sums[(apart ? mine : i) * share] + E);
                 if (k)  // the block before needs the first rows of this one
                     for (long i = halo - 1; i >= 0; i--)
                         std::memcpy(dact + (rows + i) * C, dact + i * C, C * sizeof(R));

@@ -76,20 +76,55 @@ template <class R> struct Register {
 };
 template <class R> constexpr long LANES = REGISTER_BYTES / sizeof(R);
 
-template <class R, int ROWS>
-inline void product_rows(Matrix<R> to, Matrix<R> a, Matrix<R> b, long i, long n, long k) {
+// A register of numbers from memory, which holds them in full or as bfloat16.
+INLINE Register<float>::type wide(const float* from) {
+    Register<float>::type v;
+    std::memcpy(&v, from, sizeof(v));
+    return v;
+}
+INLINE Register<double>::type wide(const double* from) {
+    Register<double>::type v;
+    std::memcpy(&v, from, sizeof(v));
+    return v;
+}
+INLINE Register<float>::type wide(const bf16* from) {
+    typedef uint16_t Half __attribute__((vector_size(REGISTER_BYTES / 2)));
+    typedef uint32_t Whole __attribute__((vector_size(REGISTER_BYTES)));
+    Half half;
+    std::memcpy(&half, from, sizeof(half));
+    const Whole bits = __builtin_convertvector(half, Whole) << 16;
+    Register<float>::type v;
+    std::memcpy(&v, &bits, sizeof(v));
+    return v;
+}
+
+// A tile of to += a b, ROWS high and one register wide or two, which stays in registers.
+template <int ROWS, bool TWO, class R>
+INLINE void product_tile(Matrix<R> to, Matrix<R> a, Matrix<R> b, long i, long j, long k) {
     typedef typename Register<R>::type V;
-    long j = 0;
-    for (; j + LANES<R> <= n; j += LANES<R>) {
-        V sum[ROWS];
-        for (int r = 0; r < ROWS; r++) std::memcpy(&sum[r], &to(i + r, j), sizeof(V));
-        for (long l = 0; l < k; l++) {
-            V right;
-            std::memcpy(&right, &b(l, j), sizeof(V));
-            for (int r = 0; r < ROWS; r++) sum[r] += a(i + r, l) * right;
-        }
-        for (int r = 0; r < ROWS; r++) std::memcpy(&to(i + r, j), &sum[r], sizeof(V));
+    V sum[ROWS], next[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        sum[r] = wide(&to(i + r, j));
+        if (TWO) next[r] = wide(&to(i + r, j + LANES<R>));
     }
+    for (long l = 0; l < k; l++) {
+        const V right = wide(&b(l, j)), beside = TWO ? wide(&b(l, j + LANES<R>)) : right;
+        for (int r = 0; r < ROWS; r++) {
+            const R left = a(i + r, l);
+            sum[r] += left * right;
+            if (TWO) next[r] += left * beside;
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        std::memcpy(&to(i + r, j), &sum[r], sizeof(V));
+        if (TWO) std::memcpy(&to(i + r, j + LANES<R>), &next[r], sizeof(V));
+    }
+}
+template <int ROWS, class R>
+inline void product_rows(Matrix<R> to, Matrix<R> a, Matrix<R> b, long i, long n, long k) {
+    long j = 0;
+    for (; j + 2 * LANES<R> <= n; j += 2 * LANES<R>) product_tile<ROWS, true>(to, a, b, i, j, k);
+    for (; j + LANES<R> <= n; j += LANES<R>) product_tile<ROWS, false>(to, a, b, i, j, k);
     for (; j < n; j++)
         for (int r = 0; r < ROWS; r++) {
             R sum = to(i + r, j);
@@ -101,9 +136,16 @@ inline void product_rows(Matrix<R> to, Matrix<R> a, Matrix<R> b, long i, long n,
 template <class R>
 inline void add_product(Matrix<R> to, Matrix<R> a, Matrix<R> b, long m, long n, long k) {
     long i = 0;
-    for (; i + 8 <= m; i += 8) product_rows<R, 8>(to, a, b, i, n, k);
-    for (; i + 2 <= m; i += 2) product_rows<R, 2>(to, a, b, i, n, k);
-    for (; i < m; i++) product_rows<R, 1>(to, a, b, i, n, k);
+    for (; i + 8 <= m; i += 8) product_rows<8>(to, a, b, i, n, k);
+    switch (m - i) {  // what is left in one pass: each has one chain of additions a row
+        case 1: return product_rows<1>(to, a, b, i, n, k);
+        case 2: return product_rows<2>(to, a, b, i, n, k);
+        case 3: return product_rows<3>(to, a, b, i, n, k);
+        case 4: return product_rows<4>(to, a, b, i, n, k);
+        case 5: return product_rows<5>(to, a, b, i, n, k);
+        case 6: return product_rows<6>(to, a, b, i, n, k);
+        case 7: return product_rows<7>(to, a, b, i, n, k);
+    }
 }
 
 // The elements of two vectors, numbered through, that AT names. gcc has clang's way since version 12.

@@ -12,28 +12,6 @@ namespace {
 
 constexpr long TOGETHER = 8;  // rows of the memory that are compared and added at once
 
-// A register of numbers from memory, which holds them in full or as bfloat16.
-INLINE Register<float>::type wide(const float* from) {
-    Register<float>::type v;
-    std::memcpy(&v, from, sizeof(v));
-    return v;
-}
-INLINE Register<double>::type wide(const double* from) {
-    Register<double>::type v;
-    std::memcpy(&v, from, sizeof(v));
-    return v;
-}
-INLINE Register<float>::type wide(const bf16* from) {
-    typedef uint16_t Half __attribute__((vector_size(REGISTER_BYTES / 2)));
-    typedef uint32_t Whole __attribute__((vector_size(REGISTER_BYTES)));
-    Half half;
-    std::memcpy(&half, from, sizeof(half));
-    const Whole bits = __builtin_convertvector(half, Whole) << 16;
-    Register<float>::type v;
-    std::memcpy(&v, &bits, sizeof(v));
-    return v;
-}
-
 // Inner products of ROWS rows (ROWS, width) with M queries (M, width), to (M, ROWS).
 template <int ROWS, int M, class S, class R>
 inline void inner(const S* rows, const R* queries, long width, R (*to)[ROWS]) {
