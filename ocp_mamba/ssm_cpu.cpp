@@ -17,27 +17,28 @@ namespace {
 // states (B, blocks - 1, H, N, P) are those before every block but the first; null where no one will
 // go back.
 template <class S, class R>
-void forward(const Sizes& s, const Weights<R>& w, const S* in, S* out, R* y, R* dt, R* states) {
+void forward(const Sizes& s, const Weights<R>& w, const S* in, S* out, S* y, R* dt, R* states) {
     const bool apart = s.B >= omp_get_max_threads();
     const long E = s.E(), C = s.C(), rows = s.L < BLOCK ? s.L : BLOCK;
     const auto share_rows = [&] {
-        std::unique_ptr<R[]> memory(new R[rows * (C + CHUNK) + s.state() + C]);
-        R *act = memory.get(), *gram = act + rows * C, *state = gram + rows * CHUNK;
-        R* zeros = state + s.state();
+        std::unique_ptr<R[]> memory(new R[rows * (C + CHUNK + E) + s.state() + C]);
+        R *act = memory.get(), *gram = act + rows * C, *exact = gram + rows * CHUNK;
+        R *state = exact + rows * E, *zeros = state + s.state();
         std::memset(zeros, 0, C * sizeof(R));
 #pragma omp for schedule(static)
         for (long b = 0; b < s.B; b++) {
             std::memset(state, 0, s.state() * sizeof(R));
             for (long k = 0; k < s.blocks(); k++) {
                 const long first = k * BLOCK, last = first + rows < s.L ? first + rows : s.L;
-                const Block<S, R> q{s, w, first, last, in + b * s.L * s.Z(), y + b * s.L * E,
-                                    dt + b * s.L * s.H, act - first * C, gram - first * CHUNK,
-                                    zeros};
+                const Block<S, R> q{s, w, first, last, in + b * s.L * s.Z(),
+                                    y ? y + b * s.L * E : nullptr, dt + b * s.L * s.H,
+                                    act - first * C, gram - first * CHUNK, zeros, nullptr,
+                                    exact - first * E};
                 if (states && k)
                     std::memcpy(states + (b * (s.blocks() - 1) + k - 1) * s.state(), state,
                                 s.state() * sizeof(R));
 #pragma omp parallel for if (!apart) schedule(static)
-                for (long t = first; t < last; t++) q.convolve(t), q.time(t);
+                for (long t = first; t < last; t++) q.convolution().forward(t), q.time(t);
                 for (long t = first; t < last; t++) q.pair(t);
 #pragma omp parallel for if (!apart) schedule(static)
                 for (long h = 0; h < s.H; h++) q.scan(h, state + h * s.N * s.P);
@@ -58,7 +59,7 @@ void forward(const Sizes& s, const Weights<R>& w, const S* in, S* out, R* y, R* 
 
 // dnorm (E), dconv (K + 1, C) and dheads (B, H, 3), of dt_bias, A and D, are added to.
 template <class S, class R>
-void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R* y, R* dt,
+void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, S* y, R* dt,
               R* states, S* din, R* dnorm, R* dconv, R* dheads) {
     const long threads = omp_get_max_threads();
     const bool apart = s.B >= threads;
@@ -92,7 +93,7 @@ void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R
                     for (long t = first + i * size / slots; t < first + (i + 1) * size / slots; t++) {
                         R* sum = &sums[(apart ? mine : i) * share];
                         q.gate_back(t, dout + b * s.L * E, d, my_dy, sum);
-                        q.convolve(t);
+                        q.convolution().forward(t);
                     }
                 for (long t = first; t < last; t++) q.pair(t);
 #pragma omp parallel for if (!apart) schedule(static)
@@ -106,8 +107,9 @@ void backward(const Sizes& s, const Weights<R>& w, const S* in, const S* dout, R
                 for (long t = first; t < last; t++) q.silu_back(t, dBC, rows, my_dact);
 #pragma omp parallel for if (!apart) schedule(static)
                 for (long i = 0; i < slots; i++)
-                    q.convolve_back(first + i * size / slots, first + (i + 1) * size / slots, my_dact, d,
-                                    &sums[(apart ? mine : i) * share] + E);
+                    q.convolution().backward(first + i * size / slots,
+                                             first + (i + 1) * size / slots, my_dact, d,
+                                             &sums[(apart ? mine : i) * share] + E);
                 if (k)  // the block before needs the first rows of this one
                     for (long i = halo - 1; i >= 0; i--)
                         std::memcpy(dact + (rows + i) * C, dact + i * C, C * sizeof(R));
@@ -198,11 +200,11 @@ template <class R> Weights<R> weights(void* const* p) {
 }
 template <class S, class R> void call_forward(const Sizes& s, void* const* p) {
     forward<S, R>(s, weights<R>(p), static_cast<S*>(p[6]), static_cast<S*>(p[7]),
-                  static_cast<R*>(p[8]), static_cast<R*>(p[9]), static_cast<R*>(p[10]));
+                  static_cast<S*>(p[8]), static_cast<R*>(p[9]), static_cast<R*>(p[10]));
 }
 template <class S, class R> void call_backward(const Sizes& s, void* const* p) {
     backward<S, R>(s, weights<R>(p), static_cast<S*>(p[6]), static_cast<S*>(p[7]),
-                   static_cast<R*>(p[8]), static_cast<R*>(p[9]), static_cast<R*>(p[10]),
+                   static_cast<S*>(p[8]), static_cast<R*>(p[9]), static_cast<R*>(p[10]),
                    static_cast<S*>(p[11]), static_cast<R*>(p[12]), static_cast<R*>(p[13]),
                    static_cast<R*>(p[14]));
 }

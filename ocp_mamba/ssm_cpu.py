@@ -221,9 +221,9 @@ class _MixerCore(torch.autograd.Function):
         (B, L), E, H = x.shape[:2], len(norm), len(D)
         sizes = Sizes(B, L, H, E // H, d_state, conv.shape[1], torch.get_num_threads(), eps)
         out = x.new_empty(B, L, E)
-        y, dt = norm.new_empty(B, L, E), norm.new_empty(B, L, H)
-        states = None
+        y, dt, states = None, norm.new_empty(B, L, H), None
         if any(ctx.needs_input_grad):
+            y = torch.empty_like(out)
             states = norm.new_empty(B, max(0, -(-L // BLOCK) - 1), H, d_state, E // H)
             ctx.save_for_backward(x, y, dt, states, *weights)
             ctx.sizes = sizes

@@ -305,7 +305,7 @@ def test_what_ran_is_readable():
 
 def test_the_source_travels_with_the_package():
     assert [source.name for source in ssm_cpu.SOURCES] == [
-        "ssm_cpu.cpp", "ssm_cpu_block.h", "ssm_cpu_math.h", "ssm_cpu_recall.h",
+        "ssm_cpu.cpp", "ssm_cpu_block.h", "ssm_cpu_conv.h", "ssm_cpu_math.h", "ssm_cpu_recall.h",
     ]  # fmt: skip
     settings_file = Path(__file__).parent.parent / "pyproject.toml"
     packed = settings_file.read_text(encoding="utf-8")
