@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import re
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from ocp_mamba.processor import described
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -94,15 +95,14 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     capabilities = []
     import torch
 
     for flag in ("avx2", "avx512", "avx512_bf16", "amx_bf16"):
         if torch.cpu.get_capabilities().get(flag, False):
             capabilities.append(flag)
-    return f"{found[1] if found else platform.machine()} ({', '.join(capabilities)})"
+    name = described().get("model name", platform.machine())
+    return f"{name} ({', '.join(capabilities)})"
 
 
 def shown(value: Cell) -> str:

@@ -30,13 +30,12 @@ def prepare() -> None:
 
 def takes(queries: Tensor, memory: Tensor) -> bool:
     """Whether the kernel is for queries ``(M, ..., D)``: of one position, in a compiled step."""
-    computed = torch.float64 if memory.dtype == torch.float64 else torch.float32
     return (
         _prepared
         and torch.compiler.is_compiling()
         and queries.device.type == "cpu"
         and queries.numel() == queries.shape[0] * queries.shape[-1]
-        and queries.dtype == computed
+        and queries.dtype == ssm_cpu.computed_in(memory.dtype)
         and memory.dtype in ssm_cpu.KINDS
     )
 
@@ -54,8 +53,7 @@ def recall(queries: Tensor, memory: Tensor, temperature: float) -> Tensor:
     """
     memory, queries = memory.contiguous(), queries.contiguous()
     (n, width), out = memory.shape, queries.new_empty(queries.shape[1])
-    threads = torch.get_num_threads()
-    sizes = ssm_cpu.Sizes(len(queries), n, 1, width, 1, 1, threads, temperature)
+    sizes = ssm_cpu.Sizes(len(queries), n, 1, width, 1, 1, temperature)
     ssm_cpu.call("recall", memory.dtype, sizes, memory, queries, out)
     return out
 

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ocp_mamba.processor import described
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("ssm_cpu_*.h")))
 FLAGS = (
@@ -55,10 +57,12 @@ class Library:
 
 
 class Sizes(ctypes.Structure):
-    """What `ssm_cpu.cpp` calls so."""
+    """What `ssm_cpu.cpp` calls so; `call` fills in the threads."""
 
-    _fields_ = [(name, ctypes.c_long) for name in (*"BLHPNK", "threads")] + [
-        ("eps", ctypes.c_double)
+    _fields_ = [
+        *((name, ctypes.c_long) for name in "BLHPNK"),
+        ("eps", ctypes.c_double),
+        ("threads", ctypes.c_long),
     ]
 
 
@@ -79,14 +83,18 @@ def in_use() -> bool:
     return _in_use
 
 
+def computed_in(stored: torch.dtype) -> torch.dtype:
+    """Return what the kernels compute in with tensors of a dtype."""
+    return torch.float64 if stored == torch.float64 else torch.float32
+
+
 def takes(zxbcdt: Tensor, weight: Tensor) -> bool:
     """Whether the kernels are in use and can compute with tensors like these."""
-    computed = torch.float64 if zxbcdt.dtype == torch.float64 else torch.float32
     return (
         _in_use
         and zxbcdt.device.type == "cpu"
         and zxbcdt.dtype in KINDS
-        and weight.dtype == computed
+        and weight.dtype == computed_in(zxbcdt.dtype)
         and not torch.compiler.is_compiling()
     )
 
@@ -127,16 +135,14 @@ def _fingerprint(compiler: str) -> str:
         ).stdout
     except OSError as error:
         raise CompileError(f"the compiler {compiler} does not start: {error}") from error
-    info = Path("/proc/cpuinfo")
-    cpu = [x for x in info.read_text().splitlines() if x.startswith(("flags", "model name"))][:2] \
-        if info.exists() else [platform.processor()]  # fmt: skip
+    cpu = described()
     parts = [
         *(source.read_text(encoding="utf-8") for source in SOURCES),
         *FLAGS,
         compiler,
         version,
         platform.machine(),
-        *cpu,
+        *(cpu.get(key, platform.processor()) for key in ("model name", "flags")),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -219,7 +225,7 @@ class _MixerCore(torch.autograd.Function):
         x = zxbcdt.contiguous()
         weights = [w.contiguous() for w in (conv.t(), conv_bias, dt_bias, A, D, norm)]
         (B, L), E, H = x.shape[:2], len(norm), len(D)
-        sizes = Sizes(B, L, H, E // H, d_state, conv.shape[1], torch.get_num_threads(), eps)
+        sizes = Sizes(B, L, H, E // H, d_state, conv.shape[1], eps)
         out = x.new_empty(B, L, E)
         y, dt, states = None, norm.new_empty(B, L, H), None
         if any(ctx.needs_input_grad):
@@ -258,8 +264,7 @@ class _Norm(torch.autograd.Function):
         out, weight = torch.empty_like(like, dtype=dtype), weight.contiguous()
         total = None if added is None else torch.empty_like(like, dtype=weight.dtype)
         width = like.shape[-1]
-        threads = torch.get_num_threads()
-        ctx.sizes = Sizes(like.numel() // width, 1, 1, width, 1, 1, threads, eps)
+        ctx.sizes = Sizes(like.numel() // width, 1, 1, width, 1, 1, eps)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(given[1] if total is None else total, weight)
         ctx.dtype = dtype
@@ -281,6 +286,7 @@ class _Norm(torch.autograd.Function):
 
 def call(name: str, dtype: torch.dtype, sizes: Sizes, *tensors: Tensor | None) -> None:
     """Call a kernel with the addresses of its tensors, in the order of `ssm_cpu.cpp`."""
+    sizes.threads = torch.get_num_threads()
     addresses = [None if t is None else t.data_ptr() for t in tensors]
     kernel = getattr(library().handle, f"mixer_{name}")
     kernel(KINDS[dtype], ctypes.byref(sizes), (ctypes.c_void_p * len(tensors))(*addresses))

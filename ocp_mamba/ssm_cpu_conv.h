@@ -10,8 +10,9 @@ namespace {
 constexpr long BLOCK = 64;  // positions whose intermediate results are held at once
 
 struct Sizes {
-    long B, L, H, P, N, K, threads;
+    long B, L, H, P, N, K;
     double eps;
+    long threads;
     long E() const { return H * P; }
     long C() const { return E() + 2 * N; }
     long Z() const { return 2 * E() + 2 * N + H; }

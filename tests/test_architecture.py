@@ -27,10 +27,9 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "allocator": ("allocator",),
         "config": ("config", "presets"),
         "lifecycle": ("lifecycle",),
-        "processor": ("processor",),
         "metrics": ("directions", "metrics"),
         "spool": ("spool",),
-        "ssm_ops": ("backend", "ssm_cpu", "ssm_cuda", "ssm_ops", "ssm_step"),
+        "ssm_ops": ("backend", "processor", "ssm_cpu", "ssm_cuda", "ssm_ops", "ssm_step"),
     },
     1: {
         "data": ("data.*", "decoders", "encoders"),
