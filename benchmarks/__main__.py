@@ -15,7 +15,7 @@ import sys
 import time
 
 from benchmarks import frame
-from ocp_mamba.processor import widen_openblas
+from ocp_mamba.system.cpu_info import widen_openblas
 
 BENCHMARKS: dict[str, int] = {
     "train_step": 180,

@@ -14,13 +14,13 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.frame import ROOT, Cell, Goal, Result, Table
-from ocp_mamba import train
 from ocp_mamba.config import MODEL_SIZES, TrainConfig
 from ocp_mamba.data.batches import batches
-from ocp_mamba.data.file import Dataset
-from ocp_mamba.evaluate import validator
-from ocp_mamba.model import OCPMambaLVM
-from ocp_mamba.retrieval import BankIndex
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.embeddings.index import BankIndex
+from ocp_mamba.evaluation.evaluate import validator
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.training import trainer
 
 DATA = ROOT / "ocp_training_9k.npz"
 SHARE_GOAL = 0.15
@@ -85,18 +85,18 @@ def _train(
 ) -> float:
     """Train as the main job does; returns the seconds from the first step to the last record."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    from ocp_mamba.tracking import config_params, track
-    from ocp_mamba.train_files import StateFiles
+    from ocp_mamba.tracking.session import config_params, track
+    from ocp_mamba.training.checkpointing import StateFiles
 
     validate = validator(dataset, BankIndex(dataset.bank))
     params = config_params(model=model.config, train=config)
     with (
         track(dataset, DATA, output_dir=folder, params=params) as run,
-        patch.object(train, "train_step", clock.timed("steps", train.train_step)),
+        patch.object(trainer, "train_step", clock.timed("steps", trainer.train_step)),
         patch.object(StateFiles, "write", clock.timed("checkpoints", StateFiles.write)),
     ):
         started = time.perf_counter()
-        train.fit(
+        trainer.fit(
             model,
             dataset,
             config,

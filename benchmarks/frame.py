@@ -14,7 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ocp_mamba.processor import described
+from ocp_mamba.system.cpu_info import described
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

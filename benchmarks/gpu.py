@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from benchmarks.frame import Cell, Goal, Result, Table
-from ocp_mamba import ssm_cuda
-from ocp_mamba.backend import use_backend
 from ocp_mamba.config import MODEL_SIZES, ModelConfig
-from ocp_mamba.inference_fast import fast_step
-from ocp_mamba.mamba2 import Mamba2Mixer
-from ocp_mamba.model import OCPMambaLVM
-from ocp_mamba.quantise import weight_bytes
+from ocp_mamba.kernels import cuda
+from ocp_mamba.kernels.backend import use_backend
+from ocp_mamba.model.compiled_step import fast_step
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.mamba2 import Mamba2Mixer
+from ocp_mamba.model.quantize import weight_bytes
 
 SHAPES = {"short chains": (64, 14), "long chains": (8, 2048)}
 TOLERANCE = {"float32": 1e-4, "bf16": 1e-2}
@@ -51,15 +51,15 @@ def timed(calls: dict[str, Callable[[], object]], quick: bool) -> dict[str, timi
 
 def build_kernels() -> None:
     """Install the two packages where they are missing; their build takes long."""
-    if not ssm_cuda.missing():
+    if not cuda.missing():
         return
-    print(f"{ssm_cuda.missing()}; running `{ssm_cuda.INSTALL}`", flush=True)
-    words = ssm_cuda.INSTALL.split()
+    print(f"{cuda.missing()}; running `{cuda.INSTALL}`", flush=True)
+    words = cuda.INSTALL.split()
     assert words[0] == "pip"
     subprocess.run([sys.executable, "-m", *words], check=True)
-    ssm_cuda.missing.cache_clear()
-    if ssm_cuda.missing():
-        raise SystemExit(f"installed, and still: {ssm_cuda.missing()}")
+    cuda.missing.cache_clear()
+    if cuda.missing():
+        raise SystemExit(f"installed, and still: {cuda.missing()}")
 
 
 def ceilings(quick: bool) -> tuple[Table, float, float]:

@@ -10,11 +10,11 @@ import torch
 from benchmarks import timing
 from benchmarks.frame import PAGE, Cell, Goal, Result, Table
 from benchmarks.train_step import kernels, random_bank
-from ocp_mamba.baselines_trained import transformer_of_size
-from ocp_mamba.conditioning import NextVectorModel
+from ocp_mamba.baselines.neural import transformer_of_size
 from ocp_mamba.config import MODEL_SIZES
-from ocp_mamba.model import OCPMambaLVM
-from ocp_mamba.train import resolve_precision
+from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.training.trainer import resolve_precision
 
 LENGTHS = (64, 256, 1024, 4096, 16_384)
 VECTORS = 16_384

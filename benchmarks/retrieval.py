@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import timing
 from benchmarks.frame import ROOT, Cell, Goal, Result, Table
-from ocp_mamba.data import Dataset
-from ocp_mamba.retrieval import RECALL, BankIndex
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.embeddings.index import RECALL, BankIndex
 
 NEAREST = 10
 BATCHES = (1, 64, 6753)

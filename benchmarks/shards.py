@@ -27,16 +27,17 @@ from tabulate import tabulate
 
 from benchmarks import shards_command as command
 from ocp_mamba.config import D_VECTOR, MODEL_SIZES, TrainConfig
-from ocp_mamba.data import Dataset, load_dataset
 from ocp_mamba.data.batches import Batch, batches
-from ocp_mamba.data.file import SCHEMA_VERSION
+from ocp_mamba.data.chunks import count_examples
+from ocp_mamba.data.dataset import SCHEMA_VERSION, Dataset
 from ocp_mamba.data.fingerprint import fingerprint_of
-from ocp_mamba.data.shard_files import ShardWriter, write_shards
-from ocp_mamba.data.shards import open_shards
-from ocp_mamba.data.stream import count_examples
-from ocp_mamba.model import OCPMambaLVM
-from ocp_mamba.negatives import find_rivals
-from ocp_mamba.train import TrainState, make_optimizer, resolve_precision, train_step
+from ocp_mamba.data.load import load_dataset
+from ocp_mamba.data.shards.convert import ShardWriter, write_shards
+from ocp_mamba.data.shards.mapped import open_shards
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.training.negatives import find_rivals
+from ocp_mamba.training.state import TrainState
+from ocp_mamba.training.trainer import make_optimizer, resolve_precision, train_step
 
 LENGTH = 9
 PIECE = 65_536

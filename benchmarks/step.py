@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.frame import Cell, Goal, Result, Table
 from benchmarks.train_step import REMEMBERED, random_bank, transformers_mamba2
-from ocp_mamba.baselines_trained import (
+from ocp_mamba.baselines.neural import (
     GRUBaseline,
     TransformerBaseline,
     TransformerLayer,
@@ -26,9 +26,9 @@ from ocp_mamba.baselines_trained import (
     transformer_of_size,
 )
 from ocp_mamba.config import MODEL_SIZES, ModelConfig
-from ocp_mamba.inference_fast import FastStep, fast_step
-from ocp_mamba.model import OCPMambaLVM
-from ocp_mamba.quantise import WEIGHTS, quantise, weight_bytes
+from ocp_mamba.model.compiled_step import FastStep, fast_step
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.quantize import WEIGHTS, quantise, weight_bytes
 
 FLOOR_GOAL, FLAT_GOAL = 1.5, 1.2
 SEEN = (10, 1_000, 10_000)

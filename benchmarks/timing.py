@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from ocp_mamba.allocator import give_back_freed
+from ocp_mamba.system.malloc import give_back_freed
 
 PROC = Path("/proc/self")
 MIB = 2**20

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from benchmarks.frame import Cell, Goal, Result, Table
-from ocp_mamba import ssm_cpu
-from ocp_mamba.allocator import freed_is_kept
-from ocp_mamba.baselines_trained import gru_of_size, transformer_of_size
+from ocp_mamba import errors
+from ocp_mamba.baselines.neural import gru_of_size, transformer_of_size
 from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
 from ocp_mamba.data.batches import Batch
-from ocp_mamba.model import NextVectorModel, OCPMambaLVM
-from ocp_mamba.negatives import NO_RIVALS, Rivals
-from ocp_mamba.train import TrainState, make_optimizer, resolve_precision, train_step
+from ocp_mamba.kernels import cpu
+from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.system.malloc import freed_is_kept
+from ocp_mamba.training.negatives import NO_RIVALS, Rivals
+from ocp_mamba.training.state import TrainState
+from ocp_mamba.training.trainer import make_optimizer, resolve_precision, train_step
 
 SHAPES = {"short chains": (64, 14), "long chains": (2, 512)}
 FLOOR, OURS, THEIRS = "products alone (floor)", "ocp_mamba", "transformers Mamba2"
@@ -162,7 +165,7 @@ def stepper(
     state = TrainState(model, make_optimizer(model, config), precision, rivals)
 
     def step() -> None:
-        ssm_cpu.use(compiled)
+        cpu.use(compiled)
         train_step(state, batch, bank, 1e-6, config)
 
     return step
@@ -171,8 +174,8 @@ def stepper(
 def kernels() -> bool:
     """Whether the compiled kernels run here; says so where they do not."""
     try:
-        ssm_cpu.use(True)
-    except ssm_cpu.CompileError as error:
+        cpu.use(True)
+    except errors.CompileError as error:
         print(f"compiled kernels: not run ({error})")
         return False
     return True

@@ -9,13 +9,13 @@ import torch
 
 from benchmarks import timing
 from benchmarks.frame import ROOT, Cell, Result, Table
-from ocp_mamba import metrics
-from ocp_mamba.data import Dataset
-from ocp_mamba.data.leak import strata
-from ocp_mamba.evaluate import predict_examples
-from ocp_mamba.model import load_model
-from ocp_mamba.quantise import WEIGHTS, quantise, weight_bytes
-from ocp_mamba.retrieval import BankIndex
+from ocp_mamba.data.analysis.leakage import strata
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.embeddings.index import BankIndex
+from ocp_mamba.evaluation import metrics
+from ocp_mamba.evaluation.predict import predict_examples
+from ocp_mamba.model.checkpoint import load_model
+from ocp_mamba.model.quantize import WEIGHTS, quantise, weight_bytes
 
 MODEL = ROOT / "outputs" / "model.pt"
 SPLIT = "val"

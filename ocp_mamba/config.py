@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ocp_mamba.errors import ConfigError
+
 D_VECTOR = 768
 """Width of a concept vector."""
 
@@ -21,10 +23,6 @@ MIN_CONTEXT = 2
 """Fewest context concepts of an OCP sequence."""
 
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A setting is unknown, of the wrong type or out of its range."""
 
 
 def _require(condition: bool, message: str) -> None:

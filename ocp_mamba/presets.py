@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ocp_mamba.config import D_TMD, ConfigError
+from ocp_mamba.config import D_TMD
+from ocp_mamba.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from data_maker import make_dataset
+from data_maker import TINY, make_dataset
 from postgres import NOT_FOUND, Postgres, programs
 from servers import Server, tracking_server
 
 from ocp_mamba.config import ModelConfig
-from ocp_mamba.data.file import Dataset
-
-TINY = {"d_model": 32, "n_layers": 1, "headdim": 16}
+from ocp_mamba.data.dataset import Dataset
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +40,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path)
     """An empty sqlite tracking store; the working folder is ``tmp_path``."""
     import mlflow
 
-    from ocp_mamba.tracking_store import SETTINGS
+    from ocp_mamba.tracking.store import SETTINGS
 
     for name in SETTINGS:  # what `use_store` sets is undone after the test
         monkeypatch.setenv(name, "0")

@@ -2,13 +2,13 @@ import pytest
 
 from ocp_mamba.config import (
     MODEL_SIZES,
-    ConfigError,
     ModelConfig,
     TrainConfig,
     model_config,
     override,
     read_config_file,
 )
+from ocp_mamba.errors import ConfigError
 
 
 def test_small_is_the_reference_shape():

@@ -8,13 +8,13 @@ from nbclient import NotebookClient
 from sweeps import Files, runs_of
 from tracked import train_tracked
 
-from ocp_mamba import tracking
-from ocp_mamba.baselines import cheap_baselines
+from ocp_mamba.baselines.simple import cheap_baselines
 from ocp_mamba.config import ModelConfig
-from ocp_mamba.data.file import Dataset
-from ocp_mamba.evaluate import evaluate
-from ocp_mamba.job_report import log_judgement
-from ocp_mamba.report_html import Report
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.evaluation.evaluate import evaluate
+from ocp_mamba.jobs.artifacts import log_judgement
+from ocp_mamba.reports.evaluation_page import Report
+from ocp_mamba.tracking import session
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 DATA = make_dataset(n_chains=150, n_concepts=60, seed=3)
@@ -50,7 +50,7 @@ def test_compare_epochs_shows_a_tracked_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with tracking.track(dataset, "d.npz", output_dir="out", system_metrics=False) as run:
+    with session.track(dataset, "d.npz", output_dir="out", system_metrics=False) as run:
         result = train_tracked(run, dataset, tiny_config, tmp_path / "model.pt")
         run.log_models(tmp_path / "model.pt", result.best_epoch)
         for name, value in (("persistence", 0.0123), ("ridge", 0.0345)):
@@ -76,7 +76,7 @@ def test_judge_a_model_shows_a_judgement_and_refuses_another_split(
     def judge(name: str, split: str) -> Report:
         judged = evaluate(cheap_baselines(DATA)[name], DATA, split, name=name)
         report = Report(f"{name} on {split}", judged, DATA, gates={"no_leak": "fail"})
-        with tracking.track(
+        with session.track(
             DATA, "d.npz", output_dir="out", run_name=f"{name} {split}", system_metrics=False
         ) as run:
             run.log_results(judged.flat(), report.gates)

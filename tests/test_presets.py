@@ -5,8 +5,10 @@ import dataclasses
 import click
 import pytest
 
-from ocp_mamba.cli import _train_job, main, train
-from ocp_mamba.config import MODEL_SIZES, ConfigError, TrainConfig, override
+from ocp_mamba.cli.main import main
+from ocp_mamba.cli.train import _train_job, train
+from ocp_mamba.config import MODEL_SIZES, TrainConfig, override
+from ocp_mamba.errors import ConfigError
 from ocp_mamba.presets import BASE, PRESETS, preset
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ocp_mamba.cli import main
+from ocp_mamba.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocp_mamba.data.file import Dataset
+from ocp_mamba.data.dataset import Dataset
 
 MEGABATCH = 32
 """Batches whose chains are sorted by length together: little padding, yet well mixed."""

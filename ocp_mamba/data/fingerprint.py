@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from ocp_mamba.data.file import Dataset
+    from ocp_mamba.data.dataset import Dataset
 
 CHUNK_BYTES = 1 << 25
 

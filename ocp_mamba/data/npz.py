@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ocp_mamba.data.checks import DatasetError
+from ocp_mamba.errors import DatasetError
 
 
 def npz_keys(path: str | Path) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ocp_mamba.config import MIN_CONTEXT
-from ocp_mamba.data.file import SPLITS, Dataset
+from ocp_mamba.data.dataset import SPLITS, Dataset
 
 FRACTIONS = (0.70, 0.15, 0.15)
 """Share of the chains that train, val and test should get."""

@@ -1,0 +1,132 @@
+"""Predictors that every model must beat, with the model's own ``predict_all``.
+
+Each takes ``(B, L, 768)`` right-padded unit rows and gives ``(B, L, 768)`` unit rows, position t
+seeing positions <= t only.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.embeddings.index import BankIndex
+
+RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
+
+
+class Predictor(Protocol):
+    """Anything that predicts the next vector at every position."""
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``."""
+        ...
+
+
+class Persistence:
+    """The next vector is the last one again."""
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return the input."""
+        return seq_vectors
+
+
+class ContextMean:
+    """The next vector is the direction of the context's mean."""
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return the normalised running mean over positions."""
+        return F.normalize(seq_vectors.cumsum(dim=1), dim=-1)
+
+
+class GlobalMean:
+    """The next vector is always the direction of the mean training target."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Average the train split's targets, each as often as it occurs."""
+        targets = dataset.examples("train").target
+        self.mean = F.normalize(torch.from_numpy(dataset.bank[targets].mean(axis=0)), dim=0)
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return the mean at every position."""
+        return self.mean.expand_as(seq_vectors)
+
+
+class Ridge:
+    """Affine map from the last vector to the next, least squares with an L2 penalty.
+
+    The penalty is the one of `RIDGE_PENALTIES` with the best cosine on a tenth of the train
+    split's chains; the map is then fitted on all of them.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Fit on the train split."""
+        examples = dataset.examples("train")
+        X = torch.from_numpy(dataset.bank[examples.last])
+        Y = torch.from_numpy(dataset.bank[examples.target])
+        held_out = torch.from_numpy(examples.chain % 10 == 0)
+        self.penalty = RIDGE_PENALTIES[0]
+        if 0 < int(held_out.sum()) < len(X):
+            squares = _Squares(X[~held_out], Y[~held_out])
+            fits = {p: squares.solve(p) for p in RIDGE_PENALTIES}
+            scores = {
+                p: float(F.cosine_similarity(X[held_out] @ W + b, Y[held_out]).mean())
+                for p, (W, b) in fits.items()
+            }
+            self.penalty = max(scores, key=scores.__getitem__)
+        self._W, self._b = _Squares(X, Y).solve(self.penalty)
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return the normalised affine image of each position."""
+        return F.normalize(seq_vectors @ self._W + self._b, dim=-1)
+
+
+class _Squares:
+    """Sums of squares and products, from which the map of any penalty is solved."""
+
+    def __init__(self, X: Tensor, Y: Tensor) -> None:
+        self._x_mean, self._y_mean = X.mean(0), Y.mean(0)
+        Xc, Yc = (X - self._x_mean).double(), (Y - self._y_mean).double()
+        self._gram, self._cross = Xc.T @ Xc, Xc.T @ Yc
+
+    def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
+        """Minimise ``|X W + b - Y|^2 + penalty |W|^2`` with an unpenalised b."""
+        gram = self._gram + penalty * torch.eye(len(self._gram), dtype=torch.float64)
+        W = torch.linalg.solve(gram, self._cross, left=True).float()
+        return W, self._y_mean - self._x_mean @ W
+
+
+class NearestNeighbour:
+    """What most often followed the nearest concept that has a successor in the train split."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Remember each train concept's commonest successor (the lowest id among equals)."""
+        examples = dataset.examples("train")
+        pairs, counts = np.unique(
+            np.stack([examples.last, examples.target], axis=1), axis=0, return_counts=True
+        )
+        best_first = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
+        known, first = np.unique(pairs[best_first, 0], return_index=True)
+        self._next = torch.from_numpy(dataset.bank[pairs[best_first[first], 1]])
+        self._index = BankIndex(dataset.bank[known])
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return the remembered successor's vector at each position."""
+        flat = seq_vectors.reshape(-1, seq_vectors.shape[-1]).numpy()
+        _, rows = self._index.search(flat, 1)
+        return self._next[torch.from_numpy(rows[:, 0])].view_as(seq_vectors)
+
+
+def cheap_baselines(dataset: Dataset) -> dict[str, Predictor]:
+    """Fit the baselines that need no gradient; names are those of metrics and runs."""
+    return {
+        "persistence": Persistence(),
+        "context_mean": ContextMean(),
+        "global_mean": GlobalMean(dataset),
+        "ridge": Ridge(dataset),
+        "nearest_neighbour": NearestNeighbour(dataset),
+    }

@@ -1,0 +1,60 @@
+"""`ocp-mamba compare`: rank judged runs, or say why they cannot be ranked."""
+
+from __future__ import annotations
+
+import click
+
+from ocp_mamba.cli.options import InputError
+from ocp_mamba.cli.runs import STORE_OPTION
+
+METRICS = {
+    "cosine": "next_vec_cosine",
+    "p1": "faiss_retrieval_p1",
+    "p5": "faiss_retrieval_p5",
+    "p10": "faiss_retrieval_p10",
+    "mrr": "mrr",
+    "margin": "margin",
+    "echo": "echo_loop_similarity",
+}
+STRATA = ("all", "seen", "unseen", "unseen_target")
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      ocp-mamba compare gregarious-cod-117 0123456789abcdef0123456789abcdef
+      ocp-mamba compare FIRST SECOND THIRD --metric p1 --stratum unseen
+    """
+)
+@click.argument("run", nargs=-1, required=True)
+@click.option("--metric", type=click.Choice(list(METRICS)), default="cosine", show_default=True)
+@click.option("--stratum", type=click.Choice(STRATA), default="all", show_default=True)
+@click.option("--output", default="outputs/compare", show_default=True, help="Folder to write.")
+@STORE_OPTION
+def compare(
+    run: tuple[str, ...], metric: str, stratum: str, output: str, store: str | None
+) -> None:
+    """Rank judged runs by a metric, each RUN a run's id or name.
+
+    A training run and an `ocp-mamba evaluate` run hold a judgement. Differences to the best are by
+    paired bootstrap over the same sequences. Runs that were judged on other data, another split,
+    another bank or by another version of the metrics are not ranked: exit code 2.
+    """
+    from ocp_mamba.errors import CompareError, first_line
+    from ocp_mamba.jobs.compare import load_candidates
+    from ocp_mamba.reports.ranking import compare as compare_runs
+    from ocp_mamba.reports.ranking import to_text, write_comparison
+    from ocp_mamba.system.paths import resolve_output
+    from ocp_mamba.tracking.store import STORE_FAILURES, use_store
+
+    uri = use_store(store)
+    try:
+        comparison = compare_runs(load_candidates(run), METRICS[metric], stratum)
+        files = write_comparison(comparison, resolve_output(output))
+    except CompareError as error:
+        raise InputError(str(error)) from error
+    except STORE_FAILURES as error:
+        raise InputError(f"tracking store {uri}: {first_line(error)}") from error
+    click.echo(to_text(comparison))
+    click.echo(f"\nwrote {', '.join(str(path) for path in files)}")

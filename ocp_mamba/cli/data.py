@@ -1,0 +1,332 @@
+"""The commands under ``ocp-mamba data``: make dataset files and look into them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from ocp_mamba.cli.options import judge_limits, judge_options, listed
+from ocp_mamba.data.analysis.leakage import LeakReport
+from ocp_mamba.data.analysis.leakage import check as check_leaks
+from ocp_mamba.data.analysis.sample import judged_part
+from ocp_mamba.data.build.builder import build_dataset
+from ocp_mamba.data.build.chains import Chain, read_chains
+from ocp_mamba.data.build.wordnet import LICENCE as WORDNET_LICENCE
+from ocp_mamba.data.build.wordnet import wordnet_chains
+from ocp_mamba.data.build.wordnet_relations import RELATIONS, relation_chains
+from ocp_mamba.data.dataset import Dataset, is_dataset_file
+from ocp_mamba.data.legacy.importer import import_legacy
+from ocp_mamba.data.load import load_dataset
+from ocp_mamba.data.shards.convert import shard, unshard
+from ocp_mamba.data.shards.mapped import is_shards
+from ocp_mamba.embeddings.encoders import SentenceTransformerEncoder
+from ocp_mamba.errors import DatasetError, EncoderError
+
+UNKNOWN_LICENCE = "unknown; see the owners of the chain files"
+
+
+class DataError(click.ClickException):
+    """A problem of the user's input: one line, no traceback, exit code 2."""
+
+    exit_code = 2
+
+
+class _Relations(click.ParamType):
+    """Different relations of WordNet with commas between them, or all of them."""
+
+    name = "relations"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        words = RELATIONS if value == "all" else str(value).split(",")
+        names = tuple(word.strip() for word in words)
+        unknown = [name for name in names if name not in RELATIONS]
+        if unknown:
+            self.fail(
+                f"{unknown[0]!r} is unknown; all, or some of {', '.join(RELATIONS)}", param, ctx
+            )
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names a relation twice", param, ctx)
+        return names
+
+
+@click.group(name="data")
+def data() -> None:
+    """Build dataset files, import older ones, and check them."""
+
+
+@data.command(
+    epilog=f"""
+    \b
+    Examples:
+      ocp-mamba data build --wordnet /usr/share/wordnet --out ocp_training_9k.npz \\
+        --encoder sentence-transformers/all-mpnet-base-v2
+      ocp-mamba data build --wordnet /usr/share/wordnet --relations all --out relations.npz \\
+        --encoder sentence-transformers/all-mpnet-base-v2
+
+    \b
+    Relations of --relations, and their names in the dataset:
+{listed(chr(10).join(f"{key:<10} {name}" for key, (_, name) in RELATIONS.items()))}    """
+)
+@click.option(
+    "--wordnet",
+    type=click.Path(path_type=Path),
+    help="WordNet folder (data.noun, data.verb): chains are hypernym paths, leaf to root.",
+)
+@click.option(
+    "--chains",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help='Chain file, one {"chain_id", "concepts", "source"} a line, with "relations" and '
+    '"confidences" of the steps where they are known; give it again for more.',
+)
+@click.option(
+    "--relations",
+    type=_Relations(),
+    metavar="[all|NAME,NAME,…]",
+    help="[--wordnet] Chains are walks by these relations (below), each step with its relation and "
+    "a confidence, in the place of hypernym paths.",
+)
+@click.option("--encoder", required=True, help="sentence-transformers name or folder (768-D).")
+@click.option("--encoder-name", help="Public name of the encoder, if --encoder is a folder.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz to write.")
+@click.option("--sequences", type=click.IntRange(min=1), help="[--wordnet] default: 45000.")
+@click.option(
+    "--siblings",
+    type=click.IntRange(min=1),
+    help="[--wordnet] chains drawn together that differ in the leaf only: more of them, fewer "
+    "concepts. Default: 5.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True
+)
+@click.option("--licence", help="Licence of the chains, kept in the file. Known for --wordnet.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--device", help="Device of the encoder, such as cpu or cuda.")
+def build(
+    wordnet: Path | None,
+    chains: tuple[Path, ...],
+    relations: tuple[str, ...] | None,
+    encoder: str,
+    encoder_name: str | None,
+    out: Path,
+    sequences: int | None,
+    siblings: int | None,
+    seed: int,
+    dtype: str,
+    licence: str | None,
+    batch_size: int,
+    device: str | None,
+) -> None:
+    """Build a dataset file from a WordNet folder or from chain files.
+
+    Encoding keeps what it has done beside --out, so the same command goes on after a stop.
+    """
+    if not out.parent.is_dir():
+        raise DataError(f"--out {out}: the folder {out.parent} does not exist")
+    try:
+        found = _chains(wordnet, chains, relations, sequences, siblings, seed)
+        loaded = SentenceTransformerEncoder(
+            encoder, name=encoder_name, batch_size=batch_size, device=device
+        )
+        cache_dir = out.with_name(f"{out.name}.encoding")
+        dataset, report = build_dataset(
+            found,
+            loaded,
+            seed=seed,
+            licence=licence or (WORDNET_LICENCE if wordnet else UNKNOWN_LICENCE),
+            cache_dir=cache_dir,
+            dtype=dtype,
+        )
+        dataset.save(out)
+    except (DatasetError, EncoderError, OSError) as error:
+        raise DataError(str(error)) from error
+    shutil.rmtree(cache_dir)
+    click.echo(report.to_markdown())
+    click.echo(f"\nWrote {out}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _chains(
+    wordnet: Path | None,
+    files: tuple[Path, ...],
+    relations: tuple[str, ...] | None,
+    sequences: int | None,
+    siblings: int | None,
+    seed: int,
+) -> list[Chain]:
+    if (wordnet is None) == (not files):
+        raise click.UsageError("give either --wordnet FOLDER or --chains FILE (one or more)")
+    if wordnet is not None:
+        draw = partial(relation_chains, relations=relations) if relations else wordnet_chains
+        drawn, leaves = draw(
+            wordnet, sequences=sequences or 45_000, siblings=siblings or 5, seed=seed
+        )
+        click.echo(f"Leaves of WordNet to draw from: {leaves}\n")
+        return drawn
+    if relations is not None:
+        raise click.UsageError("--relations goes with --wordnet; chain files name their own")
+    if sequences is not None or siblings is not None:
+        raise click.UsageError("--sequences and --siblings go with --wordnet; files are used whole")
+    return read_chains(files)
+
+
+ALLOW_PICKLE = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open object arrays of an older file. They are pickles, and opening a pickle can run any "
+    "code that its author put in it: only for files that you made yourself.",
+)
+
+
+@data.command(
+    "import",
+    epilog="Examples: ocp-mamba data import old.npz --out new.npz; "
+    "ocp-mamba data import fused.npz --out new.npz --fused last --encoder-name my/encoder",
+)
+@click.argument("old", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz to write.")
+@ALLOW_PICKLE
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the 70/15/15 split, if the file has none.",
+)
+@click.option(
+    "--fused",
+    type=click.Choice(["first", "last"]),
+    help="Where the 768-D vector is in 784-D rows, if their norms do not tell.",
+)
+@click.option("--encoder-name", help="The encoder that made the vectors, kept in the file.")
+def import_(
+    old: Path,
+    out: Path,
+    allow_pickle: bool,
+    seed: int,
+    fused: str | None,
+    encoder_name: str | None,
+) -> None:
+    """Turn OLD, an .npz of contexts and targets, into a dataset file.
+
+    Prints what was found, repaired and dropped. docs/import.md lists the layouts.
+    """
+    if not out.parent.is_dir():
+        raise DataError(f"--out {out}: the folder {out.parent} does not exist")
+    if out.exists() and old.exists() and out.samefile(old):
+        raise DataError(f"--out {out}: is the older file itself; name another file")
+    try:
+        dataset, report = import_legacy(
+            old, allow_pickle=allow_pickle, seed=seed, fused=fused, encoder_name=encoder_name
+        )
+        dataset.save(out)
+    except (DatasetError, OSError) as error:
+        raise DataError(str(error)) from error
+    click.echo(report.to_markdown())
+    click.echo(f"\nWrote {out}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+@data.command(
+    epilog="Examples: ocp-mamba data check ocp_training_9k.npz; "
+    "ocp-mamba data check ocp_training_9k.npz --strict --json leaks.json"
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures too.")
+@click.option("--strict", is_flag=True, help="End with exit code 1 if a split leaks.")
+@click.option("--track/--no-track", default=True, help="Log the report to MLflow.  [default: yes]")
+@judge_options
+@ALLOW_PICKLE
+def check(
+    file: Path,
+    json_path: Path | None,
+    strict: bool,
+    track: bool,
+    allow_pickle: bool,
+    **limits: int,
+) -> None:
+    """Report leaks between the splits of FILE, and faults of its bank; log them as a run.
+
+    FILE is a dataset file, a folder of shards, or an older .npz, which is imported for the check
+    only. Of more data than the limits say, a sample is looked up in all chains. docs/import.md
+    explains every figure.
+    """
+    if json_path is not None and not json_path.parent.is_dir():
+        raise DataError(f"--json {json_path}: the folder {json_path.parent} does not exist")
+    try:
+        dataset = _open(file, allow_pickle)
+        report = check_leaks(judged_part(dataset, judge_limits(limits), progress=True))
+        if json_path is not None:
+            content = {
+                "file": file.name,
+                "fingerprint": dataset.fingerprint,
+                "leaks": report.leaks,
+                "warnings": report.warnings,
+                "figures": report.figures(),
+            }
+            json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except (DatasetError, OSError) as error:
+        raise DataError(str(error)) from error
+    click.echo(report.to_markdown())
+    if track:
+        _track(dataset, file, report)
+    if strict and report.leaks:
+        raise click.exceptions.Exit(1)
+
+
+def _track(dataset: Dataset, file: Path, report: LeakReport) -> None:
+    from ocp_mamba.errors import TrackingError
+    from ocp_mamba.jobs.common import track_check
+
+    try:
+        click.echo(f"\nlogged as run {track_check(dataset, file, report)}")
+    except TrackingError as error:
+        raise DataError(f"{error}; or give --no-track") from error
+
+
+def _open(file: Path, allow_pickle: bool) -> Dataset:
+    """A dataset file as it is; an older file by import, with the import's report printed."""
+    if is_shards(file) or is_dataset_file(file):
+        return load_dataset(file)
+    dataset, report = import_legacy(file, allow_pickle=allow_pickle)
+    click.echo(f"{report.to_markdown()}\n")
+    return dataset
+
+
+@data.command("shard", epilog="Example: ocp-mamba data shard ocp_training_9k.npz ocp_training_9k")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+def shard_(file: Path, folder: Path) -> None:
+    """Turn FILE, a dataset file, into FOLDER, which training reads with flat memory.
+
+    The content keeps its fingerprint. A float16 bank takes twice its room: its rows are kept as
+    they are used.
+    """
+    _convert(shard, file, folder)
+
+
+@data.command("unshard", epilog="Example: ocp-mamba data unshard ocp_training_9k back.npz")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+def unshard_(folder: Path, file: Path) -> None:
+    """Turn FOLDER, one of `data shard`, into FILE, a dataset file of the same fingerprint."""
+    _convert(unshard, folder, file)
+
+
+def _convert(
+    how: Callable[[Path, Path, Callable[[int], object]], str], old: Path, new: Path
+) -> None:
+    if not new.parent.is_dir():
+        raise DataError(f"{new}: the folder {new.parent} does not exist")
+    try:
+        with tqdm(unit="B", unit_scale=True, desc=str(new)) as bar:
+            fingerprint = how(old, new, bar.update)
+    except (DatasetError, OSError) as error:
+        raise DataError(str(error)) from error
+    click.echo(f"Wrote {new}, fingerprint {fingerprint[:12]}")

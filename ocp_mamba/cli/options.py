@@ -1,0 +1,146 @@
+"""Options and errors that several commands share, and how settings are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ocp_mamba.config import ModelConfig, TrainConfig, model_config, override, read_config_file
+from ocp_mamba.errors import OcpMambaError, WorkerLostError
+from ocp_mamba.presets import BASE, preset
+
+if TYPE_CHECKING:
+    from ocp_mamba.data.analysis.sample import JudgeLimits
+
+
+AUTO = "auto"
+
+
+class AutoInt(click.ParamType):
+    """A positive number, or ``auto`` for what the model size or the config file says."""
+
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return None for ``auto``, else the number."""
+        if value == AUTO:
+            return None
+        return click.IntRange(min=1).convert(value, param, ctx)
+
+
+class _AutoBool(click.ParamType):
+    """True or false, or ``auto`` for what the preset or the config file says."""
+
+    name = "true, false or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == AUTO else click.BOOL.convert(value, param, ctx)
+
+
+class InputError(click.ClickException):
+    """A problem of the user's input: one line, no traceback, exit code 2."""
+
+    exit_code = 2
+
+
+def _flag(name: str, text: str) -> Callable[[Any], Any]:
+    """An option that works as a bare flag and, for ``mlflow run``, with true or false after it."""
+    return click.option(
+        name, is_flag=False, flag_value="true", type=_AutoBool(), default=None, help=text
+    )
+
+
+def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the limits beyond which a dataset is judged on a sample, see `data.sample`."""
+    count = click.IntRange(min=0)
+    for option in (
+        click.option("--judge-seed", type=count, default=0, show_default=True,
+                     help="Draws the sample that a larger dataset is judged on."),
+        click.option("--judge-train", type=count, default=40_000, show_default=True, metavar="N",
+                     help="Train sequences that cheap baselines learn from at most; 0: all."),
+        click.option("--judge-pool", type=count, default=100_000, show_default=True, metavar="M",
+                     help="Concepts that retrieval searches at most; 0: the whole bank."),
+        click.option("--judge-sequences", type=count, default=10_000, show_default=True,
+                     metavar="N", help="Sequences judged of val, or of test, at most; 0: all."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def judge_limits(flags: Mapping[str, Any]) -> JudgeLimits:
+    """Return the limits that `judge_options` were given."""
+    from ocp_mamba.data.analysis.sample import JudgeLimits
+
+    return JudgeLimits(
+        flags["judge_sequences"], flags["judge_train"], flags["judge_pool"], flags["judge_seed"]
+    )
+
+
+def listed(lines: str) -> str:
+    """Lines for an epilog, which keeps them apart."""
+    return "".join(f"      {line}\n" for line in lines.splitlines())
+
+
+MODEL_FLAGS = ("n_layers", "members", "d_state", "n_memory", "dropout")
+
+
+TRAIN_FLAGS = (
+    "batch_size", "max_epochs", "lr", "weight_decay", "infonce_weight", "infonce_candidates",
+    "temperature", "seed", "precision", "compile", "threads", "hard_negatives", "min_context",
+    "mixup", "curriculum",
+)  # fmt: skip
+
+
+def merged_settings(flags: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """Merge defaults, preset, config file and flags (any may be absent); what comes later wins."""
+    from ocp_mamba.config import D_TMD
+    from ocp_mamba.jobs import train
+
+    path = flags.get("config_file")
+    tables = read_config_file(path) if path else {"model": {}, "train": {}}
+    chosen = {k: flags.get(k) for k in MODEL_FLAGS}
+    if flags.get("tmd") is not None:
+        chosen["d_tmd"] = D_TMD if flags["tmd"] else 0
+    variant = preset(flags.get("preset_name", BASE))
+    model = model_config(
+        flags["model_size"], **dict(variant.model) | tables["model"] | _given(chosen)
+    )
+    settings = override(
+        TrainConfig(),
+        **dict(variant.train) | tables["train"] | _given({k: flags.get(k) for k in TRAIN_FLAGS}),
+    )
+    return model, train.with_stopping(settings, flags["early_stopping"], flags.get("patience"))
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def with_errors(run: Callable[[], object]) -> None:
+    """Run a command; what the user can mend ends in one line and exit code 2."""
+    try:
+        run()
+    except WorkerLostError as error:
+        raise click.ClickException(str(error)) from error
+    except (OcpMambaError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+class Seeds(click.ParamType):
+    """Different whole numbers with commas between them."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the seeds as a tuple."""
+        if isinstance(value, tuple):
+            return value
+        words = str(value).split(",")
+        if not all(word.strip().isdecimal() for word in words):
+            self.fail(f"{value!r} found, whole numbers as in 0,1,2 wanted", param, ctx)
+        seeds = tuple(int(word) for word in words)
+        if len(set(seeds)) < len(seeds):
+            self.fail(f"{value!r} names a seed twice", param, ctx)
+        return seeds

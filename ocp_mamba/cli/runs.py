@@ -1,0 +1,123 @@
+"""`ocp-mamba runs`: send what waits, end what hangs, show where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+STORE_OPTION = click.option(
+    "--store",
+    metavar="URI",
+    help="Tracking store; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here.",
+)
+
+
+@click.group()
+def runs() -> None:
+    """Care for tracked runs."""
+
+
+@runs.command(
+    epilog="""
+    \b
+    Example:
+      ocp-mamba runs replay outputs/0123abcd.spool.jsonl
+    """
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--store", metavar="URI", help="Tracking store; default MLFLOW_TRACKING_URI, else FILE's own."
+)
+def replay(file: Path, store: str | None) -> None:
+    """Send what a run could not, and delete FILE.
+
+    A training keeps FILE where the tracking store did not answer. Sending twice changes nothing.
+    """
+    from ocp_mamba.errors import QueueError
+    from ocp_mamba.tracking import session
+
+    with _clear_errors(QueueError):
+        sent = session.replay(file, store)
+    click.echo(f"{sent} operations sent; {file} deleted")
+
+
+@runs.command(
+    epilog="""
+    \b
+    Examples:
+      ocp-mamba runs zombies
+      ocp-mamba runs zombies --end --older-than 60
+    """
+)
+@click.option("--end", is_flag=True, help="End the runs found, instead of listing them only.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="MINUTES",
+    help="Age from which a run that never started counts.",
+)
+@STORE_OPTION
+def zombies(end: bool, older_than: float, store: str | None) -> None:
+    """List runs that say RUNNING with no process behind them."""
+    from tabulate import tabulate
+
+    from ocp_mamba.tracking.stale_runs import end_zombies, find_zombies
+
+    with _store(store):
+        found = find_zombies(older_than)
+        if end:
+            end_zombies(found)
+    if not found:
+        click.echo("no zombie runs")
+        return
+    rows = [[z.run_id, z.name, f"{z.minutes:.0f}", z.status, z.reason] for z in found]
+    status = "ended as" if end else "would be"
+    click.echo(tabulate(rows, headers=["run", "name", "minutes", status, "why"]))
+
+
+@runs.command(
+    epilog="""
+    \b
+    Example:
+      ocp-mamba runs link
+    """
+)
+@click.option("--experiment", default="ocp_mamba", show_default=True, help="Experiment's name.")
+@click.option("--run", "run_id", metavar="ID", help="Link to this run's page instead.")
+@STORE_OPTION
+def link(experiment: str, run_id: str | None, store: str | None) -> None:
+    """Print the link to the epochs' chart, and the command that opens the UI."""
+    from ocp_mamba.tracking.store import experiment_id, ui_link
+
+    with _store(store) as uri:
+        found = experiment_id(experiment)
+    if found is None:
+        raise click.ClickException(f"tracking store {uri} has no experiment {experiment!r}")
+    address, command = ui_link(uri, found, run_id)
+    if command:
+        click.echo(f"start the UI:  {command}")
+    click.echo(f"then open:     {address}")
+
+
+@contextmanager
+def _store(uri: str | None) -> Iterator[str]:
+    """Use a store within the block; its failures become clear errors."""
+    from ocp_mamba.tracking.store import STORE_FAILURES, use_store
+
+    used = use_store(uri)
+    with _clear_errors(*STORE_FAILURES, prefix=f"tracking store {used}: "):
+        yield used
+
+
+@contextmanager
+def _clear_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise click.ClickException(prefix + message) from error

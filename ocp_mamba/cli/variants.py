@@ -1,0 +1,99 @@
+"""`ocp-mamba variants`: the planned variants against the base, by one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ocp_mamba.cli.options import AutoInt, Seeds, listed, merged_settings, with_errors
+from ocp_mamba.config import MODEL_SIZES
+from ocp_mamba.presets import SCALING, VARIANTS, listing
+
+
+class _Names(click.ParamType):
+    """Different variants with commas between them, or all of them."""
+
+    name = "variants"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        words = VARIANTS if value == "all" else str(value).split(",")
+        names = tuple(word.strip() for word in words)
+        unknown = [name for name in names if name not in VARIANTS]
+        if unknown:
+            self.fail(f"{unknown[0]!r} is unknown; choose of {', '.join(VARIANTS)}", param, ctx)
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names a variant twice", param, ctx)
+        return names
+
+
+@click.command(
+    epilog=f"""
+    \b
+    Examples:
+      ocp-mamba variants --data ocp_training_9k.npz
+      ocp-mamba variants --data ocp_training_9k.npz --only 1B,1D --epochs 5 --seeds 0,1,2
+
+    \b
+    Variants:
+{listed(listing())}      {SCALING:<9} the base on twice the concepts over the base on half of them
+    """
+)
+@click.option("--data", required=True, help="Dataset file, or an older npz.")
+@click.option("--only", type=_Names(), default="all", show_default=True, metavar="NAME,NAME,…",
+              help="Of the variants below; the base is always trained.")  # fmt: skip
+@click.option("--epochs", "max_epochs", type=AutoInt(), help="Of every training, at most.")
+@click.option("--seeds", type=Seeds(), default="0", show_default=True, metavar="N,N,…",
+              help="Train everything with each of these.")  # fmt: skip
+@click.option("--output", default="outputs/variants", show_default=True,
+              help="Folder of the trained models and the table; what is there is not trained "
+              "again.")  # fmt: skip
+@click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), default="small",
+              show_default=True, help="Of the base.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step.")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
+@click.option("--early-stopping/--no-early-stopping", default=True, show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
+@click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path),
+              help="TOML, settings of the base; flags win.")  # fmt: skip
+@click.option("--experiment", default="ocp_mamba", show_default=True)
+@click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def variants(**flags: Any) -> None:
+    """Train the base and its planned variants, and judge them side by side on val.
+
+    One MLflow run with a child run for each training, and one table: figures with intervals, paired
+    differences to the base, parameters and minutes. A variant that the dataset has nothing for is
+    "not run". One that fails says so, the others go on, and the exit code is 1. Ctrl-C loses the
+    training at hand alone: the same command goes on with it.
+    """
+
+    def run() -> None:
+        from ocp_mamba import errors
+        from ocp_mamba.jobs import variants
+        from ocp_mamba.system.paths import resolve_file, resolve_output
+
+        model, train = merged_settings(flags)
+        try:
+            variants.run_variants(
+                variants.VariantsJob(
+                    data=resolve_file(flags["data"]),
+                    output=resolve_output(flags["output"]),
+                    model=model,
+                    train=train,
+                    seeds=flags["seeds"],
+                    only=flags["only"],
+                    experiment=flags["experiment"],
+                    allow_pickle=flags["allow_pickle"],
+                    progress=not flags["quiet"],
+                ),
+                click.echo,
+            )
+        except errors.VariantsError as error:
+            raise click.ClickException(str(error)) from error
+
+    with_errors(run)

@@ -1,0 +1,327 @@
+"""What a dataset gives away: examples in two splits, targets seen in train, ceilings, bad rows.
+
+Two examples are identical when the bank ids of their whole context and of their target are.
+Formulas of all figures are in ``docs/import.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+from tabulate import tabulate
+
+from ocp_mamba.data.analysis.duplicates import join_same
+from ocp_mamba.data.analysis.overlap import IN_SPLIT, KNOWN_TARGET, SEEN
+from ocp_mamba.data.analysis.sample import Sample, SampledDataset, sample_of
+from ocp_mamba.data.dataset import SPLITS, Dataset, Examples
+
+NORM_TOLERANCE = 1e-3
+"""A bank row is called unit when its norm is this near to 1."""
+
+REPEAT_LIMIT = 0.01
+"""Share of targets that equal the context's last concept above which a warning is due."""
+
+ZERO_TMD_LIMIT = 0.5
+"""Share of chains with all-zero TMD codes above which a warning is due."""
+
+STRATA = ("seen", "unseen", "unseen_target")
+"""Keys of `strata`."""
+
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """The findings about one dataset; a figure over no examples is absent.
+
+    Attributes:
+        splits: figures of each split that has examples, by split and name.
+        pairs: for two splits, how many examples of the second also are in the first, and the share.
+        bank: figures of the bank and of the dataset as a whole.
+        sources: OCP sequences per source and split.
+        warnings: what the user must know, one plain sentence each; empty for a clean dataset.
+        sample: what was looked at, where not the whole was. Its examples are then looked up in the
+            whole of the other splits; ``concepts`` and ``unused_concepts`` are the whole's, the
+            other figures the sample's.
+    """
+
+    splits: dict[str, dict[str, float]]
+    pairs: dict[tuple[str, str], tuple[int, float]]
+    bank: dict[str, float]
+    sources: dict[str, dict[str, int]]
+    warnings: list[str] = field(default_factory=list)
+    sample: Sample | None = None
+
+    @property
+    def leaks(self) -> bool:
+        """Whether an identical (prefix, target) lies in two splits."""
+        return any(count for count, _ in self.pairs.values())
+
+    def figures(self) -> dict[str, float]:
+        """All numbers by names that MLflow takes, such as ``data/val_targets_seen_share``."""
+        flat = {f"data/{name}": float(value) for name, value in self.bank.items()}
+        for split, values in self.splits.items():
+            flat |= {f"data/{split}_{name}": float(value) for name, value in values.items()}
+        for (one, other), (count, share) in self.pairs.items():
+            flat[f"data/{other}_in_{one}_examples"] = float(count)
+            flat[f"data/{other}_in_{one}_share"] = share
+        for source, counts in self.sources.items():
+            name = re.sub(r"[^\w\-. /]", "_", source, flags=re.ASCII)
+            flat |= {f"data/{s}_source_{name}_examples": float(n) for s, n in counts.items()}
+        return flat
+
+    def to_markdown(self) -> str:
+        """The report as Markdown: warnings first, then tables."""
+        verdict = (
+            "**LEAKS**: identical (prefix, target) examples straddle splits."
+            if self.leaks
+            else "No identical (prefix, target) example straddles splits."
+        )
+        looked_at = [f"Of {self.sample}; looked up in all chains.\n"] if self.sample else []
+        parts = [*looked_at, verdict, *(f"- WARNING: {warning}" for warning in self.warnings)]
+        names = list(dict.fromkeys(name for values in self.splits.values() for name in values))
+        rows: list[list[object]] = [
+            [name, *(_number(self.splits.get(split, {}).get(name)) for split in SPLITS)]
+            for name in names
+        ]
+        rows += [
+            [f"examples from {source}", *(counts.get(split, 0) for split in SPLITS)]
+            for source, counts in self.sources.items()
+        ]
+        pairs = [
+            [f"{other} in {one}", count, _number(share)]
+            for (one, other), (count, share) in self.pairs.items()
+        ]
+        whole = [[name, _number(value)] for name, value in self.bank.items()]
+        tables = [
+            _table(rows, ["figure", *SPLITS]),
+            _table(pairs, ["identical examples", "count", "share"]),
+            _table(whole, ["whole dataset", "value"]),
+        ]
+        return "\n".join(parts) + "\n\n" + "\n\n".join(tables)
+
+
+def check(dataset: Dataset, seed: int = 0) -> LeakReport:
+    """Look for leaks and faults.
+
+    Args:
+        dataset: any valid dataset.
+        seed: of the permutation behind ``permuted_cosine``.
+    """
+    nodes = _prefix_nodes(dataset)
+    examples = {s: e for s in SPLITS if len((e := dataset.examples(s)).chain)}
+    identity = {s: nodes[dataset.chain_offsets[e.chain] + e.position] for s, e in examples.items()}
+    splits = {
+        s: _split_figures(dataset, nodes, s, e, identity[s], seed) for s, e in examples.items()
+    }
+    pairs = {}
+    for one, other in combinations(examples, 2):
+        if isinstance(dataset, SampledDataset):
+            shared = dataset.met_by(examples[other], IN_SPLIT[one])
+        else:
+            shared = np.isin(identity[other], identity[one])
+        pairs[one, other] = (int(shared.sum()), float(shared.mean()))
+    bank = _bank_figures(dataset)
+    sources = _source_counts(dataset, examples)
+    report = LeakReport(splits, pairs, bank, sources, sample=sample_of(dataset))
+    report.warnings.extend(_warnings(report))
+    return report
+
+
+def strata(dataset: Dataset, split: str) -> dict[str, np.ndarray]:
+    """Which examples of a split have been met in train, and how far.
+
+    Returns:
+        Three bool arrays over ``dataset.examples(split)``: ``seen``, the transition (last concept
+        of the context → target) is a step of a train chain, be it the first one; ``unseen``, all
+        others; ``unseen_target``, no step of a train chain leads to the target.
+        ``unseen_target`` is a part of ``unseen``.
+
+    Raises:
+        ValueError: ``split`` is unknown.
+    """
+    if isinstance(dataset, SampledDataset):
+        examples = dataset.examples(split)
+        seen = dataset.met_by(examples, SEEN)
+        known = dataset.met_by(examples, KNOWN_TARGET)
+        return {"seen": seen, "unseen": ~seen, "unseen_target": ~known}
+    train, examples = dataset.examples("train", min_context=1), dataset.examples(split)
+    seen = np.isin(_transitions(dataset, examples), _transitions(dataset, train))
+    return {
+        "seen": seen,
+        "unseen": ~seen,
+        "unseen_target": ~np.isin(examples.target, train.target),
+    }
+
+
+def _prefix_nodes(dataset: Dataset) -> np.ndarray:
+    """Number the different prefixes: int64, one per entry of ``chain_values``.
+
+    Entry ``chain_offsets[c] + k`` is the number of ``chain[:k + 1]``: two are equal when and only
+    when the prefixes are. Built like a trie, one concept deeper in all chains at a time.
+    """
+    nodes = np.full(len(dataset.chain_values), -1, dtype=np.int64)
+    alive = np.arange(dataset.n_chains)
+    parent = np.zeros(dataset.n_chains, dtype=np.int64)
+    total = 0
+    for depth in range(int(dataset.lengths.max())):
+        longer = dataset.lengths[alive] > depth
+        alive, parent = alive[longer], parent[longer]
+        flat = dataset.chain_offsets[alive] + depth
+        pair = parent * dataset.n_concepts + dataset.chain_values[flat]
+        kinds, node = np.unique(pair, return_inverse=True)
+        nodes[flat] = parent = node + total
+        total += len(kinds)
+    return nodes
+
+
+def _transitions(dataset: Dataset, examples: Examples) -> np.ndarray:
+    """One number per (last, target), int64 (n,)."""
+    return examples.last.astype(np.int64) * dataset.n_concepts + examples.target
+
+
+def _split_figures(
+    dataset: Dataset,
+    nodes: np.ndarray,
+    split: str,
+    examples: Examples,
+    identity: np.ndarray,
+    seed: int,
+) -> dict[str, float]:
+    n = len(examples.chain)
+    prefix = nodes[dataset.chain_offsets[examples.chain] + examples.position - 1]
+    shuffled = np.random.default_rng(seed).permutation(examples.target)
+    paired = _cosines(dataset.bank, examples.last, examples.target)
+    permuted = _cosines(dataset.bank, examples.last, shuffled)
+    gain = paired - permuted
+    figures = {
+        "chains": float(len(dataset.chains_in(split))),
+        "examples": float(n),
+        "repeated_examples": float(n - len(np.unique(identity))),
+        "top1_ceiling": _ceiling(prefix, identity),
+        "paired_cosine": float(paired.mean()),
+        "permuted_cosine": float(permuted.mean()),
+        "paired_gain_standard_error": float(gain.std() / np.sqrt(n)),
+        "target_is_last_share": float((examples.last == examples.target).mean()),
+    }
+    if split == "train":
+        return figures
+    parts = strata(dataset, split)
+    figures["targets_seen_share"] = float(1 - parts["unseen_target"].mean())
+    figures["transitions_seen_share"] = float(parts["seen"].mean())
+    return figures | {f"{name}_examples": float(part.sum()) for name, part in parts.items()}
+
+
+def _ceiling(prefix: np.ndarray, identity: np.ndarray) -> float:
+    """Best top-1 of a predictor that knows the prefix: its most frequent target, each time."""
+    _, first, counts = np.unique(identity, return_index=True, return_counts=True)
+    _, group = np.unique(prefix[first], return_inverse=True)
+    best = np.zeros(group.max() + 1, dtype=np.int64)
+    np.maximum.at(best, group, counts)
+    return float(best.sum() / len(prefix))
+
+
+def _cosines(bank: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Inner products of unit rows, float32 (n,)."""
+    parts = [
+        np.einsum("nd,nd->n", bank[one[i : i + _CHUNK]], bank[other[i : i + _CHUNK]])
+        for i in range(0, len(one), _CHUNK)
+    ]
+    return np.concatenate(parts)
+
+
+def _bank_figures(dataset: Dataset) -> dict[str, float]:
+    bank, texts = dataset.bank, dataset.texts
+    norms = [np.linalg.norm(bank[i : i + _CHUNK], axis=1) for i in range(0, len(bank), _CHUNK)]
+    off = np.abs(np.concatenate(norms) - 1)
+    figures = {
+        "concepts": float(len(bank)),
+        "non_unit_rows": float((off > NORM_TOLERANCE).sum()),
+        "largest_norm_error": float(off.max()),
+        "duplicate_vectors": float(len(bank) - len(np.unique(join_same(bank)[0]))),
+        "duplicate_texts": float(len(texts) - len(np.unique(texts))),
+        "unused_concepts": float(len(bank) - len(np.unique(dataset.chain_values))),
+    }
+    if isinstance(dataset, SampledDataset):
+        figures["concepts"] = float(dataset.sample.concepts[1])
+        figures["unused_concepts"] = float(dataset.unused)
+    if dataset.chain_tmd is not None:
+        figures["zero_tmd_share"] = float((~dataset.chain_tmd.any(axis=1)).mean())
+    if dataset.chain_relation is not None:
+        known, sure = np.count_nonzero(dataset.chain_relation), dataset.chain_confidence
+        figures["relations"] = float(len(dataset.relations))
+        figures["known_relation_share"] = known / (len(dataset.chain_values) - dataset.n_chains)
+        if known:
+            figures["mean_relation_confidence"] = (
+                1.0 if sure is None else float(sure.sum(dtype=np.float64)) / known
+            )
+    return figures
+
+
+def _source_counts(dataset: Dataset, examples: dict[str, Examples]) -> dict[str, dict[str, int]]:
+    names = dataset.meta["sources"]
+    counts = {
+        s: np.bincount(dataset.chain_source[e.chain], minlength=len(names))
+        for s, e in examples.items()
+    }
+    return {name: {s: int(c[i]) for s, c in counts.items()} for i, name in enumerate(names)}
+
+
+def _warnings(report: LeakReport) -> list[str]:
+    of = "the sample of " if report.sample else ""
+    found = [
+        f"{count} examples of {of}{other} ({share:.1%}) also are in {one}, context and target: "
+        f"{other} is not unseen data."
+        for (one, other), (count, share) in report.pairs.items()
+        if count
+    ]
+    found += [
+        f"split {split} has no examples: nothing can be measured on it."
+        for split in SPLITS
+        if split not in report.splits
+    ]
+    for split, values in report.splits.items():
+        gain = values["paired_cosine"] - values["permuted_cosine"]
+        if gain <= 2 * values["paired_gain_standard_error"]:
+            found.append(
+                f"in {split} a target is no nearer to its context ({values['paired_cosine']:.3f}) "
+                f"than to a stranger's ({values['permuted_cosine']:.3f}): the targets look "
+                "shuffled, off by a row, or the vectors carry no relation."
+            )
+        if values["target_is_last_share"] > REPEAT_LIMIT:
+            found.append(
+                f"in {split} {values['target_is_last_share']:.1%} of the targets are the last "
+                "concept of their own context: the targets look off by one."
+            )
+    return found + _bank_warnings(report.bank)
+
+
+def _bank_warnings(bank: dict[str, float]) -> list[str]:
+    found = []
+    if bank["non_unit_rows"]:
+        found.append(f"{bank['non_unit_rows']:.0f} bank rows are not of unit length.")
+    if bank["duplicate_vectors"]:
+        found.append(
+            f"{bank['duplicate_vectors']:.0f} bank rows repeat another row's vector, but for "
+            "rounding: retrieval cannot tell such concepts apart."
+        )
+    if bank["duplicate_texts"]:
+        found.append(f"{bank['duplicate_texts']:.0f} bank rows repeat another row's text.")
+    if bank.get("zero_tmd_share", 0.0) > ZERO_TMD_LIMIT:
+        found.append(f"{bank['zero_tmd_share']:.1%} of the chains have all-zero TMD codes.")
+    return found
+
+
+def _number(value: float | None) -> str:
+    """A whole number plainly, any other to four digits, a missing one as a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _table(rows: Sequence[Sequence[object]], headers: list[str]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

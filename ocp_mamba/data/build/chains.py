@@ -1,0 +1,212 @@
+"""Chains of concepts as text: read from JSONL files, cleaned, and what the cleaning left out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ocp_mamba.data.build.tmd import UNKNOWN, Codes, codes
+from ocp_mamba.errors import DatasetError
+
+MIN_CHAIN, MAX_CHAIN = 3, 15
+"""Fewest and most concepts of a chain."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An ordered path of concepts through an ontology, with its source and TMD codes.
+
+    ``relations`` and ``confidences`` say by which relation each concept but the first follows the
+    one before it (None where unknown), and how sure that is, 0..1. Empty: nothing is known of them.
+    """
+
+    concepts: tuple[str, ...]
+    source: str
+    codes: Codes = UNKNOWN
+    relations: tuple[str | None, ...] = ()
+    confidences: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class CleanReport:
+    """What cleaning did.
+
+    Attributes:
+        found: chains before.
+        kept: chains after.
+        cut: chains longer than 15 that were cut to their first 15 concepts.
+        long: chains longer than 15, dropped where cutting was not asked for.
+        short: chains of fewer than 3 concepts, dropped.
+        repeating: chains that name a concept twice, dropped.
+        duplicates: chains equal to an earlier one, dropped.
+    """
+
+    found: int
+    kept: int
+    cut: int
+    long: int
+    short: int
+    repeating: int
+    duplicates: int
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.kept:,} of {self.found:,} chains kept; dropped: "
+            f"{self.duplicates:,} duplicates, {self.short:,} shorter than {MIN_CHAIN}, "
+            f"{self.long:,} longer than {MAX_CHAIN}, {self.repeating:,} that repeat a concept; "
+            f"cut to {MAX_CHAIN} concepts: {self.cut:,}"
+        )
+
+
+def clean_text(text: str) -> str:
+    """A concept's text with underscores as spaces and runs of white space as one space."""
+    return " ".join(text.replace("_", " ").split())
+
+
+def clean_chains(chains: Iterable[Chain], *, cut: bool = True) -> tuple[list[Chain], CleanReport]:
+    """Keep the chains that can be learnt from, each once, and count the others.
+
+    A chain longer than 15 is cut at its end, as the start of a path is itself a path; without
+    ``cut`` it is dropped. A chain that names a concept twice is dropped: its text runs in a circle,
+    as no path does. Chains are equal if their concepts are, whatever their source or relations.
+    """
+    seen: set[tuple[str, ...]] = set()
+    kept = []
+    count: Counter[str] = Counter()
+    for chain in chains:
+        concepts = chain.concepts[:MAX_CHAIN]
+        count["found"] += 1
+        if len(chain.concepts) > MAX_CHAIN:
+            count["cut" if cut else "long"] += 1
+            if not cut:
+                continue
+        if len(concepts) < MIN_CHAIN:
+            count["short"] += 1
+        elif len(set(concepts)) < len(concepts):
+            count["repeating"] += 1
+        elif concepts in seen:
+            count["duplicates"] += 1
+        else:
+            seen.add(concepts)
+            steps = len(concepts) - 1
+            kept.append(
+                replace(
+                    chain,
+                    concepts=concepts,
+                    relations=chain.relations[:steps],
+                    confidences=chain.confidences[:steps],
+                )
+            )
+    names = ("found", "cut", "long", "short", "repeating", "duplicates")
+    return kept, CleanReport(kept=len(kept), **{name: count[name] for name in names})
+
+
+def read_chains(paths: Sequence[str | Path]) -> list[Chain]:
+    """Read chain files, one JSON object a line; blank lines are skipped.
+
+    Each object has ``concepts`` (texts) and ``source``; ``chain_length``, where present, must be
+    their number. TMD codes come from ``metadata``: ``lexname`` gives domain and modifier, ``pos``
+    the task; without them they are unknown. ``relations`` names by which relation each concept but
+    the first follows the one before it (null for unknown), ``confidences`` how sure that is, 0..1;
+    both may be left out. Other keys are ignored. The chains are not cleaned.
+
+    Raises:
+        DatasetError: a file cannot be read, or a line is not such an object; names file and line.
+    """
+    return [chain for path in paths for chain in _read_file(Path(path))]
+
+
+def _read_file(path: Path) -> Iterator[Chain]:
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _parse_line(line, f"{path}:{number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"chain file {path} cannot be read: {error}") from error
+
+
+def _parse_line(line: str, place: str) -> Chain:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{place}: is no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DatasetError(f"{place}: JSON {type(row).__name__} found, an object wanted")
+    concepts = _concepts(row, place)
+    source = row.get("source")
+    if not isinstance(source, str) or not source.strip():
+        raise DatasetError(f"{place}: key 'source': {source!r} found, a name wanted")
+    length = row.get("chain_length", len(concepts))
+    if length != len(concepts):
+        raise DatasetError(
+            f"{place}: key 'chain_length': {length!r} found, but there are {len(concepts)} concepts"
+        )
+    relations = _relations(row, len(concepts) - 1, place)
+    return Chain(
+        concepts,
+        source.strip(),
+        _codes(row.get("metadata", {}), place),
+        relations,
+        _confidences(row, relations, place),
+    )
+
+
+def _concepts(row: dict[str, Any], place: str) -> tuple[str, ...]:
+    found = row.get("concepts")
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise DatasetError(f"{place}: key 'concepts': {found!r:.100} found, a list of texts wanted")
+    concepts = tuple(clean_text(text) for text in found)
+    if "" in concepts:
+        raise DatasetError(f"{place}: key 'concepts': concept {concepts.index('')} is blank")
+    return concepts
+
+
+def _relations(row: dict[str, Any], steps: int, place: str) -> tuple[str | None, ...]:
+    """Names of a chain's relations, one a step; empty where the row has none."""
+    found = row.get("relations")
+    if found is None:
+        return ()
+    named = isinstance(found, list) and all(
+        name is None or (isinstance(name, str) and name.strip()) for name in found
+    )
+    if not named or len(found) != steps:
+        raise DatasetError(
+            f"{place}: key 'relations': {found!r:.100} found, a list of {steps} names or null "
+            "wanted, one for each concept but the first"
+        )
+    return tuple(name and name.strip() for name in found)
+
+
+def _confidences(
+    row: dict[str, Any], relations: tuple[str | None, ...], place: str
+) -> tuple[float, ...]:
+    """How sure a chain's relations are; empty where the row does not say."""
+    found = row.get("confidences")
+    if found is None:
+        return ()
+    if not relations:
+        raise DatasetError(f"{place}: key 'confidences': found without 'relations' to be sure of")
+    sure = isinstance(found, list) and all(
+        isinstance(c, int | float) and not isinstance(c, bool) and 0 <= c <= 1 for c in found
+    )
+    if not sure or len(found) != len(relations):
+        raise DatasetError(
+            f"{place}: key 'confidences': {found!r:.100} found, a list of {len(relations)} numbers "
+            "from 0 to 1 wanted, one for each relation"
+        )
+    return tuple(map(float, found))
+
+
+def _codes(metadata: Any, place: str) -> Codes:
+    if not isinstance(metadata, dict):
+        raise DatasetError(f"{place}: key 'metadata': {metadata!r:.100} found, an object wanted")
+    try:
+        return codes(metadata.get("lexname"), metadata.get("pos"))
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{place}: key 'metadata': {error}") from error

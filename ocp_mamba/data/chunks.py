@@ -1,0 +1,96 @@
+"""A pass over all chains of a dataset, some at a time, whatever their number."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from ocp_mamba.data.dataset import SPLITS, Dataset, first_targets
+
+CHAINS = 1 << 16
+"""Chains looked at together; what is worked out for them takes some 50 MB."""
+
+TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
+"""How often the progress bar is drawn."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some chains that lie side by side.
+
+    Attributes:
+        chains: int64 ``(m,)``, their ids.
+        split: uint8 ``(m,)``, index into `SPLITS`.
+        lengths: int64 ``(m,)``, concepts of each.
+        starts: int64 ``(m,)``, where each begins in ``values``.
+        first: int64 ``(m,)``, position of each one's first target.
+        values: int64 ``(v,)``, the concepts of all, one after the other.
+    """
+
+    chains: np.ndarray
+    split: np.ndarray
+    lengths: np.ndarray
+    starts: np.ndarray
+    first: np.ndarray
+    values: np.ndarray
+
+    def examples(self, split: str, min_context: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Last concept and target of each OCP sequence of a split, int64 ``(n,)`` each.
+
+        ``min_context`` as in `Dataset.examples`.
+        """
+        rows = np.flatnonzero(self.split == SPLITS.index(split))
+        first = first_targets(self.first[rows], self.lengths[rows], min_context)
+        counts = self.lengths[rows] - first
+        begins = np.repeat(self.starts[rows] + first - np.cumsum(counts) + counts, counts)
+        at = begins + np.arange(len(begins))
+        return self.values[at - 1], self.values[at]
+
+
+def pieces(dataset: Dataset, title: str = "", progress: bool = False) -> Iterator[Piece]:
+    """Pass once over all chains; pages of a mapped dataset are let go of on the way.
+
+    Args:
+        dataset: in memory or mapped.
+        title: of the progress bar.
+        progress: show one on standard error.
+    """
+    with tqdm(total=dataset.n_chains, desc=title, unit="chain",
+              mininterval=TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS,
+              disable=not progress) as bar:  # fmt: skip
+        for begin in range(0, dataset.n_chains, CHAINS):
+            end = min(begin + CHAINS, dataset.n_chains)
+            offsets = dataset.chain_offsets[begin : end + 1]
+            yield Piece(
+                chains=np.arange(begin, end),
+                split=dataset.split[begin:end],
+                lengths=np.diff(offsets),
+                starts=offsets[:-1] - offsets[0],
+                first=dataset.chain_first[begin:end].astype(np.int64),
+                values=dataset.chain_values[offsets[0] : offsets[-1]].astype(np.int64),
+            )
+            dataset.release()
+            bar.update(end - begin)
+
+
+def count_examples(dataset: Dataset) -> dict[str, int]:
+    """Number of OCP sequences of each split."""
+    counts = np.zeros(len(SPLITS))
+    for piece in pieces(dataset):
+        counts += np.bincount(piece.split, piece.lengths - piece.first, len(SPLITS))
+    return {split: int(n) for split, n in zip(SPLITS, counts, strict=True)}
+
+
+def train_targets(dataset: Dataset, min_context: int | None = None) -> np.ndarray:
+    """Ids of all concepts that are a target in train, int64, rising.
+
+    ``min_context`` as in `Dataset.examples`.
+    """
+    found = np.zeros(dataset.n_concepts, bool)
+    for piece in pieces(dataset):
+        found[piece.examples("train", min_context)[1]] = True
+    return np.flatnonzero(found)

@@ -1,0 +1,91 @@
+"""The errors that a person can mend, under one base class, and how an error is said in one line.
+
+A message names the file or the setting, what was found, what is wanted, and the way out. The command
+line catches `OcpMambaError` and prints the message without a traceback.
+"""
+
+from __future__ import annotations
+
+LONGEST_LINE = 300
+"""Characters: MLflow's messages go on for pages."""
+
+
+class OcpMambaError(Exception):
+    """Base class of every error that this package raises for a person to read."""
+
+
+class BackendError(OcpMambaError, RuntimeError):
+    """A backend or a device was asked for by name and cannot run here."""
+
+
+class CheckpointError(OcpMambaError, ValueError):
+    """A ``.pt`` file cannot be read, or not as what was wanted."""
+
+
+class CompareError(OcpMambaError, ValueError):
+    """Runs cannot be ranked, or cannot be read; the message says which and why."""
+
+
+class CompileError(OcpMambaError, RuntimeError):
+    """The CPU kernels cannot be compiled or loaded on this machine."""
+
+
+class ConfigError(OcpMambaError, ValueError):
+    """A setting is unknown, of the wrong type or out of its range."""
+
+
+class DatasetError(OcpMambaError, ValueError):
+    """A dataset is not valid; the message says which key, and why."""
+
+
+class DecoderError(OcpMambaError, RuntimeError):
+    """A decoder cannot be loaded, or does not fit the bank."""
+
+
+class EncoderError(OcpMambaError, ValueError):
+    """An encoder cannot be loaded, or does not give vectors of the right shape."""
+
+
+class JobError(OcpMambaError, RuntimeError):
+    """What was asked for does not fit together: a model, a dataset, an encoder."""
+
+
+class QueueError(OcpMambaError, ValueError):
+    """An offline queue's file cannot be read, or the store does not take what waits in it."""
+
+
+class RegistryError(OcpMambaError, RuntimeError):
+    """A model cannot be registered, or a registered one cannot be loaded."""
+
+
+class SpaceError(ConfigError):
+    """A search space file is not what a sweep can search."""
+
+
+class StorageError(OcpMambaError, RuntimeError):
+    """A sweep's storage cannot be used."""
+
+
+class SweepError(OcpMambaError, RuntimeError):
+    """A sweep cannot be started, joined or gone on with."""
+
+
+class TrackingError(OcpMambaError, RuntimeError):
+    """The tracking store cannot be used, or a run cannot be opened in it."""
+
+
+class TrainingError(OcpMambaError, RuntimeError):
+    """Training cannot start, or cannot go on."""
+
+
+class VariantsError(OcpMambaError, RuntimeError):
+    """Some variants failed; the table says why, and all others are in it."""
+
+
+class WorkerLostError(OcpMambaError, RuntimeError):
+    """Another process of the training has ended, or can no longer be reached."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST_LINE]

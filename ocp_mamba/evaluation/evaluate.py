@@ -1,0 +1,209 @@
+"""One judgement of one predictor on one split, as plain results; no training, no tracker."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocp_mamba import stats
+from ocp_mamba.baselines.simple import Predictor
+from ocp_mamba.data.analysis.leakage import STRATA
+from ocp_mamba.data.analysis.sample import sample_of
+from ocp_mamba.data.dataset import Dataset, Examples
+from ocp_mamba.embeddings.decoders import Decoder
+from ocp_mamba.embeddings.encoders import Encoder
+from ocp_mamba.embeddings.index import BankIndex
+from ocp_mamba.evaluation import metrics
+from ocp_mamba.evaluation.echo_loop import check_parity, decoded_echo, encode_again
+from ocp_mamba.evaluation.predict import predict_examples
+from ocp_mamba.evaluation.reference import Yardstick, yardstick
+from ocp_mamba.evaluation.result import BANK_ECHO, RANK, Evaluation
+from ocp_mamba.evaluation.sensitivity import rollout, sensitivity
+from ocp_mamba.stats import Figure
+
+TOP_K = 10
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    split: str,
+    *,
+    name: str,
+    index: BankIndex | None = None,
+    encoder: Encoder | None = None,
+    decoder: Decoder | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Judge a predictor on a split, overall and per stratum, with intervals by family.
+
+    Args:
+        predictor: a model in evaluation mode, or a baseline.
+        dataset: gives the split and the bank that retrieval searches.
+        split: "train", "val" or "test".
+        name: how results call the predictor.
+        index: the bank's index, to share it between predictors; an exact one is built when None.
+        encoder: encodes the echo loop's texts again, after `check_parity`; None lets the bank stand
+            in for it.
+        decoder: closes the echo loop once more in the bank's place; needs the encoder.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: the split is unknown, or a prediction is not finite.
+        EncoderMismatchError: the encoder does not give the bank's vectors.
+    """
+    parity = check_parity(encoder, dataset, seed) if encoder else None
+    index = index or BankIndex(dataset.bank)
+    examples = dataset.examples(split)
+    members: dict[str, np.ndarray] = {name: np.zeros(0, bool) for name in STRATA}
+    groups = np.zeros(0, np.int64)
+    per_example: dict[str, np.ndarray] = {}
+    figures: dict[str, Figure] = {}
+    scalars: dict[str, float] = {}
+    found = np.zeros((0, min(TOP_K, index.size)), np.int64)
+    if len(examples.target):
+        beside = yardstick(dataset, split)
+        members, groups = beside.strata, beside.families
+        predictions = predict_examples(predictor, dataset, split)
+        _, found = index.search(predictions.numpy(), TOP_K)
+        nearest = found[:, 0]
+        echo = encode_again(encoder, dataset, nearest) if encoder else dataset.bank[nearest]
+        per_example = _judge(predictions, found, torch.from_numpy(echo), beside, dataset, seed)
+        figures = _figures(per_example, members, groups, examples, dataset, seed)
+        figures |= sensitivity(predictor, dataset, examples, groups, predictions, seed)
+        figures |= rollout(predictor, dataset, examples, groups, predictions, seed)
+        scalars = {
+            "prediction_variance": metrics.variance(predictions),
+            "target_variance": beside.target_variance,
+        }
+        if decoder and encoder:
+            targets = _rows(dataset, examples.target)
+            figures |= decoded_echo(decoder, encoder, predictions, targets, groups, seed)
+        if parity:
+            scalars |= parity.figures()
+        if index.kind != "exact":
+            scalars["faiss_recall_at_1"] = index.recall_at_1(predictions.numpy())
+    sample = sample_of(dataset)
+    return Evaluation(
+        predictor=name,
+        split=split,
+        dataset_fingerprint=sample.of if sample else dataset.fingerprint,
+        metrics_version=metrics.METRICS_VERSION,
+        n_examples=len(examples.target),
+        n_chains=len(np.unique(examples.chain)),
+        n_families=len(np.unique(groups)),
+        pool_size=index.size,
+        chance_p1=metrics.chance_precision_at(1, index.size),
+        index=index.kind,
+        echo_encoder=encoder.name if encoder else BANK_ECHO,
+        parity=parity,
+        figures=figures,
+        per_example=per_example,
+        chains=examples.chain,
+        families=groups,
+        found=found,
+        strata=members,
+        scalars=scalars,
+        sample=sample,
+    )
+
+
+def _rows(dataset: Dataset, ids: np.ndarray) -> Tensor:
+    return torch.from_numpy(dataset.bank[ids])
+
+
+def _judge(
+    predictions: Tensor,
+    found: np.ndarray,
+    echo: Tensor,
+    beside: Yardstick,
+    dataset: Dataset,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """One number an example for each metric; ``echo`` is the nearest text, encoded again."""
+    bank, examples = torch.from_numpy(dataset.bank), beside.examples
+    targets, last = _rows(dataset, examples.target), _rows(dataset, examples.last)
+    rank = metrics.rank_in_bank(predictions, torch.from_numpy(examples.target).long(), bank).numpy()
+    judged = {
+        RANK: rank,
+        "next_vec_cosine": metrics.cosine(predictions, targets).numpy(),
+        "faiss_retrieval_p1": metrics.precision_at(found, examples.target, 1).astype(float),
+        "faiss_retrieval_p5": metrics.precision_at(found, examples.target, 5).astype(float),
+        "faiss_retrieval_p10": metrics.precision_at(found, examples.target, 10).astype(float),
+        "mrr": 1.0 / rank,
+        "margin": metrics.margin(predictions, targets, last).numpy(),
+        "context_mean_margin": beside.context_mean_margin,
+        "echo_loop_similarity": metrics.cosine(echo, targets).numpy(),
+        "echo_to_prediction": metrics.cosine(echo, predictions).numpy(),
+    }
+    others = metrics.other_targets(examples.target, seed)
+    if others is not None:
+        beaten = metrics.margin(predictions, targets, _rows(dataset, others)) > 0
+        judged["contrastive_accuracy"] = beaten.numpy().astype(float)
+    if beside.global_mean is not None and beside.target_cosine_to_global_mean is not None:
+        mean = beside.global_mean.expand_as(predictions)
+        judged["cosine_to_global_mean"] = metrics.cosine(predictions, mean).numpy()
+        judged["target_cosine_to_global_mean"] = beside.target_cosine_to_global_mean
+    return judged
+
+
+def _figures(
+    per_example: dict[str, np.ndarray],
+    members: dict[str, np.ndarray],
+    groups: np.ndarray,
+    examples: Examples,
+    dataset: Dataset,
+    seed: int,
+) -> dict[str, Figure]:
+    """Every metric, overall and per stratum; cosine and P@1 per position and per source too."""
+
+    def over(chosen: np.ndarray, metric: str) -> Figure:
+        return stats.bootstrap_mean(per_example[metric][chosen], groups[chosen], seed)
+
+    figures = {}
+    everything = {"": np.ones(len(examples.target), bool)}
+    for prefix, chosen in (everything | {f"{name}/": m for name, m in members.items()}).items():
+        for metric in per_example:
+            if metric != RANK:
+                figures[prefix + metric] = over(chosen, metric)
+    parts = {f"position/k{k}": examples.position == k for k in np.unique(examples.position)}
+    sources = dataset.chain_source[examples.chain]
+    for number in np.unique(sources):
+        name = re.sub(r"[^\w\-. ]", "_", dataset.meta["sources"][number], flags=re.ASCII)
+        parts[f"source/{name}"] = sources == number
+    for part, chosen in parts.items():
+        for short, metric in {"cosine": "next_vec_cosine", "p1": "faiss_retrieval_p1"}.items():
+            figures[f"{part}_{short}"] = over(chosen, metric)
+    return figures
+
+
+def validator(
+    dataset: Dataset, index: BankIndex, split: str = "val"
+) -> Callable[[Predictor], dict[str, float]]:
+    """Return the judge of each epoch: ``next_vec_cosine`` and ``retrieval_p1`` on a split.
+
+    ``variance_ratio`` is the predictions' variance over the targets': near 0, they are all one.
+
+    Raises:
+        ValueError: the split has no examples.
+    """
+    examples = dataset.examples(split)
+    if len(examples.target) == 0:
+        raise ValueError(f"the {split} split has no examples to validate on")
+    targets = torch.from_numpy(dataset.bank[examples.target])
+    variance = max(metrics.variance(targets), torch.finfo(targets.dtype).eps)
+
+    def validate(model: Predictor) -> dict[str, float]:
+        predictions = predict_examples(model, dataset, split)
+        _, found = index.search(predictions.numpy(), 1)
+        return {
+            "next_vec_cosine": float(metrics.cosine(predictions, targets).mean()),
+            "retrieval_p1": float((found[:, 0] == examples.target).mean()),
+            "variance_ratio": metrics.variance(predictions) / variance,
+        }
+
+    return validate

@@ -1,0 +1,75 @@
+"""What stands beside every predictor on a split, worked out once: strata, families, plain means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocp_mamba.baselines.simple import ContextMean, GlobalMean
+from ocp_mamba.data.analysis.leakage import strata
+from ocp_mamba.data.dataset import Dataset, Examples
+from ocp_mamba.data.split import families
+from ocp_mamba.evaluation import metrics
+from ocp_mamba.evaluation.predict import predict_examples
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What is the same for all predictors that are judged on a split.
+
+    Attributes:
+        examples: of the split.
+        strata: masks over the examples, of `data.leak.strata`.
+        families: int64 ``(n,)``, of `data.split.families`.
+        context_mean_margin: float32 ``(n,)``, the margin of the untrained context mean.
+        target_variance: of the examples' targets.
+        global_mean: float32 ``(768,)``, direction of the mean train target; None without train.
+        target_cosine_to_global_mean: float32 ``(n,)``; None where that is.
+    """
+
+    examples: Examples
+    strata: dict[str, np.ndarray]
+    families: np.ndarray
+    context_mean_margin: np.ndarray
+    target_variance: float
+    global_mean: Tensor | None
+    target_cosine_to_global_mean: np.ndarray | None
+
+
+_MADE: WeakKeyDictionary[Dataset, dict[str, Yardstick]] = WeakKeyDictionary()
+
+
+def yardstick(dataset: Dataset, split: str) -> Yardstick:
+    """Return what a split's judgements share; made once, and kept while the dataset is in use.
+
+    Raises:
+        ValueError: the split is unknown, or has no examples.
+    """
+    made = _MADE.setdefault(dataset, {})
+    if split not in made:
+        made[split] = _make(dataset, split)
+    return made[split]
+
+
+def _make(dataset: Dataset, split: str) -> Yardstick:
+    examples = dataset.examples(split)
+    if len(examples.target) == 0:
+        raise ValueError(f"the {split} split has no examples to judge on")
+    targets = torch.from_numpy(dataset.bank[examples.target])
+    last = torch.from_numpy(dataset.bank[examples.last])
+    untrained = predict_examples(ContextMean(), dataset, split)
+    mean = GlobalMean(dataset).mean if dataset.n_examples("train") else None
+    to_mean = None if mean is None else metrics.cosine(targets, mean.expand_as(targets)).numpy()
+    return Yardstick(
+        examples=examples,
+        strata=strata(dataset, split),
+        families=families(dataset, split),
+        context_mean_margin=metrics.margin(untrained, targets, last).numpy(),
+        target_variance=metrics.variance(targets),
+        global_mean=mean,
+        target_cosine_to_global_mean=to_mean,
+    )

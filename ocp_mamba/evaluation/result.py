@@ -1,0 +1,171 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ocp_mamba.data.analysis.sample import Sample
+from ocp_mamba.embeddings.decoders import VEC2TEXT
+from ocp_mamba.evaluation.echo_loop import Parity
+from ocp_mamba.stats import Figure, bootstrap_mean
+
+RANK = "rank"
+
+
+BANK_ECHO = "bank"
+
+
+WHOLE = "whole"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one predictor on one split, with what they were taken over.
+
+    ``figures`` holds a mean with its interval for each metric, and for each metric and stratum
+    under ``<stratum>/<metric>``; MLflow's charts have a section for what stands before the slash.
+    ``per_example`` holds the numbers behind them, for paired comparison, and ``rank``, the place of
+    the target among all bank rows (1 is best; ties count against the predictor). ``found`` holds
+    the bank ids of the nearest rows, ``(n, 10)``, best first. Both are in the order of
+    ``dataset.examples(split)``, as are ``chains``, ``families`` (which intervals draw whole) and
+    the masks of ``strata``. ``scalars`` holds numbers with no interval. ``sample`` is what was
+    judged where the whole dataset, whose fingerprint it bears, was too large: all counts are its.
+    """
+
+    predictor: str
+    split: str
+    dataset_fingerprint: str
+    metrics_version: str
+    n_examples: int
+    n_chains: int
+    n_families: int
+    pool_size: int
+    chance_p1: float
+    index: str
+    echo_encoder: str
+    parity: Parity | None
+    figures: dict[str, Figure]
+    per_example: dict[str, np.ndarray] = field(repr=False)
+    chains: np.ndarray = field(repr=False)
+    families: np.ndarray = field(repr=False)
+    found: np.ndarray = field(repr=False)
+    strata: dict[str, np.ndarray] = field(repr=False)
+    scalars: dict[str, float]
+    sample: Sample | None = None
+
+    @property
+    def sample_fingerprint(self) -> str:
+        """What tells two samples of one dataset apart; ``whole`` where it was judged whole."""
+        return self.sample.fingerprint if self.sample else WHOLE
+
+    def flat(self) -> dict[str, float]:
+        """Return every number by name: each figure, its interval and its number of examples.
+
+        These are ``<name>``, ``interval/<name>_low``, ``interval/<name>_high`` and ``n/<name>``; a
+        figure over no examples has its ``n`` of 0 and nothing else.
+        """
+        numbers: dict[str, float] = {}
+        for name, figure in self.figures.items():
+            numbers[f"n/{name}"] = figure.n
+            if figure.value is not None:
+                numbers[name] = figure.value
+            if figure.low is not None and figure.high is not None:
+                numbers[f"interval/{name}_low"] = figure.low
+                numbers[f"interval/{name}_high"] = figure.high
+        numbers["retrieval_pool_size"] = self.pool_size
+        numbers["retrieval_chance_p1"] = self.chance_p1
+        return numbers | self.scalars
+
+    def headline(self) -> dict[str, float | None]:
+        """Return the numbers that a runs table should have, None for a figure over no examples.
+
+        These are every figure over all examples, cosine and P@1 of each stratum as
+        ``unseen_next_vec_cosine``, and the numbers with no interval. No name has a slash: MLflow
+        puts the charts of such names above those of the epochs.
+        """
+        numbers: dict[str, float | None] = {n: f.value for n, f in self._headline().items()}
+        numbers["retrieval_pool_size"] = self.pool_size
+        numbers["retrieval_chance_p1"] = self.chance_p1
+        return numbers | self.scalars
+
+    def _headline(self) -> dict[str, Figure]:
+        by_stratum = {
+            f"{stratum}_{metric}": f"{stratum}/{metric}"
+            for stratum in self.strata
+            for metric in ("next_vec_cosine", "faiss_retrieval_p1")
+        }
+        return {
+            **{name: figure for name, figure in self.figures.items() if "/" not in name},
+            **{n: self.figures[key] for n, key in by_stratum.items() if key in self.figures},
+        }
+
+    def tags(self) -> dict[str, str]:
+        """Return what single numbers cannot say: intervals, definitions, what did not run."""
+        intervals = {
+            f"interval.{name}": f"{figure.interval('.4f')}, n = {figure.n:,}"
+            for name, figure in self._headline().items()
+            if figure.value is not None
+        }
+        decoded = f"{VEC2TEXT}_echo_similarity" in self.figures
+        return (
+            intervals
+            | (self.sample.tags() if self.sample else {})
+            | {
+                "metrics.version": self.metrics_version,
+                "echo_encoder": self.echo_encoder,
+                "retrieval.index": self.index,
+                "metric.vec2text": "ran" if decoded else "not-run",
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is worth writing as JSON: all but the numbers of single examples."""
+        skipped = ("per_example", "chains", "families", "found", "strata", "figures", "sample")
+        plain = {k: v for k, v in vars(self).items() if k not in skipped}
+        plain["parity"] = asdict(self.parity) if self.parity else None
+        plain["sample_fingerprint"] = self.sample_fingerprint
+        plain["sample"] = self.sample.to_dict() if self.sample else None
+        return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}
+
+
+def paired_difference(
+    ours: Evaluation, theirs: Evaluation, metric: str, stratum: str | None = None
+) -> Figure:
+    """Mean of ours minus theirs over the same examples, with its interval by family.
+
+    Args:
+        ours: a judgement.
+        theirs: another one of the same split.
+        metric: a key of ``per_example``.
+        stratum: a key of ``strata``; None for all examples.
+
+    Raises:
+        ValueError: the two were not taken over the same data with the same definitions.
+    """
+    require_comparable(ours, theirs, metric)
+    difference = ours.per_example[metric] - theirs.per_example[metric]
+    if stratum is None:
+        return bootstrap_mean(difference, ours.families)
+    chosen = ours.strata[stratum]
+    return bootstrap_mean(difference[chosen], ours.families[chosen])
+
+
+def require_comparable(ours: Evaluation, theirs: Evaluation, metric: str) -> None:
+    """Refuse to compare judgements by a metric that was taken over different things.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    same = ["split", "dataset_fingerprint", "sample_fingerprint", "metrics_version"]
+    same += ["pool_size", "index"]
+    if metric.startswith("echo"):
+        same.append("echo_encoder")
+    for what in same:
+        a, b = getattr(ours, what), getattr(theirs, what)
+        if a != b:
+            raise ValueError(
+                f"{ours.predictor} and {theirs.predictor} differ in {what}: {a} and {b}"
+            )

@@ -1,0 +1,85 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ocp_mamba.config import TrainConfig
+from ocp_mamba.data.analysis.leakage import LeakReport, check
+from ocp_mamba.data.analysis.sample import JudgeLimits, judged_part, sample_of
+from ocp_mamba.data.dataset import Dataset, is_dataset_file
+from ocp_mamba.data.legacy.importer import import_legacy
+from ocp_mamba.data.load import load_dataset
+from ocp_mamba.data.shards.mapped import is_shards
+from ocp_mamba.evaluation import gates
+from ocp_mamba.kernels.backend import resolve_backend
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.tracking.session import track
+from ocp_mamba.training.compile import start_kernels
+from ocp_mamba.training.trainer import resolve_precision
+
+Echo = Callable[[str], None]
+
+
+def open_data(path: Path, *, allow_pickle: bool, echo: Echo) -> Dataset:
+    """Open a dataset file, or import an older npz and say what was done to it.
+
+    Raises:
+        DatasetError: the file is neither, or has faults.
+    """
+    echo(f"data {path}")
+    if is_shards(path) or is_dataset_file(path):
+        return load_dataset(path)
+    dataset, report = import_legacy(path, allow_pickle=allow_pickle)
+    echo(report.to_markdown())
+    return dataset
+
+
+def check_aloud(dataset: Dataset, echo: Echo) -> LeakReport:
+    """Check a dataset and say each warning of the report."""
+    report = check(dataset)
+    for warning in report.warnings:
+        echo(f"WARNING: {warning}")
+    return report
+
+
+def judged_aloud(dataset: Dataset, limits: JudgeLimits, echo: Echo, progress: bool) -> Dataset:
+    """Return the dataset to judge on; where that is a sample, say of how much."""
+    judged = judged_part(dataset, limits, progress=progress)
+    sample = sample_of(judged)
+    if sample:
+        echo(
+            f"Too large to be judged whole; judged on {sample}. For more: --judge-sequences, "
+            "--judge-pool, --judge-train (0: all)"
+        )
+    return judged
+
+
+def what_ran(model: OCPMambaLVM, dataset: Dataset, config: TrainConfig) -> dict[str, object]:
+    """Return the params that say what really runs, whatever was asked for."""
+    device = next(model.parameters()).device
+    return {
+        "ran.backend": resolve_backend("auto", device),
+        "ran.device": str(device),
+        "ran.precision": resolve_precision(config.precision, device),
+        **start_kernels(model, dataset, config).params(),
+        "ran.threads": config.threads or torch.get_num_threads(),
+        "ran.parameters": model.num_parameters(),
+    }
+
+
+def track_check(dataset: Dataset, data: Path, report: LeakReport) -> str:
+    """Log a leak report as a run of its own; returns the run's id."""
+    with track(
+        dataset,
+        data,
+        output_dir=Path.cwd(),
+        run_name=f"check {data.name}",
+        tags={"kind": "data check"} | (report.sample.tags() if report.sample else {}),
+        system_metrics=False,
+    ) as run:
+        run.log_results(report.figures(), {"no_leak": gates.leak_gate(report.leaks)})
+    return run.run_id

@@ -1,0 +1,251 @@
+"""The evaluation job: judge a model or a baseline beside the cheap baselines, and track it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ocp_mamba.baselines.simple import Predictor, cheap_baselines
+from ocp_mamba.data.analysis.sample import JudgeLimits
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.embeddings.decoders import Decoder, Vec2TextDecoder
+from ocp_mamba.embeddings.encoders import Encoder, SentenceTransformerEncoder
+from ocp_mamba.embeddings.index import BankIndex
+from ocp_mamba.errors import DatasetError, DecoderError, JobError
+from ocp_mamba.evaluation import gates
+from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
+from ocp_mamba.evaluation.evaluate import evaluate
+from ocp_mamba.evaluation.latency import inference_latency
+from ocp_mamba.evaluation.result import Evaluation
+from ocp_mamba.jobs.artifacts import log_judgement
+from ocp_mamba.jobs.common import Echo, check_aloud, judged_aloud, open_data
+from ocp_mamba.jobs.open_model import (
+    BASELINE_PREFIX,
+    open_predictor,
+    require_one_encoder,
+    short_name,
+)
+from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.quantize import quantise
+from ocp_mamba.reports.evaluation_page import Report
+from ocp_mamba.reports.tables import baseline_table, result_table
+from ocp_mamba.tracking.run import TrackedRun
+from ocp_mamba.tracking.session import config_params, track
+
+SHOWN = (
+    "next_vec_cosine",
+    "faiss_retrieval_p1",
+    "mrr",
+    "margin",
+    "context_mean_margin",
+    "contrastive_accuracy",
+    "echo_loop_similarity",
+    "vec2text_echo_similarity",
+    "vec2text_echo_to_prediction",
+    "cosine_to_global_mean",
+    "prediction_variance",
+    "target_variance",
+    "faiss_recall_at_1",
+    "inference_latency_ms",
+)
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """What to judge, on what, and with what.
+
+    Attributes:
+        model: see `job_open.open_predictor`.
+        data: a dataset file, or an older npz.
+        split: "train", "val" or "test".
+        output: folder for the page, the figures and ``gates.json``, made where it does not exist.
+        encoder: name or folder of the echo loop's encoder; None lets the bank stand in for it.
+        index: one of `retrieval.KINDS`.
+        weights: one of `quantise.WEIGHTS`, how the model's matrices are stored.
+        against: judge the cheap baselines too; gates that compare are ``not-run`` without them.
+        decoder: "vec2text" to close the echo loop with it too; None leaves it out.
+        allow_pickle: see `open_data`.
+        judge: up to what size data are judged whole.
+        progress: show progress bars.
+    """
+
+    model: str
+    data: Path
+    split: str
+    output: Path
+    encoder: str | None = None
+    index: str = "exact"
+    weights: str = "float32"
+    against: bool = True
+    decoder: str | None = None
+    allow_pickle: bool = False
+    judge: JudgeLimits = field(default_factory=JudgeLimits)
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """What an evaluation came to."""
+
+    run_id: str
+    evaluation: Evaluation
+    baselines: Mapping[str, Evaluation]
+    gates: Mapping[str, str]
+    page: Path
+
+
+def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
+    """Judge a model on a split, track it, and write its page, its figures and its gates.
+
+    Raises:
+        DatasetError: the split has no examples, or see `open_data`.
+        JobError: the baseline is unknown, or the dataset lacks what the model takes.
+        EncoderError: the encoder cannot be loaded.
+        EncoderMismatchError: the model's or the live encoder is not the bank's. A run tells of it.
+    """
+    whole = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    if whole.n_examples(job.split) == 0:
+        raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to judge on")
+    dataset = judged_aloud(whole, job.judge, echo, job.progress)
+    compared = job.against or job.model.startswith(BASELINE_PREFIX)
+    cheap = cheap_baselines(dataset) if compared else {}
+    opened = open_predictor(job.model, dataset, cheap)
+    if job.weights != "float32":
+        if not isinstance(opened.predictor, OCPMambaLVM):
+            raise JobError(f"{job.model} has no weights to store as {job.weights}")
+        # The tracked model has other weights: these figures are not its.
+        opened = replace(opened, predictor=quantise(opened.predictor, job.weights), model_id=None)
+    encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
+    decoder, no_decoder = _open_decoder(job, dataset, echo)
+    leaks = check_aloud(dataset, echo)
+    job.output.mkdir(parents=True, exist_ok=True)
+    with track(
+        whole,
+        job.data,
+        output_dir=job.output,
+        run_name=f"evaluate {job.split}",
+        params={
+            "evaluated.model": job.model,
+            "evaluated.split": job.split,
+            "evaluated.weights": job.weights,
+            **config_params(judge=job.judge),
+        },
+        tags={"kind": "evaluation", "test_split_judged": str(job.split == "test").lower()},
+        inputs={job.split: "evaluation"},
+        judged=dataset,
+        system_metrics=False,
+    ) as run:
+        if opened.model_id is not None:
+            run.link_model(opened.model_id)
+        with _mismatch_tracked(run):
+            require_one_encoder(job.model, opened.encoder, dataset)
+            judged, baselines = _judge_all(
+                job, opened.predictor, cheap, dataset, encoder, decoder, echo
+            )
+        timing = {}
+        if isinstance(opened.predictor, NextVectorModel):
+            timing = inference_latency(opened.predictor)
+        ceiling = leaks.figures().get(f"data/{job.split}_top1_ceiling")
+        numbers = judged.flat() | timing
+        verdicts = gates.judge(
+            judged,
+            baselines,
+            leaks=leaks.leaks,
+            same_encoder=gates.same_encoder(opened.encoder, dataset.meta.get("encoder", {})),
+        )
+        run.log_results(
+            judged.headline() | timing | {"retrieval_top1_ceiling": ceiling},
+            verdicts,
+            judged.tags() | no_decoder,
+            split=job.split,
+        )
+        report = Report(
+            title=f"Judgement of {judged.predictor} on the {job.split} split",
+            judged=judged,
+            dataset=dataset,
+            baselines=baselines,
+            gates=verdicts,
+            facts={"run": run.run_id, "margin": margin_note(judged)},
+            warnings=leaks.warnings,
+        )
+        page = log_judgement(run, report, job.output)
+        written = job.output / "gates.json"
+        written.write_text(json.dumps(verdicts, indent=1) + "\n", encoding="utf-8")
+        run.log_artifact(written, "reports")
+    echo(baseline_table({**baselines, judged.predictor: judged}))
+    echo("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
+    echo(f"\nmargin {margin_note(judged)}")
+    echo(f"\nwrote {page}, run {run.run_id}")
+    return EvaluationOutcome(run.run_id, judged, baselines, verdicts, page)
+
+
+def margin_note(judged: Evaluation) -> str:
+    """Return the margin beside the context mean's, in words that keep it from misleading."""
+    ours, mean = (judged.figures[name] for name in ("margin", "context_mean_margin"))
+    return (
+        f"{ours}; the untrained context mean has {mean} on the same examples. Below 0 is no fault "
+        "by itself: a good regressor that is unsure stays near its input (docs/metrics.md)"
+    )
+
+
+def _judge_all(
+    job: EvaluationJob,
+    predictor: Predictor,
+    cheap: Mapping[str, Predictor],
+    dataset: Dataset,
+    encoder: Encoder | None,
+    decoder: Decoder | None,
+    echo: Echo,
+) -> tuple[Evaluation, dict[str, Evaluation]]:
+    """Judge the predictor, then the baselines (but the one that it is), with the same index."""
+    index = BankIndex(dataset.bank, job.index)
+    echo(f"judging {job.model} on {dataset.n_examples(job.split):,} sequences of {job.split}")
+    judged = evaluate(
+        predictor,
+        dataset,
+        job.split,
+        name=short_name(job.model),
+        index=index,
+        encoder=encoder,
+        decoder=decoder,
+    )
+    baselines = {}
+    for name, baseline in cheap.items() if job.against else ():
+        if baseline is not predictor:
+            echo(f"judging {BASELINE_PREFIX}{name}")
+            baselines[name] = evaluate(baseline, dataset, job.split, name=name, index=index)
+    return judged, baselines
+
+
+def _open_decoder(
+    job: EvaluationJob, dataset: Dataset, echo: Echo
+) -> tuple[Decoder | None, dict[str, str]]:
+    """The decoder asked for; or None, and the tag with the reason."""
+    reason = "not asked for (--decoder vec2text)"
+    if job.decoder and job.encoder is None:
+        raise JobError(
+            f"--decoder {job.decoder} makes texts that are in no bank: name the encoder that is "
+            "to encode them again, --encoder"
+        )
+    if job.decoder:
+        try:
+            return Vec2TextDecoder(str(dataset.meta.get("encoder", {}).get("name"))), {}
+        except DecoderError as error:
+            reason = str(error)
+            echo(f"WARNING: {job.decoder} not run: {reason}")
+    return None, {"vec2text.reason": reason}
+
+
+@contextmanager
+def _mismatch_tracked(run: TrackedRun) -> Iterator[None]:
+    """Log a mismatch of encoders as a failed gate, with the figures, before it ends the run."""
+    try:
+        yield
+    except EncoderMismatchError as error:
+        figures = error.parity.figures() if error.parity else {}
+        run.log_results(figures, {"no_encoder_mismatch": gates.FAIL})
+        raise

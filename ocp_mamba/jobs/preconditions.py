@@ -1,0 +1,52 @@
+"""Whether a dataset has what a model is to be trained with: asked before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ocp_mamba.config import ModelConfig
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.errors import ConfigError, DatasetError
+
+
+def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
+    """Refuse what would fail only after minutes of work.
+
+    Raises:
+        DatasetError: the train or the val split has no examples.
+        ConfigError: the model takes TMD vectors, and the dataset has none; or it knows other
+            relations than the dataset names.
+    """
+    for split in ("train", "val"):
+        if dataset.n_examples(split) == 0:
+            raise DatasetError(
+                f"{data}: the {split} split has no OCP sequences; a training needs a train and "
+                "a val split"
+            )
+    if model.d_tmd and dataset.chain_tmd is None:
+        raise ConfigError(
+            f"{data} has no chain_tmd, which TMD conditioning needs; train without --tmd, or "
+            "build the dataset from a source with TMD codes"
+        )
+    if model.relations and model.relations != dataset.relations:
+        raise ConfigError(
+            f"the model is to know the relations {', '.join(model.relations)}, and {data} names "
+            f"{', '.join(dataset.relations) or 'none'}; leave model.relations out of the config "
+            "file, and give --relations for those of the dataset"
+        )
+
+
+def with_relations(model: ModelConfig, dataset: Dataset, data: Path) -> ModelConfig:
+    """Return the shape of a model that knows the dataset's relations.
+
+    Raises:
+        ConfigError: the dataset names none.
+    """
+    if dataset.chain_relation is None:
+        raise ConfigError(
+            f"{data} has no chain_relation, which relation conditioning needs; train without "
+            "--relations or the preset relations, or build the dataset from chains that name the "
+            "relations of their steps (data build --wordnet FOLDER --relations all)"
+        )
+    return replace(model, relations=dataset.relations)

@@ -1,0 +1,92 @@
+"""A training by one process or by many: rank 0 does the whole job, the others their share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ocp_mamba.errors import ConfigError, WorkerLostError
+from ocp_mamba.jobs.common import Echo, open_data
+from ocp_mamba.jobs.train import TrainJob, run_training
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.system.process import stop_signals
+from ocp_mamba.training.checkpointing import resume_path
+from ocp_mamba.training.distributed import World, join
+from ocp_mamba.training.trainer import fit
+
+WORKER_SEED_STRIDE = 7_919
+
+
+def run(job: TrainJob, echo: Echo) -> None:
+    """Train as one of the processes that torchrun started, or alone.
+
+    Raises:
+        ConfigError: the batch is smaller than the number of processes.
+        WorkerLostError: another process ended, or cannot be reached.
+        DatasetError, TrainingError, TrackingError, RegistryError: as `run_training`.
+    """
+    with join() as world:
+        _require(job, world)
+        job = _restarted(job, world, echo)
+        if not world.main:
+            _assist(job, world)
+            return
+        try:
+            run_training(job, echo, world)
+        except WorkerLostError as error:
+            raise WorkerLostError(f"{error}; {_way_out(job, world)}") from error
+
+
+def _require(job: TrainJob, world: World) -> None:
+    if job.train.batch_size < world.size:
+        raise ConfigError(
+            f"--batch-size {job.train.batch_size} is smaller than the {world.size} processes that "
+            "share each batch; raise it, or start fewer processes"
+        )
+
+
+def _restarted(job: TrainJob, world: World, echo: Echo) -> TrainJob:
+    """Under ``torchrun --max-restarts`` a training goes on from its last state, if there is one."""
+    state = resume_path(job.output)
+    if not world.may_restart or not world.from_main(state.exists):
+        return job
+    if world.main:
+        echo(f"restart {world.restarts} of this training by torchrun: going on from {state}")
+    return replace(job, resume=True)
+
+
+def _assist(job: TrainJob, world: World) -> None:
+    """Take this rank's share of every batch, until rank 0 says that training has ended."""
+    with stop_signals(), world.losses_named():
+        dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=_silence)
+        model = OCPMambaLVM(job.model).to(world.device)
+        torch.manual_seed(job.train.seed + WORKER_SEED_STRIDE * world.rank)  # dropout's
+        fit(
+            model,
+            dataset,
+            job.train,
+            validate=_never,
+            output=job.output,
+            resume=job.resume,
+            progress=False,
+            world=world,
+        )
+
+
+def _way_out(job: TrainJob, world: World) -> str:
+    """What there is to go on from."""
+    state = resume_path(job.output)
+    if not state.exists():
+        return "no epoch was finished, so there is no state to resume from: start again"
+    if world.may_restart:
+        return f"torchrun starts again from {state} while it has restarts left"
+    return f"the last finished epoch is in {state}: go on with --resume, any number of processes"
+
+
+def _silence(text: str) -> None:
+    """Rank 0 says it."""
+
+
+def _never(model: object) -> dict[str, float]:
+    raise AssertionError("rank 0 validates")

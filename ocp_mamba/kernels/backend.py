@@ -1,0 +1,98 @@
+"""Which code computes a mixer's operations: plain torch, or the CUDA kernels of `ssm_cuda`.
+
+Tensors on a CPU are always plain torch's. For tensors on a GPU, `use_backend` decides for the whole
+process; until it is called, `auto` holds.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ocp_mamba.errors import BackendError
+from ocp_mamba.kernels import cuda
+
+BACKENDS = ("auto", "torch", "cuda")
+DEVICES = ("auto", "cpu", "cuda")
+
+_requested = "auto"
+
+
+def resolve_device(requested: str = "auto") -> torch.device:
+    """Return the device to compute on; ``auto`` is the GPU where torch sees one, else the CPU.
+
+    Raises:
+        BackendError: the name is unknown, or cuda is forced and there is none.
+    """
+    if requested not in DEVICES:
+        raise BackendError(f"device {requested!r} is unknown; choose one of {', '.join(DEVICES)}")
+    found = torch.cuda.is_available()
+    if requested == "cuda" and not found:
+        raise BackendError(
+            f"device 'cuda' was forced, but torch {torch.__version__} sees no CUDA device; use "
+            "device 'cpu' or 'auto', or install torch's CUDA build on a machine with a GPU"
+        )
+    return torch.device("cuda" if found and requested != "cpu" else "cpu")
+
+
+def resolve_backend(requested: str = "auto", device: torch.device | str = "cpu") -> str:
+    """Return the name of the backend that really runs on a device.
+
+    Where `auto` has to do without kernels on a GPU, a warning says why and what to do.
+
+    Raises:
+        BackendError: the name is unknown, or the backend is forced and cannot run.
+    """
+    if requested not in BACKENDS:
+        raise BackendError(f"backend {requested!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    on_gpu = torch.device(device).type == "cuda"
+    if requested == "cuda" and not on_gpu:
+        raise BackendError(
+            f"backend 'cuda' was forced, but the device is {device}; use backend 'torch' or 'auto',"
+            " or device 'cuda'"
+        )
+    if requested == "torch" or not on_gpu:
+        return "torch"
+    reason = cuda.missing()
+    if not reason:
+        return "cuda"
+    way_out = f"install it with `{cuda.INSTALL}` (docs/gpu.md)"
+    if requested == "cuda":
+        raise BackendError(
+            f"backend 'cuda' was forced, but {reason}; {way_out}, or use backend 'torch'"
+        )
+    warnings.warn(
+        f"the model runs on the GPU without CUDA kernels, in plain torch, because {reason}; "
+        f"{way_out}, or choose backend 'torch' to silence this",
+        stacklevel=2,
+    )
+    return "torch"
+
+
+def use_backend(requested: str, device: torch.device | str) -> str:
+    """Let a backend compute from now on, in the whole process; returns the one that really runs.
+
+    Raises:
+        BackendError: as `resolve_backend`.
+    """
+    global _requested
+    name = resolve_backend(requested, device)
+    _requested = requested
+    return name
+
+
+def kernels_run(x: Tensor) -> bool:
+    """Whether the CUDA kernels, and not plain torch, compute with this tensor.
+
+    There are none for float64, which is for comparisons only.
+    """
+    if not x.is_cuda or x.dtype == torch.float64 or _requested == "torch":
+        return False
+    return _no_kernel_is_missing()
+
+
+@torch.compiler.assume_constant_result
+def _no_kernel_is_missing() -> bool:
+    return not cuda.missing()

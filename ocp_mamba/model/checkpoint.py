@@ -1,0 +1,145 @@
+"""The ``.pt`` file: plain values and tensors, of one kind of model, with a format version."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocp_mamba.config import ModelConfig
+from ocp_mamba.errors import CheckpointError, ConfigError
+from ocp_mamba.model.lvm import OCPMambaLVM
+
+FORMAT_VERSION = 1
+"""Version of the ``.pt`` layout that `write_checkpoint` writes."""
+
+KIND = "OCPMambaLVM"
+"""What a ``.pt`` says that it holds; a file that says nothing holds this."""
+
+
+def write_checkpoint(path: Path | str, kind: str, content: dict[str, Any]) -> None:
+    """Write a ``.pt`` of a kind, with its format version; an older file is replaced whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format_version": FORMAT_VERSION, "kind": kind} | content
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a ``.pt`` file without unpickling anything but tensors and plain values.
+
+    Returns:
+        Its content, with ``kind``.
+
+    Raises:
+        CheckpointError: the file is missing, no checkpoint of ours, or of a newer format.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path}: there is no such file") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {path}: not readable with weights_only=True "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise CheckpointError(f"checkpoint {path}: not an ocp_mamba checkpoint (no format_version)")
+    version = content["format_version"]
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path}: format {version}, this version reads {FORMAT_VERSION}"
+        )
+    content = {"kind": KIND} | content
+    shape = "model_config" if content["kind"] == KIND else "settings"
+    missing = sorted({shape, "state_dict", "dataset_fingerprint", "encoder"} - set(content))
+    if missing:
+        raise CheckpointError(f"checkpoint {path}: keys {missing} are missing")
+    return content
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a ``.pt`` file holds; ``loop`` is free for the training loop (plain values, tensors)."""
+
+    model_config: ModelConfig
+    state_dict: dict[str, Tensor]
+    dataset_fingerprint: str
+    encoder: dict[str, Any]
+    loop: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    def build_model(self) -> OCPMambaLVM:
+        """Return the model in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights do not fit the config (names or shapes).
+        """
+        model = OCPMambaLVM(self.model_config)
+        try:
+            model.load_state_dict(self.state_dict, strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the weights do not fit the checkpoint's config: {error}"
+            ) from error
+        return model.eval()
+
+
+def save_checkpoint(
+    path: Path | str,
+    model: OCPMambaLVM,
+    *,
+    dataset_fingerprint: str,
+    encoder: dict[str, Any],
+    loop: dict[str, Any] | None = None,
+) -> None:
+    """Write a ``.pt`` that loads with ``weights_only=True``; an older file is replaced whole."""
+    content = {
+        "model_config": asdict(model.config),
+        "state_dict": model.state_dict(),
+        "dataset_fingerprint": dataset_fingerprint,
+        "encoder": encoder,
+        "loop": loop or {},
+    }
+    write_checkpoint(path, KIND, content)
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read the ``.pt`` of an `OCPMambaLVM`.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, or the file holds another kind of model.
+    """
+    content = read_checkpoint(path)
+    if content["kind"] != KIND:
+        raise CheckpointError(
+            f"checkpoint {path}: holds a baseline of kind {content['kind']!r}, {KIND!r} wanted; "
+            "`ocp-mamba evaluate --model` judges either"
+        )
+    try:
+        config = ModelConfig(**content["model_config"])
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"checkpoint {path}: model_config: {error}") from error
+    return Checkpoint(
+        config,
+        content["state_dict"],
+        content["dataset_fingerprint"],
+        content["encoder"],
+        content.get("loop", {}),
+        content["format_version"],
+    )
+
+
+def load_model(path: Path | str) -> OCPMambaLVM:
+    """Read the model out of a ``.pt`` file, in evaluation mode.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, or the weights do not fit the config.
+    """
+    return load_checkpoint(path).build_model()

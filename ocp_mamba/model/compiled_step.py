@@ -1,0 +1,123 @@
+"""`OCPMambaLVM.step` for one sequence, as fast as its weights can be read.
+
+On a CPU the whole step is compiled into one call: what is left is one pass over the weights. On a
+GPU it is captured as a CUDA graph, so that hundreds of small kernels start as one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ocp_mamba.kernels import cpu_memory_head
+from ocp_mamba.model import rollout
+from ocp_mamba.model.cache import InferenceCache
+from ocp_mamba.model.lvm import OCPMambaLVM
+
+WARMUP = 3
+"""Steps before a capture: kernels are tuned and memory is allocated in the first ones."""
+
+FastStep = Callable[..., Tensor]
+"""Called with ``vector (1, 768)`` and, where the model takes them, ``tmd`` and ``relation``."""
+
+
+def fast_step(model: OCPMambaLVM, cache: InferenceCache) -> FastStep:
+    """Return a step that reads and updates one cache of one sequence; what it holds is kept.
+
+    Compiling takes about half a minute and needs a C++ compiler. Where it fails, a warning says
+    why and the plain step is returned.
+
+    Args:
+        model: in evaluation mode; its weights are read where they are, and may change.
+        cache: of one sequence.
+
+    Raises:
+        ValueError: the cache is of several sequences.
+    """
+    if cache.batch != 1:
+        raise ValueError(f"a fast step is of one sequence, the cache of {cache.batch}")
+    before = cache.select(torch.tensor([0]))
+    inputs = _example(model)
+    try:
+        with torch.no_grad():
+            fast = (_captured if inputs[0].is_cuda else _compiled)(model, cache, inputs)
+    except Exception as error:  # a compiler fails in many ways, and none of them is worth the step
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        warnings.warn(
+            f"the step runs as it is, not compiled: {type(error).__name__}: {first}; torch.compile "
+            "needs a C++ compiler (apt-get install g++)",
+            stacklevel=2,
+        )
+
+        def fast(vector: Tensor, tmd: Tensor | None, relation: Tensor | None) -> Tensor:
+            return rollout.step(model, vector, tmd, cache, relation)
+    finally:
+        cache.restore(before)
+
+    @torch.no_grad()
+    def run(vector: Tensor, tmd: Tensor | None = None, relation: Tensor | None = None) -> Tensor:
+        model.check_step(vector, tmd, relation, cache)
+        if relation is None:
+            relation = inputs[2]  # zeros: unknown
+        return fast(vector.to(inputs[0].dtype), tmd, relation)
+
+    return run
+
+
+def _example(model: OCPMambaLVM) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A vector, and TMD codes and an unknown relation where the model takes them."""
+    like, c = model.norm_f.weight.detach(), model.config
+    tmd = like.new_zeros(1, c.d_tmd) if c.d_tmd else None
+    return like.new_ones(1, c.d_vector), tmd, like.new_zeros(1, 2) if c.relations else None
+
+
+def _compiled(
+    model: OCPMambaLVM, cache: InferenceCache, inputs: tuple[Tensor, Tensor | None, Tensor | None]
+) -> FastStep:
+    """The step by torch's compiler, ahead of time: the shapes never change, so none is checked."""
+    vector, tmd, relation = inputs
+    if model.readout is not None and len(model.readout.memory):
+        cpu_memory_head.prepare()
+    step = torch.compile(
+        rollout.step, fullgraph=True, dynamic=False, options={"size_asserts": False}
+    )
+    compiled = step.aot_compile(((model, vector, tmd, cache, relation), {}))  # type: ignore[attr-defined]
+    compiled.disable_guard_check()
+
+    def run(vector: Tensor, tmd: Tensor | None, relation: Tensor | None) -> Tensor:
+        predicted: Tensor = compiled(model, vector, tmd, cache, relation)
+        return predicted
+
+    return run
+
+
+def _captured(
+    model: OCPMambaLVM, cache: InferenceCache, inputs: tuple[Tensor, Tensor | None, Tensor | None]
+) -> FastStep:
+    """The step as a CUDA graph: inputs are copied to where it reads them, then it is replayed."""
+    vector, tmd, relation = inputs
+
+    def once() -> Tensor:
+        return rollout.step(model, vector, tmd, cache, relation)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARMUP):
+            once()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        predicted = once()
+
+    def run(*given: Tensor | None) -> Tensor:
+        for place, value in zip(inputs, given, strict=True):
+            if place is not None and value is not None and place is not value:
+                place.copy_(value)
+        graph.replay()
+        return predicted.clone()
+
+    return run

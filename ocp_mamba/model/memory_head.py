@@ -1,0 +1,155 @@
+"""What a model recalls: the concepts that it was taught to answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ocp_mamba.config import ModelConfig
+from ocp_mamba.kernels import cpu_memory_head
+from ocp_mamba.model.linear import inner_products
+
+
+class Readout(nn.Module):
+    """Moves predictions towards the mean of the remembered concepts that they are near to.
+
+    With memory ``M (n, 768)``, temperature T and weight w, a unit row h becomes the direction of
+    ``h + w * softmax(h M' / T) M``. The softmax says how likely each concept is to come next, and
+    the mean over them is what a cosine wants: of all vectors, the direction of the expected next
+    vector has the greatest expected cosine to it. h itself stays in, for what is not remembered.
+
+    Source: Ramsauer et al., "Hopfield Networks is All You Need", 2021, equation 3 (one step of
+    retrieval, from stored patterns that are not learnt).
+    """
+
+    memory: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Create a readout that remembers nothing: it leaves predictions as they are."""
+        super().__init__()
+        self.most = config.n_memory
+        self.temperature, self.weight = config.readout_temperature, config.readout_weight
+        self.register_buffer("memory", torch.zeros(0, config.d_vector))
+
+    def remember(self, vectors: Tensor) -> None:
+        """Remember unit rows ``(n, 768)`` in the place of all before.
+
+        Raises:
+            ValueError: they are more than the config allows, or of another width.
+        """
+        width = self.memory.shape[1]
+        if vectors.ndim != 2 or vectors.shape[1] != width or len(vectors) > self.most:
+            raise ValueError(
+                f"up to {self.most} rows of {width} can be remembered, got {tuple(vectors.shape)}"
+            )
+        self.memory = vectors.to(self.memory)
+
+    def forward(self, queries: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Return which way each query moves, ``(..., 768)`` from unit rows ``(..., 768)``.
+
+        For training: the rows' lengths are as they come, as a cosine does not see them.
+        ``temperature`` stands in for the config's: what a model is taught by. The second is the
+        softmax's log sum ``(...)``, or None of a readout that remembers nothing.
+        """
+        if not len(self.memory):
+            return queries, None
+        recalled, log_sum = softmax_mean(queries, self.memory, temperature)
+        return torch.add(queries, recalled, alpha=self.weight), log_sum
+
+    def mixture(self, queries: Tensor) -> Tensor:
+        """Return what M members' queries come to, unit rows ``(..., 768)`` from ``(M, ..., 768)``.
+
+        The members' probabilities are averaged, and so are the queries: a member that is sure
+        counts more than one that hedges.
+        """
+        mean = queries.mean(dim=0)
+        if len(self.memory):
+            mean = mean + self.weight * self._recalled(queries).to(mean.dtype)
+        return F.normalize(mean, dim=-1)
+
+    def _recalled(self, queries: Tensor) -> Tensor:
+        """The mean of what is remembered by the members' mean probabilities, ``(..., 768)``."""
+        if cpu_memory_head.takes(queries, self.memory):
+            rows = queries.flatten(0, -2)
+            recalled: Tensor = torch.ops.ocp_mamba.recall(rows, self.memory, self.temperature)
+            return recalled.view(queries.shape[1:])
+        likely = self._likely(queries, self.temperature).mean(dim=0)
+        return likely @ self.memory.to(likely.dtype)
+
+    def _likely(self, queries: Tensor, temperature: float) -> Tensor:
+        """How likely each remembered concept comes next, ``(..., n)``."""
+        near = inner_products(queries, self.memory)
+        # autocast would have it in float32: several times as much memory as all else takes
+        return (near / temperature).softmax(dim=-1, dtype=near.dtype)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take as many rows as are stored: how many is known only once a model is trained."""
+        stored = state_dict.get(f"{prefix}memory")
+        if isinstance(stored, Tensor) and stored.shape[1:] == self.memory.shape[1:]:
+            self.memory = self.memory.new_empty(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def softmax_mean(queries: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the mean of rows, weighted by ``softmax(queries @ rows.T / temperature)``.
+
+    Args:
+        queries: ``(..., D)``.
+        rows: ``(n, D)``; no gradient goes to them.
+        temperature: divisor of the inner products.
+
+    Returns:
+        The mean, ``(..., D)``, and the logarithm of the softmax's sum, ``(...)``: less a row's own
+        inner product over the temperature, it is that row's surprise. Both in the queries' dtype;
+        under autocast the products are computed in autocast's.
+    """
+    mean, log_sum = _SoftmaxMean.apply(queries.flatten(0, -2), rows, temperature)
+    return mean.view_as(queries), log_sum.view(queries.shape[:-1])
+
+
+class _SoftmaxMean(torch.autograd.Function):
+    """`softmax_mean` in the four products that it and its gradient need.
+
+    The gradient of the log sum is the mean over the temperature: it costs no product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, rows: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        kind = queries.device.type
+        low = torch.is_autocast_enabled(kind) and queries.dtype == torch.float32
+        dtype = torch.get_autocast_dtype(kind) if low else queries.dtype
+        rows, sharp = rows.to(dtype), (rows / temperature).to(dtype)
+        near = queries.to(dtype) @ sharp.T
+        likely = near.softmax(dim=-1, dtype=dtype)
+        # the likeliest row's logit less the logarithm of its share
+        log_sum = near.amax(dim=-1).to(queries.dtype) - likely.amax(dim=-1).to(queries.dtype).log()
+        mean = (likely @ rows).to(queries.dtype)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(likely, rows, sharp, mean)
+        ctx.temperature = temperature
+        return mean, log_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dmean: Tensor | None, dlog_sum: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        likely, rows, sharp, mean = ctx.saved_tensors
+        dqueries = None
+        if dmean is not None:
+            along = torch.linalg.vecdot(dmean, mean)[:, None].to(rows.dtype)
+            dnear = (dmean.to(rows.dtype) @ rows.T).sub_(along).mul_(likely)
+            dqueries = (dnear @ sharp).to(mean.dtype)
+        if dlog_sum is not None:
+            share = dlog_sum[:, None] / ctx.temperature
+            dqueries = mean * share if dqueries is None else dqueries.addcmul_(mean, share)
+        return dqueries, None, None

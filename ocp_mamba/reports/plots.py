@@ -1,0 +1,332 @@
+"""Plots of judgements: each draws one figure and returns it, or writes it with its numbers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ocp_mamba import stats
+from ocp_mamba.evaluation.result import Evaluation
+from ocp_mamba.training.history import EpochRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, DPI = 9.0, 130
+MODEL_COLOUR = "#1f4e9e"
+BASELINE_COLOURS = ("#e0873b", "#3f9b6c", "#b8566b", "#8465a8", "#7a7468", "#3a9fb3", "#c4a62d")
+STRATA = {"all": "", "seen": "seen/", "unseen": "unseen/", "unseen target": "unseen_target/"}
+PANELS = {"cosine": "next_vec_cosine", "P@1": "faiss_retrieval_p1"}
+MIN_AT_POSITION = 20
+"""A position with fewer examples is left out of the curve: its interval says nothing."""
+
+
+def plot_cosine(
+    history: Sequence[EpochRecord], baselines: Mapping[str, Evaluation], path: Path
+) -> list[Path]:
+    """Draw validation cosine and P@1 per epoch, each baseline as a line with its interval.
+
+    Args:
+        history: the epochs.
+        baselines: judgements on the same split by the baseline's name.
+        path: a ``.png``; the numbers go beside it as ``.json``.
+
+    Returns:
+        The two files.
+    """
+    values = {
+        name: {
+            metric: figure.value
+            for metric in PANELS.values()
+            if (figure := judged.figures.get(metric)) and figure.value is not None
+        }
+        for name, judged in baselines.items()
+    }
+    numbers = {
+        "epoch": [r.epoch for r in history],
+        "val_next_vec_cosine": [r.val["next_vec_cosine"] for r in history],
+        "val_retrieval_p1": [r.val.get("retrieval_p1") for r in history],
+        "baselines": values,
+    }
+    return _write(epochs_figure(history, baselines), numbers, path)
+
+
+def epochs_figure(history: Sequence[EpochRecord], baselines: Mapping[str, Evaluation]) -> Figure:
+    """Draw cosine and P@1 per epoch, one panel each; the legend stands beside the axes."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, panels = _figure(2, height=6.4, sharex=True)
+    sources = ("next_vec_cosine", "retrieval_p1")
+    for axes, (label, metric), source in zip(panels, PANELS.items(), sources, strict=True):
+        points = [(r.epoch, r.val[source]) for r in history if source in r.val]
+        lines = []
+        for (name, judged), colour in zip(baselines.items(), _colours(len(baselines)), strict=True):
+            found = judged.figures.get(metric)
+            if found is None or found.value is None or found.low is None or found.high is None:
+                continue
+            axes.axhspan(found.low, found.high, color=colour, alpha=0.15, linewidth=0)
+            text = f"{name}  {found.value:.3f}"
+            lines.append(
+                axes.axhline(found.value, color=colour, linestyle="--", linewidth=1.2, label=text)
+            )
+        if points:
+            best = max(value for _, value in points)
+            lines += axes.plot(
+                *zip(*points, strict=True),
+                color=MODEL_COLOUR,
+                marker="o",
+                markersize=4,
+                linewidth=2,
+                label=f"model  {best:.3f} at best",
+            )
+        axes.set_ylabel(f"{label}, validation")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        height = {id(line): np.max(line.get_ydata()) for line in lines}
+        lines.sort(key=lambda line: -height[id(line)])
+        if lines:
+            axes.legend(handles=lines, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    panels[0].set_title("Each epoch against the baselines", loc="left")
+    panels[-1].set_xlabel("epoch")
+    return figure
+
+
+def plot_losses(history: Sequence[EpochRecord], path: Path) -> list[Path]:
+    """Draw every training loss term per epoch; returns the ``.png`` and a ``.json`` beside it."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [r.epoch for r in history]
+    terms = [t for t in (history[0].losses if history else {}) if t != "grad_norm"]
+    losses = {term: [r.losses[term] for r in history] for term in terms}
+    figure, (axes,) = _figure(1, height=4.2)
+    for term, values in losses.items():
+        axes.plot(epochs, values, marker="o", markersize=4, label=term)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mean loss, train split")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Training loss per epoch", loc="left")
+    if losses:
+        axes.legend(frameon=False)
+    return _write(figure, {"epoch": epochs, "losses": losses}, path)
+
+
+def strata_figure(judged: Mapping[str, Evaluation]) -> Figure:
+    """Draw cosine and P@1 per stratum, a bar with its interval for each predictor.
+
+    Args:
+        judged: the model first, then its baselines, all on the same examples.
+    """
+    figure, panels = _figure(2, height=6.4, sharex=True)
+    colours = (MODEL_COLOUR, *_colours(len(judged) - 1))
+    width = 0.84 / len(judged)
+    first = next(iter(judged.values()))
+    for axes, (label, metric) in zip(panels, PANELS.items(), strict=True):
+        for number, ((name, evaluation), colour) in enumerate(
+            zip(judged.items(), colours, strict=True)
+        ):
+            for group, prefix in enumerate(STRATA.values()):
+                found = evaluation.figures.get(prefix + metric)
+                if found is None or found.value is None or found.low is None or found.high is None:
+                    continue
+                axes.bar(
+                    group + (number - (len(judged) - 1) / 2) * width,
+                    found.value,
+                    width * 0.92,
+                    yerr=[[found.value - found.low], [found.high - found.value]],
+                    color=colour,
+                    error_kw={"elinewidth": 1, "ecolor": "#222222"},
+                    label=name if group == 0 else None,
+                )
+        axes.set_ylabel(label)
+    counts = [first.figures.get(p + "next_vec_cosine") for p in STRATA.values()]
+    names = [f"{s}\nn = {c.n if c else 0:,}" for s, c in zip(STRATA, counts, strict=True)]
+    panels[-1].set_xticks(range(len(STRATA)), names)
+    panels[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    panels[0].set_title("Seen and unseen transitions, 95% intervals by family", loc="left")
+    return figure
+
+
+def plot_variants(rows: Mapping[str, Mapping[str, stats.Figure]], path: Path) -> Path:
+    """Draw a panel for each column, a bar with its interval for each row; the base's is a line.
+
+    Args:
+        rows: figures by row and column, the base first.
+        path: a ``.png``.
+    """
+    base, *_ = rows
+    figure, panels = _figure(len(rows[base]), height=2.1 * len(rows[base]), sharex=True)
+    for axes, column in zip(panels, rows[base], strict=True):
+        for place, (name, figures) in enumerate(rows.items()):
+            found = figures[column]
+            if found.value is None:
+                continue
+            colour = MODEL_COLOUR if name == base else BASELINE_COLOURS[1]
+            axes.bar(place, found.value, 0.7, color=colour)
+            if name == base:
+                axes.axhline(found.value, color=colour, linewidth=1, linestyle="--")
+            if found.low is not None and found.high is not None:
+                axes.plot([place, place], [found.low, found.high], color="#222222", linewidth=1.2)
+            axes.annotate(f"{found.value:.3f}", (place, 0), (0, 4), textcoords="offset points",
+                          ha="center", color="white")  # fmt: skip
+        axes.set_ylabel(column)
+    panels[-1].set_xticks(range(len(rows)), list(rows))
+    panels[0].set_title("The base and its variants, validation, 95% intervals", loc="left")
+    figure.savefig(path)
+    return path
+
+
+def rank_figure(judged: Mapping[str, Evaluation]) -> Figure | None:
+    """Draw where the truth ranks in the bank: the share of examples per doubling of the rank.
+
+    Args:
+        judged: the model first; of the others the one with the best P@1 is drawn as an outline.
+    """
+    (name, model), *others = judged.items()
+    if "rank" not in model.per_example or model.n_examples == 0:
+        return None
+    edges = 2 ** np.arange(int(np.log2(model.pool_size)) + 2)
+    shares = _rank_shares(model, edges)
+    at = np.arange(len(shares))
+    figure, (axes,) = _figure(1, height=3.8)
+    axes.bar(at, shares, 0.9, color=MODEL_COLOUR, label=name)
+    rivals = {n: _rank_shares(e, edges) for n, e in others if "rank" in e.per_example}
+    if rivals:
+        rival = max(rivals, key=lambda n: rivals[n][0])
+        axes.stairs(
+            rivals[rival], np.arange(len(at) + 1) - 0.5, color="#222222", linewidth=1.4, label=rival
+        )
+    ends = np.minimum(edges[1:] - 1, model.pool_size)
+    axes.set_xticks(
+        at, [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(edges[:-1], ends, strict=True)],
+        rotation=35, ha="right",
+    )  # fmt: skip
+    axes.set_xlim(-0.6, len(at) - 0.4)
+    axes.set_ylabel("share of examples")
+    axes.set_xlabel(f"rank of the truth among {model.pool_size:,} concepts")
+    axes.set_title("How far down the list the truth stands", loc="left")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _rank_shares(evaluation: Evaluation, edges: np.ndarray) -> np.ndarray:
+    ranks = evaluation.per_example["rank"]
+    return np.histogram(ranks, bins=np.append(edges[:-1], edges[-1] + 1))[0] / len(ranks)
+
+
+def position_figure(judged: Mapping[str, Evaluation], positions: np.ndarray) -> Figure:
+    """Draw cosine and P@1 against the number of concepts in the context.
+
+    Args:
+        judged: the model first, then its baselines, all on the same examples.
+        positions: int (n,), the context's length of each example.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    lengths = [k for k in np.unique(positions) if (positions == k).sum() >= MIN_AT_POSITION]
+    figure, panels = _figure(2, height=6.0, sharex=True)
+    colours = (MODEL_COLOUR, *_colours(len(judged) - 1))
+    for axes, (label, metric) in zip(panels, PANELS.items(), strict=True):
+        for (name, evaluation), colour in zip(judged.items(), colours, strict=True):
+            values, chains = evaluation.per_example[metric], evaluation.families
+            curve = [
+                stats.bootstrap_mean(values[positions == k], chains[positions == k])
+                for k in lengths
+            ]
+            is_model = colour == MODEL_COLOUR
+            axes.plot(
+                lengths,
+                _column(curve, "value"),
+                color=colour,
+                marker="o" if is_model else None,
+                markersize=4,
+                linewidth=2.2 if is_model else 1.1,
+                label=name,
+                zorder=3 if is_model else 2,
+            )
+            bounds = _column(curve, "low"), _column(curve, "high")
+            axes.fill_between(lengths, *bounds, color=colour, alpha=0.15, linewidth=0)
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    panels[0].set_title("By length of the context", loc="left")
+    panels[-1].set_xlabel(f"concepts in the context (at least {MIN_AT_POSITION} examples each)")
+    return figure
+
+
+def intervals_figure(rows: Mapping[str, stats.Figure], label: str) -> Figure:
+    """Draw one row a name: its value as a dot, its interval as a line.
+
+    Args:
+        rows: figures by name, the first one on top; rows without a value are left out.
+        label: what the figures are.
+    """
+    shown = {n: f for n, f in rows.items() if f.value is not None}
+    values, lows, highs = (_column(list(shown.values()), c) for c in ("value", "low", "high"))
+    figure, (axes,) = _figure(1, height=1.1 + 0.34 * len(shown))
+    for number, name in enumerate(shown):
+        colour = MODEL_COLOUR if number == 0 else BASELINE_COLOURS[4]
+        axes.plot([lows[number], highs[number]], [number, number], color=colour, linewidth=2.4)
+        axes.plot([values[number]], [number], "o", color=colour, label=name)
+    axes.set_yticks(range(len(shown)), list(shown))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{label}, 95% interval by family")
+    return figure
+
+
+def as_png(figure: Figure) -> str:
+    """Return a figure as a ``data:`` address of a PNG, for an ``img`` of a self-contained page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def save_pyplot(axes: Any, path: Path, width: float, height: float) -> Path:
+    """Write and close the pyplot figure of some axes, which another library drew.
+
+    Args:
+        axes: one axes, or an array of them.
+        path: the ``.png`` to write.
+        width: of the figure, in inches.
+        height: of the figure, in inches.
+    """
+    from matplotlib import pyplot
+
+    figure = np.ravel(axes)[0].figure
+    figure.set_size_inches(width, height)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
+
+
+def _column(figures: Sequence[stats.Figure], end: str) -> list[float]:
+    return [getattr(figure, end) for figure in figures]
+
+
+def _colours(count: int) -> list[str]:
+    return [BASELINE_COLOURS[i % len(BASELINE_COLOURS)] for i in range(count)]
+
+
+def _figure(rows: int, *, height: float, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    panels = list(figure.subplots(rows, 1, sharex=sharex, squeeze=False)[:, 0])
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _write(figure: Figure, numbers: dict[str, Any], path: Path) -> list[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    data = path.with_suffix(".json")
+    data.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    return [path, data]

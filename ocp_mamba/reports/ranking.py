@@ -1,0 +1,238 @@
+"""Ranking of judged runs that refuses to rank what is not comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ocp_mamba.errors import CompareError
+from ocp_mamba.evaluation.metrics import METRICS_VERSION
+from ocp_mamba.evaluation.result import WHOLE
+from ocp_mamba.reports.findings import outcome
+from ocp_mamba.reports.html import facts, figure_cell, image, page, section, table, text
+from ocp_mamba.reports.plots import intervals_figure
+from ocp_mamba.stats import Figure, bootstrap_mean
+
+SAME = {
+    "dataset_fingerprint": "evaluation data",
+    "split": "split",
+    "sample_fingerprint": "sample judged",
+    "pool_size": "bank (pool size)",
+    "metrics_version": "metric version",
+}
+SEARCHED = {"index": "search index"}
+ECHOED = {"echo_encoder": "echo encoder"}
+"""What further must be the same for retrieval figures, and for the echo loop's."""
+ENDINGS = {"beats": "significant", "loses to": "significant", "ties with": "not significant"}
+HEADERS = ("run", "judged", "value", "minus the best", "")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A judged run.
+
+    Attributes:
+        run_id: its id.
+        name: how tables call it; no two candidates share one.
+        evaluation: what ``evaluation.json`` holds.
+        per_example: what ``per_example.npz`` holds: each metric, ``chains``, ``families``,
+            ``stratum/<name>``.
+    """
+
+    run_id: str
+    name: str
+    evaluation: Mapping[str, Any]
+    per_example: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate's place: its figure, and its paired difference to the best (None for that)."""
+
+    candidate: Candidate
+    figure: Figure
+    behind: Figure | None
+
+    @property
+    def verdict(self) -> str:
+        """``best``, ``significant`` or ``not significant``."""
+        return "best" if self.behind is None else ENDINGS[outcome(self.behind)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidates from the best to the worst by one metric on one stratum."""
+
+    metric: str
+    stratum: str
+    rows: Sequence[Row]
+
+    @property
+    def label(self) -> str:
+        """The metric with its stratum, as metrics are named."""
+        return self.metric if self.stratum == "all" else f"{self.stratum}/{self.metric}"
+
+    @property
+    def note(self) -> str:
+        """What the figures were taken over."""
+        shared = self.rows[0].candidate.evaluation
+        sample = shared.get("sample")
+        judged = f"Judged on {sample['said']}. " if sample else ""
+        return (
+            judged
+            + f"{self.label} on {self.rows[0].figure.n:,} sequences of the {shared['split']} split "
+            f"of dataset {shared['dataset_fingerprint'][:12]}, pool {shared['pool_size']:,}, "
+            f"metric version {shared['metrics_version']}. [95% interval, by family]. A difference "
+            "is paired over the same sequences, and significant where its interval lies off zero; "
+            "it is not corrected for the number of runs."
+        )
+
+
+def compare(candidates: Sequence[Candidate], metric: str, stratum: str = "all") -> Comparison:
+    """Rank candidates by a metric, higher first.
+
+    Args:
+        candidates: two or more.
+        metric: a name of ``per_example``, the higher the better.
+        stratum: "all", "seen", "unseen" or "unseen_target".
+
+    Raises:
+        CompareError: fewer than two, or they differ in data, split, bank or metric version, or the
+            stratum is empty.
+    """
+    if len(candidates) < 2:
+        raise CompareError("a comparison needs two runs or more")
+    _require_comparable(candidates, metric)
+    families, chosen = _examples(candidates, metric, stratum)
+    values = {c.run_id: c.per_example[metric][chosen].astype(np.float64) for c in candidates}
+    order = sorted(candidates, key=lambda c: -values[c.run_id].mean())
+    best = values[order[0].run_id]
+    rows = [
+        Row(
+            c,
+            bootstrap_mean(values[c.run_id], families),
+            None if c is order[0] else bootstrap_mean(values[c.run_id] - best, families),
+        )
+        for c in order
+    ]
+    return Comparison(metric, stratum, rows)
+
+
+def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
+    """Refuse runs that differ from the first in what a figure depends on; names all of them."""
+    wanted = SAME | (SEARCHED if metric.startswith(("faiss", "echo")) else {})
+    wanted |= ECHOED if metric.startswith("echo") else {}
+    first, *others = candidates
+    found = [
+        f"  {other.name} differs from {first.name} in {words}: "
+        f"{_short(_known(other, key))}, not {_short(_known(first, key))}"
+        for other in others
+        for key, words in wanted.items()
+        if _known(other, key) != _known(first, key)
+    ]
+    if found:
+        raise CompareError(
+            "these runs are not ranked: their figures were not taken over the same thing\n"
+            + "\n".join(found)
+            + "\nJudge them anew on one dataset and split: ocp-mamba evaluate --help"
+        )
+    if first.evaluation.get("metrics_version") != METRICS_VERSION:
+        raise CompareError(
+            f"these runs were judged by metric version {first.evaluation.get('metrics_version')}; "
+            f"this version of ocp-mamba ranks figures of version {METRICS_VERSION}: judge them anew"
+        )
+
+
+def _known(candidate: Candidate, key: str) -> object:
+    """What a judgement says of itself; one from before there were samples was of the whole."""
+    return candidate.evaluation.get(key, WHOLE if key == "sample_fingerprint" else None)
+
+
+def _short(value: object) -> str:
+    return str(value)[:16]
+
+
+def _examples(
+    candidates: Sequence[Candidate], metric: str, stratum: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The families of the chosen examples, and a mask of these over all examples."""
+    first = candidates[0]
+    chains = first.per_example["chains"]
+    for candidate in candidates:
+        if metric not in candidate.per_example:
+            raise CompareError(f"{candidate.name} was not judged by {metric}")
+        if not np.array_equal(candidate.per_example["chains"], chains):
+            raise CompareError(
+                f"{candidate.name} and {first.name} say that they were judged on the same data, "
+                "yet their sequences differ; judge them anew with one version of ocp-mamba"
+            )
+    everything = np.ones(len(chains), bool)
+    chosen = everything if stratum == "all" else first.per_example[f"stratum/{stratum}"]
+    if not chosen.any():
+        raise CompareError(f"the stratum {stratum!r} has no sequences in this split")
+    return first.per_example["families"][chosen], chosen
+
+
+def to_text(comparison: Comparison, tablefmt: str = "simple") -> str:
+    """Return the ranking as a table, and what it was taken over, in one of tabulate's formats."""
+    rows = [
+        [
+            row.candidate.name,
+            row.candidate.evaluation["predictor"],
+            str(row.figure),
+            "" if row.behind is None else row.behind.text("+.4f"),
+            row.verdict,
+        ]
+        for row in comparison.rows
+    ]
+    ranked = tabulate(rows, headers=HEADERS, tablefmt=tablefmt, disable_numparse=True)
+    return f"{ranked}\n\n{comparison.note}"
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write ``compare.md``, ``compare.html`` and ``compare.png``; returns the files.
+
+    Args:
+        comparison: what to write.
+        folder: where; made where it does not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"compare.{ending}" for ending in ("md", "html", "png")]
+    title = f"{len(comparison.rows)} runs by {comparison.label}"
+    files[0].write_text(f"# {title}\n\n{to_text(comparison, 'github')}\n", encoding="utf-8")
+    files[1].write_text(_html(comparison, title), encoding="utf-8")
+    _drawing(comparison).savefig(files[2])
+    return files
+
+
+def _drawing(comparison: Comparison) -> Any:
+    rows = {row.candidate.name: row.figure for row in comparison.rows}
+    return intervals_figure(rows, comparison.label)
+
+
+def _html(comparison: Comparison, title: str) -> str:
+    kinds = {"best": "", "significant": "bad", "not significant": "open"}
+    rows = [
+        [
+            f"{escape(row.candidate.name)}<small>{escape(row.candidate.run_id)}</small>",
+            escape(str(row.candidate.evaluation["predictor"])),
+            figure_cell(row.figure, best=row.behind is None),
+            "" if row.behind is None else figure_cell(row.behind, signed=True),
+            f'<span class="{kinds[row.verdict]}">{row.verdict}</span>',
+        ]
+        for row in comparison.rows
+    ]
+    first = comparison.rows[0].candidate
+    values = {words: str(_known(first, key)) for key, words in SAME.items()}
+    return page(
+        title,
+        f"<h1>{escape(title)}</h1>\n{facts(values)}",
+        section("Ranking", table(HEADERS, rows, ours=0), text(comparison.note, "soft")),
+        section("Intervals", image(_drawing(comparison), f"{comparison.label} of each run")),
+    )

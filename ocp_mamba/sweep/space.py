@@ -1,0 +1,201 @@
+"""The search space of a sweep: a YAML file whose names are settings of a model or its training."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from ocp_mamba.config import ModelConfig, TrainConfig, override
+from ocp_mamba.errors import ConfigError, SpaceError
+
+TABLES = {"model": ModelConfig, "train": TrainConfig}
+DEFAULT_SPACE = Path(__file__).with_name("space.yaml")
+KEYS: Mapping[str, tuple[set[str], set[str]]] = {
+    "float": ({"low", "high"}, {"log", "step"}),
+    "int": ({"low", "high"}, {"log", "step"}),
+    "categorical": ({"choices"}, set()),
+}
+"""Of each type, the keys that it needs and those that it may have."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched: Optuna's distribution of each setting, by ``train.lr`` and the like.
+
+    ``text`` is the file's content, for the record.
+    """
+
+    distributions: Mapping[str, BaseDistribution]
+    name: str
+    text: str
+
+    def configs(
+        self, params: Mapping[str, Any], model: ModelConfig, train: TrainConfig
+    ) -> tuple[ModelConfig, TrainConfig]:
+        """Return the two configs with a trial's values in the place of their own.
+
+        Raises:
+            ConfigError: the values do not go together.
+        """
+        chosen: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
+        for name, value in params.items():
+            table, field = name.split(".")
+            chosen[table][field] = value
+        return override(model, **chosen["model"]), override(train, **chosen["train"])
+
+    def allows(self, name: str, value: Any) -> bool:
+        """Whether a setting is searched and a value is one that the search can draw."""
+        distribution = self.distributions.get(name)
+        if isinstance(distribution, CategoricalDistribution):
+            return value in distribution.choices
+        if isinstance(distribution, FloatDistribution | IntDistribution):
+            return isinstance(value, int | float) and distribution.low <= value <= distribution.high
+        return False
+
+    def check(self, model: ModelConfig, train: TrainConfig) -> None:
+        """Refuse bounds and choices that the configs refuse, before any trial is run.
+
+        A value that goes with other searched values only, such as hard negatives with an InfoNCE
+        weight, is taken.
+
+        Raises:
+            SpaceError: names the file, the setting and the value.
+        """
+        edges = {name: _edges(d) for name, d in self.distributions.items()}
+        others = [{}, *({n: e[end] for n, e in edges.items()} for end in (0, -1))]
+        for name, values in edges.items():
+            for value in values:
+                refused = [self._refusal({**rest, name: value}, model, train) for rest in others]
+                if all(refused):
+                    raise SpaceError(f"{self.name}: {name}: {value!r}: {refused[0]}")
+
+    def _refusal(
+        self, params: Mapping[str, Any], model: ModelConfig, train: TrainConfig
+    ) -> str | None:
+        try:
+            self.configs(params, model, train)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+
+def load_space(path: Path = DEFAULT_SPACE) -> Space:
+    """Read a search space.
+
+    Raises:
+        SpaceError: the file cannot be read or is not a search space; names the key, what was found
+            and what is wanted.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpaceError(f"search space {path}: {error}") from error
+    return parse_space(text, f"search space {path}")
+
+
+def parse_space(text: str, name: str) -> Space:
+    """Parse a search space; ``name`` is what errors call it.
+
+    Raises:
+        SpaceError: as `load_space`.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpaceError(f"{name}: not YAML: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise SpaceError(f"{name}: found {content!r}, wanted the tables model and train")
+    found: dict[str, BaseDistribution] = {}
+    for table, entries in content.items():
+        if table not in TABLES:
+            raise SpaceError(f"{name}: table {table!r} is unknown, wanted model or train")
+        if not isinstance(entries, dict):
+            raise SpaceError(f"{name}: {table}: found {entries!r}, wanted settings and their types")
+        for field, entry in entries.items():
+            found[f"{table}.{field}"] = _distribution(table, field, entry, name)
+    if not found:
+        raise SpaceError(f"{name}: nothing to search, wanted at least one setting")
+    return Space(found, name, text)
+
+
+def _distribution(table: str, field: str, entry: Any, name: str) -> BaseDistribution:
+    where = f"{name}: {table}.{field}"
+    types = {f.name: str(f.type) for f in fields(TABLES[table])}
+    if field not in types:
+        raise SpaceError(
+            f"{where} is no setting of {TABLES[table].__name__}, wanted one of {sorted(types)}"
+        )
+    if not isinstance(entry, dict) or entry.get("type") not in KEYS:
+        raise SpaceError(f"{where}: found {entry!r}, wanted {{type: float|int|categorical, ...}}")
+    kind = entry["type"]
+    needed, allowed = KEYS[kind]
+    given = set(entry) - {"type"}
+    if not needed <= given <= needed | allowed:
+        raise SpaceError(
+            f"{where}: found the keys {sorted(given)}, a {kind} wants {sorted(needed)}"
+            + (f" and may have {sorted(allowed)}" if allowed else "")
+        )
+    if kind == "categorical":
+        return CategoricalDistribution(_choices(entry["choices"], types[field], where))
+    if types[field] not in (("int", "float") if kind == "int" else ("float",)):
+        raise SpaceError(f"{where}: found type {kind}, but the setting is {types[field]}")
+    return _range(entry, kind, where)
+
+
+def _choices(values: Any, wanted: str, where: str) -> list[Any]:
+    if not isinstance(values, list) or not values:
+        raise SpaceError(f"{where}: choices: found {values!r}, wanted a list of {wanted}")
+    chosen = [_value(v, wanted, f"{where}: choices") for v in values]
+    if len(set(chosen)) < len(chosen):
+        raise SpaceError(f"{where}: choices: found {values!r}, wanted each value once")
+    return chosen
+
+
+def _range(entry: Mapping[str, Any], kind: str, where: str) -> BaseDistribution:
+    """An Optuna distribution, which itself refuses low > high, a log below 0, log with a step."""
+    log = entry.get("log", False)
+    if not isinstance(log, bool):
+        raise SpaceError(f"{where}: log: found {log!r}, wanted true or false")
+    numbers = {k: _value(entry[k], kind, f"{where}: {k}") for k in ("low", "high", "step")
+               if k in entry}  # fmt: skip
+    make = FloatDistribution if kind == "float" else IntDistribution
+    try:
+        return make(log=log, **numbers)
+    except ValueError as error:
+        raise SpaceError(f"{where}: found {dict(entry)}: {error}") from error
+
+
+def _value(value: Any, wanted: str, where: str) -> Any:
+    """A scalar of the wanted type. YAML 1.1 reads ``1e-4``, without a point, as text."""
+    if wanted == "float" and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    is_bool = isinstance(value, bool)
+    fits = {
+        "int": isinstance(value, int) and not is_bool,
+        "float": isinstance(value, int | float) and not is_bool and math.isfinite(value),
+        "str": isinstance(value, str),
+        "bool": is_bool,
+    }
+    if not fits.get(wanted, False):
+        raise SpaceError(f"{where}: found {value!r}, wanted {wanted}")
+    return float(value) if wanted == "float" else value
+
+
+def _edges(distribution: BaseDistribution) -> tuple[Any, ...]:
+    if isinstance(distribution, CategoricalDistribution):
+        return tuple(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return distribution.low, distribution.high

@@ -1,0 +1,377 @@
+"""A sweep: an Optuna study that any number of workers share, and its one parent run in MLflow.
+
+Which trial runs next is settled under the storage's lock: dead workers' trials are taken back,
+finished, pruned and running trials are counted, and a trial is begun only where one is missing. So
+no number of workers runs more than ``n_trials``, and none is run twice.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.samplers import TPESampler
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ocp_mamba.config import ModelConfig, TrainConfig
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.errors import SweepError
+from ocp_mamba.sweep.runs import ParentRun, end_trial_run, leave_project_run, make_parent
+from ocp_mamba.sweep.space import Space, parse_space
+from ocp_mamba.sweep.storage import MAX_RETRIES, SweepStorage
+
+OBJECTIVES = {"cosine": "next_vec_cosine", "p1": "retrieval_p1"}
+"""Each is maximised, on the validation split, at the epoch of the best cosine."""
+
+PRUNERS = ("asha", "hyperband", "median", "none")
+DEFAULT_TRIALS = 20
+WARM_TRIALS = 5
+"""How many configurations a warm start takes from an earlier study."""
+
+ID, SETTINGS, N_TRIALS, PARENT = "id", "settings", "n_trials", "parent_run_id"
+RUN_ID, WORKER, WARM_START, REASON = "run_id", "worker", "warm_start", "reason"
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What all workers of a sweep share; kept with the study. ``trial_seconds`` 0 is no limit."""
+
+    data: str
+    fingerprint: str
+    objectives: tuple[str, ...]
+    space_name: str
+    space: str
+    model: ModelConfig
+    train: TrainConfig
+    pruner: str
+    trial_seconds: float
+    experiment: str
+
+    @staticmethod
+    def of(stored: Mapping[str, Any]) -> SweepSettings:
+        """Read what `asdict` wrote."""
+        read = {
+            "objectives": tuple(stored["objectives"]),
+            "model": ModelConfig(**stored["model"]),
+            "train": TrainConfig(**stored["train"]),
+        }
+        return SweepSettings(**{**stored, **read})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials of a study; what a dead worker left and another one took over counts once."""
+
+    finished: int
+    pruned: int
+    failed: int
+    running: int
+
+    @property
+    def done(self) -> int:
+        """Those that count towards ``n_trials``."""
+        return self.finished + self.pruned
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A study, its storage and its parent run, as one worker holds them."""
+
+    study: optuna.Study
+    storage: SweepStorage
+    settings: SweepSettings
+    space: Space
+    parent: ParentRun
+
+    @property
+    def n_trials(self) -> int:
+        """How many trials are wanted now; another worker may have raised it."""
+        return int(self.study.user_attrs[N_TRIALS])
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return all trials, in the order of their numbers."""
+        return self.study.get_trials(deepcopy=False)
+
+    def counts(self) -> Counts:
+        """Count the trials by what became of them."""
+        return count(self.trials())
+
+    def claim(self) -> Trial | None:
+        """Begin a trial, or return None where none is missing or the missing ones are running."""
+        with self.storage.locked(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of ask() beside a heartbeat
+            self._take_back()
+            trials = self.trials()
+            counts = count(trials)
+            if counts.done + counts.running >= self.n_trials:
+                return None
+            self.parent.running()
+            self.study.sampler = _sampler(self.settings.train.seed + len(trials))
+            trial = self.study.ask(fixed_distributions=dict(self.space.distributions))
+            self.storage.beat(trial._trial_id)
+            trial.set_user_attr(WORKER, {"trial": trial.number})
+        return trial
+
+    def release(self, trial: Trial, reason: str) -> None:
+        """Give a trial back that this worker will not finish, for another one to take over."""
+        with self.storage.locked():
+            trial.set_user_attr(REASON, reason)
+            self.study.tell(trial, state=TrialState.FAIL)
+            self._retry(self.frozen(trial))
+
+    def frozen(self, trial: Trial) -> FrozenTrial:
+        """Return a trial as the storage has it."""
+        return self.study._storage.get_trial(trial._trial_id)
+
+    def holds(self, trial: Trial) -> bool:
+        """Whether a trial is still this worker's: one that was silent for too long is not."""
+        return self.frozen(trial).state == TrialState.RUNNING
+
+    def _take_back(self) -> None:
+        """Fail the trials of dead workers and put them back; call it under the lock."""
+        running = {t.number for t in self.trials() if t.state == TrialState.RUNNING}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self.study)
+        for trial in self.trials():
+            if trial.number not in running:
+                continue
+            # begun under the lock, and its worker was killed before it let go of the lock
+            orphan = trial.user_attrs.get(WORKER) != {"trial": trial.number}
+            if trial.state == TrialState.RUNNING and orphan:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                self._retry(trial)
+            given_up = len(history(trial)) >= MAX_RETRIES
+            if trial.state == TrialState.FAIL and given_up and RUN_ID in trial.user_attrs:
+                reason = f"{MAX_RETRIES + 1} workers were lost on this trial"
+                end_trial_run(trial.user_attrs[RUN_ID], "FAILED", reason)
+
+    def _retry(self, trial: FrozenTrial) -> None:
+        storage = self.study._storage
+        assert isinstance(storage, BaseHeartbeat)
+        callback = storage.get_heartbeat_stale_trial_callback()
+        assert callback is not None
+        callback(self.study, trial)
+
+    def best(self) -> FrozenTrial | None:
+        """Return the finished trial that is best in the first objective, or None."""
+        finished = [t for t in self.trials() if t.state == TrialState.COMPLETE]
+        return max(finished, key=lambda t: t.values[0], default=None)
+
+    def configs(self, trial: FrozenTrial | Trial) -> tuple[ModelConfig, TrainConfig]:
+        """Return the configs of a trial."""
+        return self.space.configs(trial.params, self.settings.model, self.settings.train)
+
+
+def count(trials: Iterable[FrozenTrial]) -> Counts:
+    """Count trials by what became of them."""
+    trials = list(trials)
+    retried = {n for t in trials for n in history(t)}
+
+    def of(state: TrialState) -> int:
+        return sum(t.state == state and t.number not in retried for t in trials)
+
+    return Counts(
+        of(TrialState.COMPLETE), of(TrialState.PRUNED), of(TrialState.FAIL), of(TrialState.RUNNING)
+    )
+
+
+def history(trial: FrozenTrial) -> list[int]:
+    """Return the numbers of the earlier attempts at a trial, the first one first.
+
+    Where Optuna's `RetryHeartbeatStaleTrialCallback` keeps them.
+    """
+    return list(trial.system_attrs.get("retry_history", []))
+
+
+def first_number(trial: FrozenTrial) -> int:
+    """Return the number that a trial and its retries share."""
+    return [*history(trial), trial.number][0]
+
+
+def start(
+    name: str,
+    storage: SweepStorage,
+    settings: SweepSettings,
+    dataset: Dataset,
+    *,
+    n_trials: int | None,
+    warm_start: Sequence[str],
+    store: str,
+    echo: Callable[[str], None],
+) -> Sweep:
+    """Make a study with its parent run, or go on with the study of this name.
+
+    Raises:
+        SweepError: the study of this name is another sweep, or a warm start is not possible.
+    """
+    with storage.locked():
+        if name in optuna.get_all_study_names(storage.optuna):
+            study = optuna.load_study(study_name=name, storage=storage.optuna)
+            _require_same(study, settings)
+            if warm_start:
+                echo(f"study {name} exists already: its warm start is left as it was")
+        else:
+            found = {old: _earlier(old, storage, settings) for old in warm_start}
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage.optuna,
+                directions=["maximize"] * len(settings.objectives),
+            )
+            study.set_user_attr(ID, uuid.uuid4().hex)
+            study.set_user_attr(SETTINGS, asdict(settings))
+            for old, trials in found.items():
+                _enqueue(study, old, trials, settings, echo)
+        if n_trials is not None or N_TRIALS not in study.user_attrs:
+            study.set_user_attr(N_TRIALS, n_trials or DEFAULT_TRIALS)
+        if PARENT not in study.user_attrs:
+            sweep_id = study.user_attrs[ID]
+            parent = make_parent(sweep_id, settings.experiment, f"sweep {name}", dataset, store)
+            study.set_user_attr(PARENT, parent)
+    return _opened(study, storage, store)
+
+
+def join(name: str, storage: SweepStorage, *, n_trials: int | None, store: str) -> Sweep:
+    """Take part in a study that another worker made, with its settings.
+
+    Raises:
+        SweepError: there is no such study.
+    """
+    with storage.locked():
+        _require_known(name, storage)
+        study = optuna.load_study(study_name=name, storage=storage.optuna)
+        _require_ours(study)
+        if n_trials is not None:
+            study.set_user_attr(N_TRIALS, n_trials)
+    return _opened(study, storage, store)
+
+
+def study_data(name: str, storage: SweepStorage) -> Path:
+    """Return the dataset file that a study was begun with.
+
+    Raises:
+        SweepError: there is no such study, or no such file here.
+    """
+    _require_known(name, storage)
+    study = optuna.load_study(study_name=name, storage=storage.optuna)
+    _require_ours(study)
+    path = Path(study.user_attrs[SETTINGS]["data"])
+    if not path.is_file():
+        raise SweepError(f"the study's dataset {path} is not here; give it with --data")
+    return path
+
+
+def _require_known(name: str, storage: SweepStorage) -> None:
+    names = optuna.get_all_study_names(storage.optuna)
+    if name not in names:
+        known = ", ".join(sorted(names)) or "none"
+        raise SweepError(f"storage {storage.shown} has no study {name!r}; it has: {known}")
+
+
+def _opened(study: optuna.Study, storage: SweepStorage, store: str) -> Sweep:
+    _require_ours(study)
+    settings = SweepSettings.of(study.user_attrs[SETTINGS])
+    study.pruner = pruner_of(settings.pruner, settings.train)
+    leave_project_run(study.user_attrs[PARENT])
+    parent = ParentRun(study.user_attrs[PARENT], study.user_attrs[ID], store)
+    return Sweep(study, storage, settings, parse_space(settings.space, settings.space_name), parent)
+
+
+def _require_ours(study: optuna.Study) -> None:
+    if not {ID, SETTINGS} <= set(study.user_attrs):
+        raise SweepError(
+            f"study {study.study_name!r} was not made by `ocp-mamba sweep`, or its making was cut "
+            "short; choose another --study"
+        )
+
+
+def _require_same(study: optuna.Study, settings: SweepSettings) -> None:
+    """Refuse to go on with a study under other settings: its trials would not compare."""
+    _require_ours(study)
+    then = SweepSettings.of(study.user_attrs[SETTINGS])
+    differ = []
+    for field in fields(SweepSettings):
+        if field.name in ("data", "space_name", "space", "experiment"):
+            continue
+        old, new = getattr(then, field.name), getattr(settings, field.name)
+        if isinstance(old, ModelConfig | TrainConfig):
+            was, now = asdict(old), asdict(new)
+            differ += [f"{field.name}.{k}: {was[k]!r}, now {now[k]!r}"
+                       for k in was if was[k] != now[k]]  # fmt: skip
+        elif old != new:
+            differ.append(f"{field.name}: {old!r}, now {new!r}")
+    old_space = parse_space(then.space, then.space_name).distributions
+    new_space = parse_space(settings.space, settings.space_name).distributions
+    differ += [f"space {k}: {old_space.get(k, 'not searched')}, now "
+               f"{new_space.get(k, 'not searched')}"
+               for k in sorted({*old_space, *new_space})
+               if old_space.get(k) != new_space.get(k)]  # fmt: skip
+    if differ:
+        name = study.study_name
+        raise SweepError(
+            f"study {name} exists with other settings:\n  " + "\n  ".join(differ) + "\n"
+            f"To go on with it: --join {name}. For a new one that begins with its best: --study "
+            f"NEW --warm-start {name}"
+        )
+
+
+def _earlier(name: str, storage: SweepStorage, settings: SweepSettings) -> list[FrozenTrial]:
+    """The best finished trials of an earlier study."""
+    _require_known(name, storage)
+    study = optuna.load_study(study_name=name, storage=storage.optuna)
+    finished = [t for t in study.get_trials() if t.state == TrialState.COMPLETE]
+    if not finished:
+        raise SweepError(f"--warm-start {name}: the study has no finished trial")
+    sign = -1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    return sorted(finished, key=lambda t: sign * t.values[0])[:WARM_TRIALS]
+
+
+def _enqueue(
+    study: optuna.Study,
+    old: str,
+    trials: Sequence[FrozenTrial],
+    settings: SweepSettings,
+    echo: Callable[[str], None],
+) -> None:
+    """Let a study begin with earlier configurations; each is trained and judged anew."""
+    space = parse_space(settings.space, settings.space_name)
+    queued = 0
+    for trial in trials:
+        params = {k: v for k, v in trial.params.items() if space.allows(k, v)}
+        if params:
+            note = {WARM_START: f"{old}, trial {trial.number}"}
+            study.enqueue_trial(params, user_attrs=note, skip_if_exists=True)
+            queued += 1
+    echo(f"warm start: {queued} of the best configurations of {old} are tried first")
+
+
+def _sampler(seed: int) -> TPESampler:
+    """A fresh sampler for each trial: two workers, or a study gone on with, never draw the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(multivariate=True, constant_liar=True, seed=seed)
+
+
+def pruner_of(name: str, train: TrainConfig) -> BasePruner:
+    """Make one of `PRUNERS` for trials of so many epochs; a resource is an epoch."""
+    if name == "asha":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=train.max_epochs, reduction_factor=3)
+    if name == "median":
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+    return NopPruner()

@@ -1,0 +1,339 @@
+"""One worker of a sweep: it takes trials and trains them until there is nothing left to do."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from optuna import TrialPruned
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from ocp_mamba.data.analysis.sample import JudgeLimits, judged_part, sample_of
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.embeddings.index import BankIndex
+from ocp_mamba.errors import SweepError, TrackingError, first_line
+from ocp_mamba.evaluation.evaluate import validator
+from ocp_mamba.jobs.common import what_ran
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.sweep.report import Progress, SweepReport
+from ocp_mamba.sweep.runs import TrialRun, open_trial_run
+from ocp_mamba.sweep.storage import beat_seconds
+from ocp_mamba.sweep.study import (
+    OBJECTIVES,
+    RUN_ID,
+    WARM_START,
+    Sweep,
+    SweepSettings,
+    first_number,
+    history,
+)
+from ocp_mamba.system.process import Killed, undisturbed
+from ocp_mamba.tracking.session import config_params
+from ocp_mamba.tracking.store import STORE_FAILURES
+from ocp_mamba.training.state import EpochResult, FitResult
+from ocp_mamba.training.trainer import fit
+
+MAX_FAILURES = 3
+"""Failed trials in a row after which a worker gives up."""
+
+AWAY: tuple[type[Exception], ...] = (*STORE_FAILURES, StorageInternalError)
+"""What MLflow's and Optuna's stores raise when they do not answer."""
+
+LONGEST_WAIT = 5.0
+STARTUP_TRIALS = 5
+"""So many first trials are never pruned: the others need something whole to be compared with."""
+
+STATE_TAG = "sweep.state"
+FINISHED, PRUNED, FAILED, LOST = "finished", "pruned", "failed", "lost"
+
+
+class _LostError(Exception):
+    """Another worker has taken this trial over."""
+
+
+class _TimeUpError(TrialPruned):
+    """The trial has had its time."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker has of its own: the data, time, threads and a place for files."""
+
+    dataset: Dataset
+    data: Path
+    output: Path
+    store: str
+    grace: int
+    timeout: float
+    threads: int
+    echo: Callable[[str], None]
+    progress: bool
+
+
+def work(sweep: Sweep, worker: Worker) -> None:
+    """Run trials until the study has its number of them, or this worker's time is over.
+
+    A worker that finds no trial to run waits for the others' last ones: should one of them die, it
+    takes the trial over.
+
+    Raises:
+        SweepError: too many trials failed one after another.
+    """
+    until = time.monotonic() + worker.timeout if worker.timeout else math.inf
+    judged = judged_part(worker.dataset, JudgeLimits(), progress=worker.progress)
+    if sample_of(judged):
+        worker.echo(f"too large to be judged whole; trials are judged on {sample_of(judged)}")
+    validate = validator(judged, BankIndex(judged.bank))
+    report = SweepReport(sweep, worker.output)
+    ended = ("FINISHED", "time limit")
+    try:
+        with Progress(sweep, worker.echo, enabled=worker.progress) as progress:
+            _loop(sweep, worker, validate, report, progress, until)
+    except (KeyboardInterrupt, Killed) as error:
+        ended = ("KILLED", error.reason if isinstance(error, Killed) else "Ctrl-C")
+        raise
+    except BaseException as error:
+        ended = ("FAILED", f"{type(error).__name__}: {first_line(error)}")
+        raise
+    finally:
+        with undisturbed():
+            _leave(sweep, report, *ended)
+
+
+def _loop(
+    sweep: Sweep,
+    worker: Worker,
+    validate: Callable[[Any], dict[str, float]],
+    report: SweepReport,
+    progress: Progress,
+    until: float,
+) -> None:
+    failures = 0
+    while time.monotonic() < until:
+        trial = sweep.claim()
+        if trial is None:
+            counts = sweep.counts()
+            if counts.done >= sweep.n_trials:
+                return
+            progress.waiting(counts.running)
+            time.sleep(min(LONGEST_WAIT, max(0.2, worker.grace / 4)))
+            continue
+        state, reason = _run_trial(sweep, worker, trial, validate, progress)
+        progress.ended(trial, state, reason)
+        report.refresh()
+        failures = failures + 1 if state == FAILED else 0
+        if failures >= MAX_FAILURES:
+            raise SweepError(f"{failures} trials in a row failed, the last one with: {reason}")
+    progress.out_of_time()
+
+
+def _leave(sweep: Sweep, report: SweepReport, status: str, reason: str) -> None:
+    """The last worker to leave ends the parent run, with all that is known."""
+    try:
+        with sweep.storage.locked():
+            sweep.parent.left()
+            counts, wanted = sweep.counts(), sweep.n_trials
+            if counts.running:
+                return
+            report.refresh(now=True)
+            if counts.done >= wanted:
+                sweep.parent.end("FINISHED", f"all {wanted} trials")
+            else:
+                sweep.parent.end(status, f"{reason}, after {counts.done} of {wanted} trials")
+    except AWAY as error:
+        warnings.warn(
+            f"the sweep's run {sweep.parent.run_id} could not be ended: {first_line(error)}. "
+            "Running the sweep again does",
+            stacklevel=2,
+        )
+
+
+def _run_trial(
+    sweep: Sweep,
+    worker: Worker,
+    trial: Trial,
+    validate: Callable[[Any], dict[str, float]],
+    progress: Progress,
+) -> tuple[str, str]:
+    """Train one trial, in a run of its own; returns what became of it, and why."""
+    with _heartbeat(sweep, trial, worker.grace):
+        try:
+            run = _open_run(sweep, worker, trial)
+        except BaseException as error:
+            sweep.release(trial, first_line(error))
+            if isinstance(error, STORE_FAILURES):
+                raise TrackingError(f"store {worker.store}: {first_line(error)}") from error
+            raise
+        try:
+            values = _train(sweep, worker, trial, validate, run, progress)
+            _require_held(sweep, trial)
+            run.log_results(
+                {f"objective.{k}": v for k, v in values.items()}, tags={STATE_TAG: FINISHED}
+            )
+            run.end("FINISHED")
+            sweep.study.tell(trial, list(values.values()))
+            return FINISHED, ""
+        except (_LostError, UpdateFinishedTrialError):
+            return LOST, f"silent for more than {worker.grace} s, another worker has it"
+        except TrialPruned as error:
+            run.log_results({}, tags={STATE_TAG: PRUNED})
+            run.end("KILLED", f"pruned: {error}")
+            sweep.study.tell(trial, state=TrialState.PRUNED)
+            return PRUNED, str(error)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            run.end("KILLED", f"storage: {first_line(error)}; the next worker takes it over")
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            with undisturbed():
+                reason = error.reason if isinstance(error, Killed) else "Ctrl-C"
+                run.log_results({}, tags={STATE_TAG: "interrupted"})
+                run.end("KILLED", f"{reason}; a worker that goes on with the sweep takes it over")
+                sweep.release(trial, reason)
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            run.log_results({}, tags={STATE_TAG: FAILED})
+            run.end("FAILED", reason)
+            sweep.study.tell(trial, state=TrialState.FAIL)
+            return FAILED, reason
+
+
+def _open_run(sweep: Sweep, worker: Worker, trial: Trial) -> TrialRun:
+    """The trial's run: new, or the one that an earlier worker of this trial left."""
+    frozen = sweep.frozen(trial)
+    number, tries = first_number(frozen), 1 + len(history(frozen))
+    tags = {STATE_TAG: "running", "sweep.study": sweep.study.study_name,
+            "sweep.attempts": str(tries)}  # fmt: skip
+    if WARM_START in trial.user_attrs:
+        tags["sweep.warm_start"] = trial.user_attrs[WARM_START]
+    run_id = trial.user_attrs.get(RUN_ID)
+    made = open_trial_run(sweep.parent, number, worker.dataset, run_id, tags, search=tries > 1)
+    trial.set_user_attr(RUN_ID, made.info.run_id)
+    return TrialRun(made, worker.store, worker.dataset, worker.data, worker.output)
+
+
+def _train(
+    sweep: Sweep,
+    worker: Worker,
+    trial: Trial,
+    validate: Callable[[Any], dict[str, float]],
+    run: TrialRun,
+    progress: Progress,
+) -> dict[str, float]:
+    """Train a trial's configuration; returns its objectives at its best epoch."""
+    run.log_params({f"search.{k}": v for k, v in trial.params.items()})
+    model_config, config = sweep.configs(trial)
+    config = replace(config, threads=worker.threads)
+    torch.manual_seed(config.seed)
+    model = OCPMambaLVM(model_config)
+    run.log_params(
+        config_params(model=model_config, train=config) | what_ran(model, worker.dataset, config)
+    )
+    limit = _TimeLimit(sweep.settings.trial_seconds)
+
+    def on_epoch(result: EpochResult) -> None:
+        with limit.held():
+            _require_held(sweep, trial)
+            run.on_epoch(result)
+            progress.epoch(first, result)
+            _report(sweep.settings, trial, result)
+
+    first = first_number(sweep.frozen(trial))
+    with limit:
+        fitted = fit(
+            model, worker.dataset, config, validate=validate, on_epoch=on_epoch, progress=False
+        )
+    run.log_results({"train_time_minutes": fitted.train_minutes}, epoch=None)
+    return _objectives(sweep.settings, fitted)
+
+
+def _report(settings: SweepSettings, trial: Trial, result: EpochResult) -> None:
+    """Tell Optuna of an epoch, and prune; Optuna prunes by one objective only."""
+    values = {k: result.val[OBJECTIVES[k]] for k in settings.objectives}
+    if not all(math.isfinite(v) for v in values.values()):
+        raise SweepError(f"epoch {result.epoch}: {values} is not finite")
+    if len(values) > 1:
+        return
+    (value,) = values.values()
+    trial.report(value, result.epoch)
+    behind = trial.should_prune()  # asked at every epoch, for pruners note who came how far
+    if behind and not result.is_last and trial.number >= STARTUP_TRIALS:
+        raise TrialPruned(f"by {settings.pruner} at epoch {result.epoch}")
+
+
+def _objectives(settings: SweepSettings, fitted: FitResult) -> dict[str, float]:
+    best: Mapping[str, float] = fitted.history[fitted.best_epoch - 1].val
+    return {name: best[OBJECTIVES[name]] for name in settings.objectives}
+
+
+def _require_held(sweep: Sweep, trial: Trial) -> None:
+    if not sweep.holds(trial):
+        raise _LostError
+
+
+@contextmanager
+def _heartbeat(sweep: Sweep, trial: Trial, grace: int) -> Iterator[None]:
+    """Say that a trial is alive, from a thread, until the block is left."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(beat_seconds(grace)):
+            try:
+                sweep.storage.beat(trial._trial_id)
+            except Exception:  # storage away, or the trial is another's: `holds` finds out
+                continue
+
+    thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _TimeLimit:
+    """Raises in the main thread when its seconds are over, but not while it is `held`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._held = self._rung = False
+
+    def __enter__(self) -> None:
+        if self._seconds:
+            self._before = signal.signal(signal.SIGALRM, self._ring)
+            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def __exit__(self, *error: object) -> None:
+        if self._seconds:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._before)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a block finish: what it writes is not cut in two."""
+        self._held = True
+        yield
+        self._held = False
+        if self._rung:
+            self._raise()
+
+    def _ring(self, signum: int, frame: FrameType | None) -> None:
+        self._rung = True
+        if not self._held:
+            self._raise()
+
+    def _raise(self) -> None:
+        raise _TimeUpError(f"the time limit of {self._seconds:g} s")

@@ -1,0 +1,70 @@
+"""Where a relative path given to a command leads, also when MLflow changed the folder.
+
+``mlflow run ../project -P data=mine.npz`` starts the command in the project's folder, but the
+person who typed it means a file in the folder where they stand. That folder is found as the
+working folder of the ``mlflow run`` process above this one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from ocp_mamba.errors import OcpMambaError
+from ocp_mamba.system.process import mlflow_run_ancestor
+
+PROJECT_FOLDER = Path(__file__).resolve().parents[2]
+"""The checkout's folder; meaningless, and never a match, in an installed wheel."""
+
+
+SHARDS_LIST = "meta.json"
+"""What a dataset's folder of shards holds, and no other folder should."""
+
+
+class DataNotFoundError(OcpMambaError, FileNotFoundError):
+    """A file is in none of the places where it is looked for."""
+
+
+def caller_folder() -> Path:
+    """Return the folder in which the person typed the command.
+
+    This is the working folder of the nearest ``mlflow run`` above this process, and without one
+    this process's own.
+    """
+    ancestor = mlflow_run_ancestor()
+    if ancestor is not None:
+        try:
+            return Path(ancestor.cwd())
+        except (psutil.Error, OSError):
+            pass  # it ended, or the system hides its folder: only our own is known
+    return Path.cwd()
+
+
+def resolve_file(value: str | Path) -> Path:
+    """Return the absolute path of a file, or of a dataset's folder of shards, that exists.
+
+    A relative path is looked for in the caller's folder, then the current one, then the project's.
+
+    Raises:
+        DataNotFoundError: it is in none of them; the message lists them.
+    """
+    path = Path(value).expanduser()
+    folders = dict.fromkeys([caller_folder(), Path.cwd(), PROJECT_FOLDER])
+    candidates = [folder / path for folder in folders] if not path.is_absolute() else [path]
+    for candidate in candidates:
+        if candidate.is_file() or (candidate / SHARDS_LIST).is_file():
+            return candidate.resolve()
+    looked = "\n".join(
+        f"  {c} {'is a folder' if c.is_dir() else 'does not exist'}" for c in candidates
+    )
+    raise DataNotFoundError(
+        f"file {str(value)!r} not found; looked for\n{looked}\n"
+        "Give the path of a file that exists. `ocp-mamba data build --help` makes a dataset from "
+        "chains, `ocp-mamba data import --help` turns an older npz into one."
+    )
+
+
+def resolve_output(value: str | Path) -> Path:
+    """Return the absolute path to write to; a relative one leads from the caller's folder."""
+    return (caller_folder() / Path(value).expanduser()).resolve()

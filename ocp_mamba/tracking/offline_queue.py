@@ -1,0 +1,169 @@
+"""A queue of tracking operations that outlives a tracking server's absence.
+
+Operations are JSON objects, each harmless to apply twice. What cannot be applied waits in a JSONL
+file, in order, whose first line says which store it is for; `replay` applies what waits there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ocp_mamba.errors import QueueError, first_line
+
+Operation = dict[str, Any]
+Apply = Callable[[Operation], Any]
+
+SPOOL_VERSION = 1
+RETRY_SECONDS = 10.0
+"""How long after a failure the store is left alone; each try may block for seconds."""
+
+log = logging.getLogger(__name__)
+
+
+class Spool:
+    """Applies operations in order; keeps those that fail in a file and tries again later."""
+
+    def __init__(
+        self,
+        path: Path,
+        apply: Apply,
+        *,
+        store: str,
+        failures: tuple[type[Exception], ...],
+    ) -> None:
+        """Create an empty queue; no file is written before something fails.
+
+        Args:
+            path: where operations wait.
+            apply: does one operation.
+            store: the tracking URI the operations are for.
+            failures: what `apply` raises when the store cannot be used; all else is passed on.
+        """
+        self.path = path
+        self.pending: list[Operation] = []
+        self._apply = apply
+        self._store = store
+        self._failures = failures
+        self._failed_at = -math.inf
+
+    def send(self, operation: Operation) -> Any:
+        """Apply what waits, then the operation; returns its result, or None if it has to wait."""
+        if not self.drain():
+            self.append(operation)
+            return None
+        try:
+            return self._apply(operation)
+        except self._failures as error:
+            log.warning(
+                "tracking store %s: %s. Training goes on; what it logs is kept in %s and sent "
+                "when the store answers again.",
+                self._store,
+                first_line(error),
+                self.path,
+            )
+            self._failed_at = time.monotonic()
+            self.append(operation)
+            return None
+
+    def drain(self, *, now: bool = False) -> bool:
+        """Apply what waits, in order; returns whether nothing waits any more.
+
+        Within `RETRY_SECONDS` of a failure it tries only if told to try ``now``.
+        """
+        if not self.pending:
+            return True
+        if not now and time.monotonic() - self._failed_at < RETRY_SECONDS:
+            return False
+        waiting = len(self.pending)
+        try:
+            while self.pending:
+                self._apply(self.pending[0])
+                self.pending.pop(0)
+        except self._failures:
+            self._failed_at = time.monotonic()
+        if len(self.pending) < waiting:
+            self._write()
+        if not self.pending:
+            log.warning(
+                "tracking store %s answers again; %d kept operations sent", self._store, waiting
+            )
+        return not self.pending
+
+    def append(self, operation: Operation) -> None:
+        """Let an operation wait."""
+        self.pending.append(operation)
+        self._write()
+
+    def _write(self) -> None:
+        if not self.pending:
+            self.path.unlink(missing_ok=True)
+            return
+        header = {"spool_version": SPOOL_VERSION, "store": self._store}
+        lines = [json.dumps(line) for line in [header, *self.pending]]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+
+def read_spool(path: Path) -> tuple[str, list[Operation]]:
+    """Return the store's URI and the waiting operations of a spool file.
+
+    Raises:
+        QueueError: the file is missing, or a line is not what a spool holds.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QueueError(f"spool {path}: {error}") from error
+    parsed = []
+    for number, line in enumerate(lines, 1):
+        try:
+            parsed.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise QueueError(f"spool {path}, line {number}: not JSON ({error})") from error
+        if not isinstance(parsed[-1], dict):
+            raise QueueError(f"spool {path}, line {number}: wanted a JSON object")
+    if not parsed or parsed[0].get("spool_version") != SPOOL_VERSION or "store" not in parsed[0]:
+        raise QueueError(
+            f"spool {path}, line 1: wanted an object with spool_version {SPOOL_VERSION} and store"
+        )
+    for number, operation in enumerate(parsed[1:], 2):
+        if not isinstance(operation.get("op"), str):
+            raise QueueError(f"spool {path}, line {number}: key op is missing")
+    return parsed[0]["store"], parsed[1:]
+
+
+def replay_spool(
+    path: Path, apply: Apply, *, store: str, failures: tuple[type[Exception], ...]
+) -> int:
+    """Apply a spool file's operations in order and delete the file; returns how many there were.
+
+    Raises:
+        QueueError: the file cannot be read, or an operation fails; the file then holds it and
+            what follows it, so that the next replay goes on there.
+    """
+    _, operations = read_spool(path)
+    spool = Spool(path, apply, store=store, failures=failures)
+    for done, operation in enumerate(operations):
+        try:
+            apply(operation)
+        except failures as error:
+            spool.pending = operations[done:]
+            spool._write()
+            raise QueueError(
+                f"spool {path}: {done} of {len(operations)} operations sent to {store}, then "
+                f"{operation['op']} failed: {first_line(error)}"
+            ) from error
+    path.unlink()
+    return len(operations)

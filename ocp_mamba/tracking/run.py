@@ -1,0 +1,343 @@
+"""`TrackedRun`: what the training's ``on_epoch`` and the command line write to."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import DatasetInput as LoggedInput
+from mlflow.entities import InputTag, Run
+
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.model.checkpoint import save_checkpoint
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.tracking.dataset_input import DatasetInput
+from ocp_mamba.tracking.offline_queue import Operation, Spool
+from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
+from ocp_mamba.tracking.store import STORE_FAILURES
+from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.training.state import EpochResult
+
+NOT_RUN = "not-run"
+CONTEXT = "mlflow.data.context"
+
+TRAINED_ON = "training"
+TRAINING_INPUTS: Mapping[str, str] = {"train": TRAINED_ON, "val": "validation"}
+"""The splits that a training reads, and as what."""
+
+Numbers = Mapping[str, float | None]
+
+
+class TrackedRun:
+    """An open MLflow run; made by `tracking.track`.
+
+    Everything is sent through a `Spool`: where the store does not answer, it waits in a file.
+    """
+
+    has_rows = True
+    """Whether each epoch gets a row of the Models page."""
+
+    def __init__(
+        self,
+        active: Run,
+        store: str,
+        dataset: Dataset,
+        data_path: Path | str,
+        output_dir: Path,
+        checkpoint_every: int = 0,
+        inputs: Mapping[str, str] = TRAINING_INPUTS,
+        judged: Dataset | None = None,
+    ) -> None:
+        """Wrap an active run and log splits of the dataset as its inputs, each in its context.
+
+        All but what is trained on are those of ``judged``, where that is given.
+        """
+        self.run_id: str = active.info.run_id
+        self.experiment_id: str = active.info.experiment_id
+        self.name: str = active.info.run_name
+        self.store = store
+        self.spool_path = output_dir / f"{self.run_id}.spool.jsonl"
+        self._spool = Spool(self.spool_path, apply, store=store, failures=STORE_FAILURES)
+        self._logged_params: dict[str, str] = dict(active.data.params)
+        self._dataset = dataset
+        self._inputs = {
+            s: DatasetInput(dataset if use == TRAINED_ON else judged or dataset, s, data_path)
+            for s, use in inputs.items()
+        }
+        self._output_dir = output_dir
+        self._checkpoint_every = checkpoint_every
+        self._best: tuple[int, float] | None = None
+        self._last: tuple[int, Path] | None = None
+        self._model_ids: dict[int, str | None] = {}
+        self._opened = time.perf_counter()
+        self._cost = _Cost()
+        with self._cost:
+            mlflow.MlflowClient().log_inputs(
+                self.run_id,
+                [
+                    LoggedInput(self._inputs[split]._to_mlflow_entity(), [InputTag(CONTEXT, name)])
+                    for split, name in inputs.items()
+                ],
+            )
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log params; one that ``mlflow run`` logged with another text gets ``resolved.`` before.
+
+        MLflow refuses to change a param, and ``mlflow run`` logs what was typed: ``1e-3``.
+        """
+        new: dict[str, str] = {}
+        for key, value in params.items():
+            if key not in self._logged_params:
+                new[key] = str(value)
+            elif self._logged_params[key] != str(value):
+                new[f"resolved.{key}"] = str(value)
+        self._logged_params |= new
+        self._send({"op": "log", "params": new})
+
+    def log_results(
+        self,
+        numbers: Numbers,
+        gates: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        *,
+        epoch: int | None = None,
+        split: str = "val",
+    ) -> None:
+        """Log final figures.
+
+        Args:
+            numbers: by name; None, or a number that is not finite, becomes the tag
+                ``metric.<name>`` instead.
+            gates: verdicts by name, logged as tags ``gate.<name>``.
+            tags: further tags.
+            epoch: whose model the figures belong to; they then show on its row too.
+            split: what the figures were measured on.
+        """
+        metrics, notes = self._entries(numbers, epoch or 0, lambda name: split)
+        notes |= {f"gate.{name}": verdict for name, verdict in (gates or {}).items()}
+        notes |= tags or {}
+        self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """Log an epoch: its figures on the run and on its row of the Models page."""
+        before = self._cost.seconds
+        with self._cost:
+            self._log_epoch(result)
+        self._cost.in_epochs += self._cost.seconds - before
+        self._cost.training = time.perf_counter() - self._opened
+
+    def _log_epoch(self, result: EpochResult) -> None:
+        self._best = self._better(result)
+        numbers = _epoch_numbers(result) | {
+            "best_epoch": self._best[0],
+            "best_val_next_vec_cosine": self._best[1],
+        }
+        metrics, notes = self._entries(numbers, result.epoch, _measured_on)
+        notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
+        epoch = result.epoch if self.has_rows else None
+        self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
+        if not self.has_rows:
+            return
+        if self._checkpoint_every and result.epoch % self._checkpoint_every == 0:
+            self._store_model(result.epoch, self._save(result), delete=True)
+        elif result.is_last:
+            self._last = (result.epoch, self._save(result))
+
+    def _better(self, result: EpochResult) -> tuple[int, float]:
+        """The best epoch until now, this one included, and its cosine."""
+        if result.is_best or self._best is None:
+            return result.epoch, result.val["next_vec_cosine"]
+        return self._best
+
+    def log_models(self, best_checkpoint: Path, best_epoch: int) -> str | None:
+        """Store the best and the last epoch's whole models, each in its epoch's own row.
+
+        Returns:
+            The best one's LoggedModel id, or None if it waits in the spool.
+        """
+        with self._cost:
+            if best_epoch not in self._model_ids:
+                self._store_model(best_epoch, best_checkpoint, delete=False)
+            if self._last is not None and self._last[0] in self._model_ids:
+                self._last[1].unlink(missing_ok=True)
+            elif self._last is not None:
+                self._store_model(*self._last, delete=True)
+            self._last = None
+            self._send({"op": "log", "tags": {"best.epoch": str(best_epoch)}})
+        return self._model_ids[best_epoch]
+
+    def link_model(self, model_id: str) -> None:
+        """Say that the run judged a LoggedModel, so that each leads to the other."""
+        self._send({"op": "model_input", "model_id": model_id})
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file into a folder of the run's artifacts."""
+        self._send({"op": "artifact", "path": str(path.resolve()), "artifact_path": folder})
+
+    def log_child(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        numbers: Numbers,
+        tags: Mapping[str, str] | None = None,
+        *,
+        history: Sequence[EpochRecord] = (),
+        files: Sequence[Path] = (),
+    ) -> str | None:
+        """Log a finished run nested under this one; returns its id, or None if it waits.
+
+        Args:
+            name: the run's name.
+            params: what it was made with.
+            numbers: as in `log_results`.
+            tags: further tags.
+            history: epochs, each logged at its own step.
+            files: copied into the run's artifacts.
+        """
+        metrics, notes = self._entries(numbers, 0, lambda name: None)
+        for record in history:
+            metrics += self._entries(_epoch_numbers(record), record.epoch, lambda name: None)[0]
+        operation = {
+            "op": "child",
+            "id": uuid.uuid4().hex,
+            "name": name,
+            "time": _now(),
+            "params": {key: str(value) for key, value in params.items()},
+            "metrics": metrics,
+            "tags": {**(tags or {}), **notes},
+            "files": [str(path.resolve()) for path in files],
+        }
+        return self._send(operation)
+
+    def log_cost(self) -> dict[str, float]:
+        """Log and return what tracking has cost so far.
+
+        ``tracking_seconds`` is all the time spent in this object. ``tracking_share`` is the share
+        that the epochs' logging took of the time from the run's opening to its last epoch's end.
+        """
+        cost: dict[str, float] = {"tracking_seconds": self._cost.seconds}
+        if self._cost.training:
+            cost["tracking_share"] = self._cost.in_epochs / self._cost.training
+        metrics, _ = self._entries(cost, 0, lambda name: None)
+        self._send({"op": "log", "metrics": metrics})
+        return cost
+
+    def end(self, status: str, reason: str = "") -> None:
+        """End the run; what could not be sent stays in the spool, and a hint is printed."""
+        if reason:
+            self._send({"op": "log", "tags": {"ended.reason": reason}})
+        drained = self._spool.drain(now=True)
+        ended = self._terminate(status)
+        if not (drained and ended):
+            self._spool.append(
+                {"op": "end", "run_id": self.run_id, "status": status, "time": _now()}
+            )
+            print(
+                f"The tracking store {self.store} did not take everything. When it answers:\n"
+                f"  ocp-mamba runs replay {self.spool_path}"
+            )
+
+    def _terminate(self, status: str) -> bool:
+        return end_active_run(status)
+
+    def _send(self, operation: Operation) -> Any:
+        with self._cost:
+            return self._spool.send({**operation, "run_id": self.run_id})
+
+    def _entries(
+        self, numbers: Numbers, step: int, measured_on: Callable[[str], str | None]
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Split numbers into metrics and, where there is no finite number, tags that say so."""
+        metrics: list[dict[str, Any]] = []
+        notes: dict[str, str] = {}
+        now = _now()
+        for name, value in numbers.items():
+            if value is None:
+                notes[f"metric.{name}"] = NOT_RUN
+            elif not math.isfinite(value):
+                notes[f"metric.{name}"] = f"not finite ({value}) at step {step}"
+            else:
+                source = self._inputs.get(measured_on(name) or "")
+                dataset = source.identity if source else None
+                metrics.append(metric_entry(name, float(value), now, step, dataset))
+        return metrics, notes
+
+    def _save(self, result: EpochResult) -> Path:
+        assert isinstance(result.model, OCPMambaLVM)
+        path = self._output_dir / f"{self.run_id}.epoch-{result.epoch:03d}.pt"
+        save_checkpoint(
+            path,
+            result.model,
+            dataset_fingerprint=self._dataset.fingerprint,
+            encoder=dict(self._dataset.meta.get("encoder", {})),
+            loop={"epoch": result.epoch, "val": result.val},
+        )
+        return path
+
+    def _store_model(self, epoch: int, checkpoint: Path, *, delete: bool) -> None:
+        operation = model_entry(epoch, checkpoint, delete_checkpoint=delete)
+        self._model_ids[epoch] = self._send(operation)
+
+
+class _Cost:
+    """Seconds spent inside its outermost ``with`` blocks, in all and in epochs."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.in_epochs = 0.0
+        self.training = 0.0
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._depth == 0:
+            self._started = time.perf_counter()
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.perf_counter() - self._started
+
+
+def end_active_run(status: str) -> bool:
+    """End MLflow's active run, if there is one; returns whether the store took it."""
+    try:
+        mlflow.end_run(status)
+    except STORE_FAILURES:
+        return False
+    return True
+
+
+def _epoch_numbers(record: EpochRecord) -> dict[str, float]:
+    """An epoch's figures by the names of metrics; there is no trend before the second epoch."""
+    trend, longest = record.improvement_trend, record.longest_chain
+    return {
+        **{f"val_{name}": value for name, value in record.val.items()},
+        **{_train_metric(name): value for name, value in record.losses.items()},
+        **({} if trend is None else {"improvement_trend": trend}),
+        **({} if longest is None else {"curriculum_longest_chain": float(longest)}),
+        "epoch_seconds": record.seconds,
+        "learning_rate": record.lr,
+        "examples_per_second": record.examples_per_second,
+    }
+
+
+def _train_metric(name: str) -> str:
+    """A training figure's metric name; a loss term has ``train_loss_`` before it."""
+    return "train_grad_norm" if name == "grad_norm" else f"train_loss_{name}"
+
+
+def _measured_on(name: str) -> str | None:
+    """The split that an epoch's metric was measured on, or None."""
+    if name.startswith(("val_", "improvement_trend")):
+        return "val"
+    return "train" if name.startswith("train_") else None
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

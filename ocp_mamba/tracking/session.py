@@ -1,0 +1,184 @@
+"""The MLflow run of a training: how it is opened, and how it ends whatever happens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.errors import TrackingError, first_line
+from ocp_mamba.system.process import (
+    Killed,
+    mlflow_run_ancestor,
+    process_tags,
+    stop_signals,
+    undisturbed,
+)
+from ocp_mamba.tracking.offline_queue import read_spool, replay_spool
+from ocp_mamba.tracking.operations import apply
+from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun, end_active_run
+from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, use_store
+
+EXPERIMENT = "ocp_mamba"
+RUN_VARIABLE = "MLFLOW_RUN_ID"
+VERSIONED = ("ocp-mamba", "torch", "mlflow", "numpy")
+GIT_SECONDS = 10
+PARAM_CHARACTERS = 500
+
+
+def config_params(**configs: Any) -> dict[str, Any]:
+    """Flatten dataclasses into params: ``config_params(train=c)`` gives ``train.lr`` and so on.
+
+    The prefix keeps them apart from the params that ``mlflow run`` logs as they were typed, so
+    that runs started either way compare. Of a tuple the first names are kept: a store refuses long
+    params.
+    """
+    flat = {f"{name}.{k}": v for name, config in configs.items() for k, v in asdict(config).items()}
+    return {k: _short(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+
+def _short(names: tuple[object, ...]) -> str:
+    return ", ".join(map(str, names))[:PARAM_CHARACTERS]
+
+
+@contextmanager
+def track(
+    dataset: Dataset,
+    data_path: Path | str,
+    *,
+    output_dir: Path | str,
+    experiment: str = EXPERIMENT,
+    run_name: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    checkpoint_every: int = 0,
+    store: str | None = None,
+    system_metrics: bool = True,
+    inputs: Mapping[str, str] = TRAINING_INPUTS,
+    judged: Dataset | None = None,
+) -> Iterator[TrackedRun]:
+    """Open an MLflow run for the block and end it as FINISHED, FAILED or KILLED.
+
+    A run that ``mlflow run`` made (MLFLOW_RUN_ID) is adopted, in the experiment that it has. KILLED
+    is the end by SIGTERM, by Ctrl-C, and when the ``mlflow run`` command that started this process
+    is gone; a signal, and that, then end the process with exit code 143.
+
+    Args:
+        dataset: logged as the run's inputs.
+        data_path: the file that it came from; only its name is logged.
+        output_dir: where the spool, and the last epoch's ``.pt`` until it is stored, are kept.
+        experiment: name of the experiment, made where it does not exist.
+        run_name: name of the run; MLflow invents one for None.
+        params: what the run was started with, and what really ran.
+        tags: further tags.
+        checkpoint_every: every how many epochs the whole model is stored; 0 for best and last only.
+        store: tracking URI, see `use_store`.
+        system_metrics: log CPU, memory, disk and network of this machine.
+        inputs: which splits the run reads, and as what.
+        judged: the sample that it is judged on, of a dataset too large to be judged whole.
+
+    Raises:
+        TrackingError: the store cannot be used or refuses the run.
+    """
+    uri = use_store(store)
+    adopted = os.environ.get(RUN_VARIABLE)
+    with stop_signals(mlflow_run_ancestor() if adopted else None):
+        try:
+            active = mlflow.start_run(
+                experiment_id=None if adopted else mlflow.set_experiment(experiment).experiment_id,
+                run_name=run_name,
+                tags={**identity_tags(dataset), **(tags or {})},
+                log_system_metrics=system_metrics,
+            )
+            run = TrackedRun(
+                active, uri, dataset, data_path, Path(output_dir), checkpoint_every, inputs, judged
+            )
+        except BaseException as error:
+            with undisturbed():
+                end_active_run(_outcome(error)[0])
+            if not isinstance(error, STORE_FAILURES):
+                raise
+            raise TrackingError(
+                f"tracking store {uri}: {first_line(error)}. Start the server, or set "
+                f"{STORE_VARIABLE} to another store"
+            ) from error
+        try:
+            run.log_params(params or {})
+            yield run
+        except BaseException as error:
+            with undisturbed():
+                run.end(*_outcome(error))
+            raise
+        run.end("FINISHED")
+
+
+def _outcome(error: BaseException) -> tuple[str, str]:
+    """Status and reason of a run that this exception ended."""
+    if isinstance(error, Killed):
+        return "KILLED", error.reason
+    if isinstance(error, KeyboardInterrupt):
+        return "KILLED", "Ctrl-C"
+    if isinstance(error, SystemExit) and not error.code:
+        return "FINISHED", "exit 0"
+    return "FAILED", f"{type(error).__name__}: {first_line(error)}"
+
+
+def identity_tags(dataset: Dataset) -> dict[str, str]:
+    """Return the tags that say which process, code, versions, data and encoder a run has."""
+    encoder = dataset.meta.get("encoder", {})
+    return {
+        **process_tags(),
+        **git_state(Path(__file__).parent),
+        **{f"version.{name}": _version(name) for name in VERSIONED},
+        "dataset.fingerprint": dataset.fingerprint,
+        "encoder.name": str(encoder.get("name", "unknown")),
+        "encoder.weight_hash": str(encoder.get("weight_hash", "unknown")),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def git_state(folder: Path) -> dict[str, str]:
+    """Return the tags ``git.commit`` and ``git.dirty`` of a folder; ``unknown`` outside git."""
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(folder), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
+    return {
+        "git.commit": commit or "unknown",
+        "git.dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+    }
+
+
+def replay(path: Path, store: str | None = None) -> int:
+    """Send what waits in a spool file and delete it; returns the number of operations.
+
+    Args:
+        path: the file.
+        store: tracking URI, else MLFLOW_TRACKING_URI, else the one that the file names.
+
+    Raises:
+        QueueError: the file cannot be read, or the store does not answer; nothing is lost then.
+    """
+    written_for, _ = read_spool(path)
+    uri = use_store(store or os.environ.get(STORE_VARIABLE) or written_for)
+    return replay_spool(path, apply, store=uri, failures=STORE_FAILURES)

@@ -1,0 +1,98 @@
+"""Runs that say RUNNING for ever because nothing is left that could end them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run, ViewType
+
+from ocp_mamba.system.process import HOST_TAG, PID_TAG, process_is_gone, processes_with, workers_of
+
+REASON_TAG = "ended.reason"
+PROJECT_NAMES = ("ocp-mamba", "ocp_mamba")
+OLDER_THAN_MINUTES = 10.0
+
+
+@dataclass(frozen=True)
+class Zombie:
+    """A run that nothing will end, the status it should have, and why."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    minutes: float
+    status: str
+    reason: str
+
+
+def find_zombies(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[Zombie]:
+    """Find runs of this project that are RUNNING with nothing behind them.
+
+    Three kinds: runs whose process, by the tags that it left, has ended on this host (any age);
+    sweeps whose workers all have; and runs that ``mlflow run`` made for a process that never
+    started (conda is missing, a path does not exist). The last two are older than
+    ``older_than_minutes``. Runs of other hosts are left alone.
+    """
+    client = mlflow.MlflowClient()
+    experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
+    found, token = [], None
+    while experiments:
+        page = client.search_runs(
+            experiments, "attributes.status = 'RUNNING'", page_token=token, max_results=1000
+        )
+        found += [z for run in page if (z := _judge(run, older_than_minutes)) is not None]
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def end_zombies(zombies: list[Zombie]) -> None:
+    """End each run with its status and a tag that says why."""
+    client = mlflow.MlflowClient()
+    for zombie in zombies:
+        client.set_tag(zombie.run_id, REASON_TAG, zombie.reason)
+        client.set_terminated(zombie.run_id, zombie.status)
+
+
+def _judge(run: Run, older_than_minutes: float) -> Zombie | None:
+    tags = run.data.tags
+    minutes = (time.time() - run.info.start_time / 1000) / 60
+    if PID_TAG in tags:
+        if process_is_gone(tags):
+            reason = f"process {tags[PID_TAG]} on {tags[HOST_TAG]} is gone"
+            return _zombie(run, minutes, "KILLED", reason)
+        return None
+    if tags.get("kind") == "sweep":
+        gone = all(process_is_gone(worker) for worker in workers_of(tags))
+        if gone and minutes >= older_than_minutes:
+            return _zombie(run, minutes, "KILLED", "no worker of this sweep is left")
+        return None
+    never_started = (
+        tags.get("mlflow.source.type") == "PROJECT"
+        and _is_ours(tags.get("mlflow.source.name", ""))
+        and minutes >= older_than_minutes
+        and not processes_with("MLFLOW_RUN_ID", run.info.run_id)
+    )
+    if never_started:
+        return _zombie(run, minutes, "FAILED", "mlflow run made this run, but nothing started")
+    return None
+
+
+def _zombie(run: Run, minutes: float, status: str, reason: str) -> Zombie:
+    info = run.info
+    return Zombie(info.run_id, info.run_name, info.experiment_id, minutes, status, reason)
+
+
+def _is_ours(source: str) -> bool:
+    """Whether a project run's source is this project: by its MLproject, or by its address."""
+    place = source.split("#")[0]
+    local = Path(place.removeprefix("file://"))
+    try:
+        text = (local / "MLproject").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = place
+    return any(name in text for name in PROJECT_NAMES)

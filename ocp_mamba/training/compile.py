@@ -1,0 +1,80 @@
+"""Whether a training computes with compiled kernels: decided once, said aloud, logged."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from ocp_mamba import errors
+from ocp_mamba.config import ModelConfig, TrainConfig
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.kernels import cpu
+from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.model.lvm import OCPMambaLVM
+
+COMPILE_SECONDS = 15.0
+"""What compiling may take, with room to spare: one core took 10 s."""
+SAVED_SECONDS = 15e-9
+"""Saved for each position, layer and inner channel: measured on 2 cores (docs/lab-notes.md)."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What really runs: ``on``, ``off`` or ``failed``, and why; seconds spent to get there."""
+
+    state: str
+    why: str
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Say it in a few words, for a person."""
+        cost = f", {self.seconds:.1f} s" if self.state == "on" else ""
+        return f"compile {self.state} ({self.why}{cost})"
+
+    def params(self) -> dict[str, object]:
+        """Return what is logged of it."""
+        return {
+            "ran.compile": f"failed ({self.why})" if self.state == "failed" else self.state,
+            "ran.compile_seconds": round(self.seconds, 1),
+        }
+
+
+def seconds_saved(model: ModelConfig, dataset: Dataset, epochs: int) -> float:
+    """Estimate what the kernels save a training of that many epochs, in seconds."""
+    positions = int((dataset.lengths[dataset.chains_in("train")] - 1).sum())
+    return SAVED_SECONDS * positions * epochs * model.n_layers * model.d_inner
+
+
+def start_kernels(model: NextVectorModel, dataset: Dataset, config: TrainConfig) -> Compiled:
+    """Let this process compute with the CPU kernels, or plain torch, as the config asks.
+
+    ``auto`` compiles where that saves more than it costs; where it fails, a warning says why and
+    training goes on in plain torch.
+
+    Raises:
+        CompileError: compilation is ``on`` and fails.
+    """
+    cpu.use(False)
+    if config.compile == "off":
+        return Compiled("off", "asked for")
+    if not isinstance(model, OCPMambaLVM):
+        return Compiled("off", "the model has no Mamba-2 layers")
+    if next(model.parameters()).device.type != "cpu":
+        return Compiled("off", "the kernels are for CPUs")
+    if config.compile == "auto":
+        saved = seconds_saved(model.config, dataset, config.max_epochs)
+        if saved < COMPILE_SECONDS:
+            return Compiled("off", f"it would save about {saved:.0f} s")
+    try:
+        cpu.use(True)
+    except errors.CompileError as error:
+        if config.compile == "on":
+            raise
+        warnings.warn(
+            f"the CPU kernels do not compile, so training goes on in plain torch, more slowly: "
+            f"{error}; compile off silences this",
+            stacklevel=2,
+        )
+        return Compiled("failed", str(error))
+    why = "asked for" if config.compile == "on" else "it pays within the run"
+    return Compiled("on", why, cpu.library().seconds)

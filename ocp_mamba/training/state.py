@@ -1,0 +1,64 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.training.alarms import Alarm
+from ocp_mamba.training.distributed import ALONE, World
+from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.training.loss import Objective
+from ocp_mamba.training.negatives import NO_RIVALS, Rivals
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult(EpochRecord):
+    """What ``on_epoch`` receives: the record, the live model, and the alarms until now."""
+
+    max_epochs: int
+    model: NextVectorModel
+    alarms: tuple[Alarm, ...] = ()
+
+
+@dataclass
+class TrainState:
+    """Everything that a resumed run needs beside the dataset and the configs.
+
+    None of it depends on how many processes train: a state is resumed by any number of them.
+    """
+
+    model: NextVectorModel
+    optimizer: torch.optim.Optimizer
+    precision: str
+    rivals: Rivals = NO_RIVALS
+    history: list[EpochRecord] = field(default_factory=list)
+    step: int = 0
+    world: World = ALONE
+
+    def __post_init__(self) -> None:
+        """Wrap the loss for gradients of all processes."""
+        self.objective = self.world.wrap(Objective(self.model))
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The last record that was the best of its time, or None before the first epoch."""
+        return next((r for r in reversed(self.history) if r.is_best), None)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Outcome of `fit`; the model holds the best epoch's weights."""
+
+    history: list[EpochRecord]
+    best_epoch: int
+    best_cosine: float
+    stopped_early: bool
+    alarms: tuple[Alarm, ...] = ()
+
+    @property
+    def train_minutes(self) -> float:
+        """Time of all epochs, validation included, those before a resumption too."""
+        return sum(r.seconds for r in self.history) / 60

@@ -1,0 +1,261 @@
+"""Training: `fit` drives epochs of `train_step` over packed chains and keeps the best epoch.
+
+Knows no tracker: ``on_epoch`` receives every epoch's result and may raise to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ocp_mamba import stats
+from ocp_mamba.config import TrainConfig
+from ocp_mamba.data.batches import Batch, batches
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.errors import TrainingError
+from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.system.malloc import freed_is_kept
+from ocp_mamba.training.alarms import Alarm, find_alarms
+from ocp_mamba.training.checkpointing import StateFiles
+from ocp_mamba.training.compile import start_kernels
+from ocp_mamba.training.distributed import ALONE, World
+from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.training.negatives import find_rivals
+from ocp_mamba.training.schedule import Plan, learning_rate, make_plan, mixup_of
+from ocp_mamba.training.state import EpochResult, FitResult, TrainState
+
+BETAS = (0.9, 0.95)
+EPOCH_SEED_STRIDE = 1_000_003
+SHOWN = ("next_vec_cosine", "retrieval_p1")
+TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
+"""How often the progress bar is drawn: a log file is no place for ten a second."""
+
+Validate = Callable[[NextVectorModel], dict[str, float]]
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """Return ``float32`` or ``bf16``; ``auto`` takes bf16 where matrix products have hardware."""
+    if requested != "auto":
+        return requested
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+    return "bf16" if fast else "float32"
+
+
+def make_optimizer(model: NextVectorModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; matrices take weight decay, biases, norms and state-space parameters none."""
+    decay, no_decay = model.decay_groups()
+    groups = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=BETAS, fused=True)
+
+
+def train_step(
+    state: TrainState, batch: Batch, bank: Tensor, lr: float, config: TrainConfig
+) -> dict[str, float]:
+    """One optimiser step; returns the loss terms and ``grad_norm`` (before clipping).
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
+        losses = state.objective(batch, bank, config, state.rivals)
+    (losses["total"] * state.world.size).backward()  # DDP averages; the parts are to be added
+    norm = _clip(state.model, config.grad_clip)
+    losses = state.world.total(losses)
+    values = {name: loss.item() for name, loss in losses.items()} | {"grad_norm": norm}
+    if not all(math.isfinite(v) for v in values.values()):
+        raise TrainingError(
+            f"step {state.step + 1}: {values} is not finite at learning rate {lr:g}; "
+            "lower --lr or use --precision float32"
+        )
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return values
+
+
+def _clip(model: NextVectorModel, most: float) -> float:
+    """Shorten the gradient where it is longer than most; returns how long it was.
+
+    `clip_grad_norm_` writes all of it anew even where it is not: most steps, by the defaults.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if norm > most:
+        nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
+    return float(norm)
+
+
+@freed_is_kept()
+def fit(
+    model: NextVectorModel,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    validate: Validate,
+    output: Path | None = None,
+    resume: bool = False,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+    progress: bool = True,
+    world: World = ALONE,
+) -> FitResult:
+    """Train a model on a dataset's train split and leave it with the best epoch's weights.
+
+    A model with a readout remembers the train split's targets from the start.
+
+    Args:
+        model: trained in place, on its own device.
+        dataset: its train split is learnt.
+        config: schedule, loss, seed, precision.
+        validate: judges the model after each epoch, in the precision of training; must give
+            ``next_vec_cosine``.
+        output: where the best epoch's ``.pt`` is kept; beside it ``<stem>.last.pt`` holds the
+            state to resume from until training ends. Only an `OCPMambaLVM` has such a file.
+        resume: go on from ``<stem>.last.pt``.
+        on_epoch: called after each epoch; what it raises ends training and is not caught.
+        progress: show a progress bar on standard error.
+        world: the processes that share each batch; all call this, and rank 0 alone validates,
+            writes and calls ``on_epoch``.
+
+    Raises:
+        TrainingError: the train split is empty, the loss is not finite, there is nothing to
+            resume that fits, or a model that has no ``.pt`` was given an output.
+    """
+    if dataset.n_examples("train") == 0:
+        raise TrainingError("the train split has no examples")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    bank = torch.from_numpy(dataset.bank).to(next(model.parameters()).device)
+    precision = resolve_precision(config.precision, bank.device)
+    state = TrainState(model, make_optimizer(model, config), precision, world=world)
+    state.rivals = find_rivals(dataset, config, model.readout).to(bank.device)
+    start_kernels(model, dataset, config)
+    plan = make_plan(dataset, config)
+    files = StateFiles(output, model, dataset, config)
+    if resume:
+        state.history = [EpochRecord(**record) for record in files.restore(state)]
+    best_weights = files.read_best() if resume else None
+    bar = _ProgressBar(state, plan, progress and world.main)
+    while not (state.history and state.history[-1].is_last):
+        record = _run_epoch(state, dataset, bank, config, plan, validate, bar)
+        state.history.append(record)
+        rung = find_alarms(state.history, config)
+        bar.validated(record.val, rung)
+        if record.is_best:
+            best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        if world.main:
+            files.write(state)
+        if on_epoch is not None and world.main:
+            on_epoch(
+                EpochResult(**vars(record), max_epochs=config.max_epochs, model=model, alarms=rung)
+            )
+    bar.close()
+    assert best_weights is not None
+    assert state.best is not None
+    model.load_state_dict(best_weights)
+    if world.main:
+        files.finish()
+    return FitResult(
+        history=state.history,
+        best_epoch=state.best.epoch,
+        best_cosine=state.best.val["next_vec_cosine"],
+        stopped_early=len(state.history) < config.max_epochs,
+        alarms=find_alarms(state.history, config),
+    )
+
+
+def _run_epoch(
+    state: TrainState,
+    dataset: Dataset,
+    bank: Tensor,
+    config: TrainConfig,
+    plan: Plan,
+    validate: Validate,
+    bar: _ProgressBar,
+) -> EpochRecord:
+    """Train one pass over the train split, validate, and decide whether it is best and last."""
+    epoch = len(state.history) + 1
+    longest = plan.longest[epoch - 1]
+    seed = config.seed * EPOCH_SEED_STRIDE + epoch
+    sums: Counter[str] = Counter()
+    examples, lr = 0, 0.0
+    started = time.perf_counter()
+    state.model.train()
+    for batch in batches(
+        dataset,
+        "train",
+        config.batch_size,
+        bank=bank,
+        shuffle_seed=seed,
+        longest=longest,
+        min_context=config.min_context,
+        mixup=mixup_of(epoch, config),
+        share=state.world.share,
+    ):
+        lr = learning_rate(state.step, plan.total_steps, config)
+        values = train_step(state, batch, bank, lr, config)
+        n = len(batch.all_targets)
+        sums.update({name: value * n for name, value in values.items()})
+        examples += n
+        bar.step(epoch, values)
+    train_seconds = time.perf_counter() - started
+    state.model.eval()
+    with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
+        val = state.world.from_main(lambda: validate(state.model))
+    cosines = [r.val["next_vec_cosine"] for r in state.history] + [val["next_vec_cosine"]]
+    is_best = state.best is None or cosines[-1] > state.best.val["next_vec_cosine"]
+    since_best = 0 if is_best or state.best is None else epoch - state.best.epoch
+    return EpochRecord(
+        epoch=epoch,
+        losses={name: total / examples for name, total in sums.items()},
+        lr=lr,
+        seconds=time.perf_counter() - started,
+        examples_per_second=examples / train_seconds,
+        val=val,
+        improvement_trend=stats.slope(cosines[-config.trend_epochs :]),
+        is_best=is_best,
+        is_last=epoch == config.max_epochs or 0 < config.patience <= since_best,
+        longest_chain=longest,
+    )
+
+
+class _ProgressBar:
+    """One tqdm bar over all steps: loss, the last validation's figures, alarms, time left."""
+
+    def __init__(self, state: TrainState, plan: Plan, enabled: bool) -> None:
+        self._epochs = len(plan.steps)
+        self._shown: dict[str, str] = {}
+        self._bar = tqdm(
+            total=plan.total_steps,
+            initial=state.step,
+            unit="step",
+            mininterval=TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS,
+            disable=not enabled,
+        )
+
+    def step(self, epoch: int, losses: dict[str, float]) -> None:
+        self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
+        self._bar.set_postfix({"loss": f"{losses['total']:.4f}"} | self._shown, refresh=False)
+        self._bar.update()
+
+    def validated(self, val: dict[str, float], rung: Sequence[Alarm]) -> None:
+        self._shown = {f"val_{k}": f"{v:.4f}" for k, v in val.items() if k in SHOWN}
+        for kind in {alarm.kind for alarm in rung}:
+            self._shown[kind.upper()] = " ".join(a.short for a in rung if a.kind == kind)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,246 @@
+"""The commands as a person types them, tracked for real in a sqlite store."""
+
+import json
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from command import run
+from data_maker import make_dataset
+
+from ocp_mamba.model.checkpoint import load_model, save_checkpoint
+
+TRAIN = ["--model-size", "tiny", "--n-layers", "1", "--batch-size", "16", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    make_dataset(n_chains=120, n_concepts=60, seed=4).save(path)
+    return path
+
+
+def last_run():
+    return mlflow.search_runs(
+        experiment_names=["ocp_mamba"], order_by=["start_time DESC"], output_format="list",
+        filter_string="tags.mlflow.parentRunId IS NULL",
+    )[0]  # fmt: skip
+
+
+def test_train_tracks_judges_registers_and_says_where_to_look(file, store, tmp_path):
+    said = run(
+        "train", "--data", file, *TRAIN, "--max-epochs", 3, "--early-stopping",
+        "--infonce-weight", 0.1, "--output", tmp_path / "out" / "model.pt",
+    )  # fmt: skip
+    for name in ("next_vec_cosine", "faiss_retrieval_p1", "echo_loop_similarity",
+                 "train_time_minutes", "inference_latency_ms", "improvement_trend", "ridge",
+                 "ocp-mamba-lvm version 1, alias candidate", "mlflow models serve",
+                 "mlflow ui --backend-store-uri", "workflowType=machine_learning",
+                 "pool 60 concepts"):  # fmt: skip
+        assert name in said, name
+
+    tracked = last_run()
+    assert tracked.info.status == "FINISHED"
+    metrics, params, tags = tracked.data.metrics, tracked.data.params, tracked.data.tags
+    assert params["ran.backend"] == "torch"
+    assert int(params["ran.parameters"]) == load_model(tmp_path / "out/model.pt").num_parameters()
+    assert params["train.patience"] == "3"
+    assert metrics["retrieval_pool_size"] == 60
+    assert tags["interval.next_vec_cosine"].startswith("[")
+    assert "n = " in tags["interval.unseen_faiss_retrieval_p1"]
+    assert tags["baseline.persistence"].startswith("next_vec_cosine ")
+    assert 0 < metrics["retrieval_top1_ceiling"] <= 1
+    sections = {name.split("/")[0] for name in metrics if "/" in name}
+    assert sections <= {"system"}, "nothing stands above the epochs' charts"
+    assert tags["gate.inference_ready"] == "pass"
+    assert tags["gate.next_vec_cosine"] == "fail"
+    assert tags["echo_encoder"] == "bank"
+    client = mlflow.MlflowClient()
+    assert len(client.get_metric_history(tracked.info.run_id, "val_next_vec_cosine")) == 3
+    assert {a.path for a in client.list_artifacts(tracked.info.run_id, "plots")} == {
+        f"plots/{n}" for n in ("cosine.png", "cosine.json", "loss.png", "loss.json")
+    }
+    reports = {a.path for a in client.list_artifacts(tracked.info.run_id, "reports")}
+    assert reports >= {
+        f"reports/{n}" for n in ("report.html", "evaluation.json", "per_example.npz")
+    }
+    page = (tmp_path / "out" / tracked.info.run_id / "report.html").read_text()
+    assert all(name in page for name in (tracked.info.run_id, "nearest_neighbour", "Training"))
+    children = mlflow.search_runs(
+        experiment_names=["ocp_mamba"], output_format="list",
+        filter_string=f"tags.mlflow.parentRunId = '{tracked.info.run_id}'",
+    )  # fmt: skip
+    assert {c.info.run_name for c in children} >= {"baseline ridge", "baseline persistence"}
+
+    said = run("evaluate", "--model", "models:/ocp-mamba-lvm@candidate", "--data", file)
+    assert "wrote" in said
+    judged = last_run()
+    assert judged.data.metrics["next_vec_cosine"] == pytest.approx(metrics["next_vec_cosine"])
+    assert judged.data.tags["kind"] == "evaluation"
+    written = json.loads((tmp_path / "outputs/evaluation/evaluation.json").read_text())
+    assert written["split"] == "val"
+    assert "Judgement of models:/" in (tmp_path / "outputs/evaluation/report.html").read_text()
+    (linked,) = client.get_run(judged.info.run_id).inputs.model_inputs
+    version = client.get_model_version("ocp-mamba-lvm", "1")
+    assert linked.model_id == version.tags["model_id"]
+    (read,) = judged.inputs.dataset_inputs
+    assert read.dataset.name == "small-val"
+
+    run("evaluate", "--model", tmp_path / "out/model.pt", "--data", file, "--split", "test")
+    judged = last_run()
+    (read,) = judged.inputs.dataset_inputs
+    assert (read.dataset.name, read.tags[0].value) == ("small-test", "evaluation")
+    assert judged.data.tags["test_split_judged"] == "true"
+    page = (tmp_path / "outputs/evaluation/report.html").read_text()
+    assert "Judgement of model.pt on the test split" in page
+
+
+def test_evaluate_judges_a_baseline_and_a_file(file, store, tmp_path):
+    run("evaluate", "--model", "baseline:persistence", "--data", file, "--split", "test")
+    tracked = last_run()
+    assert tracked.data.metrics["faiss_retrieval_p1"] <= 0.2
+    assert tracked.data.params["evaluated.split"] == "test"
+    said = run("evaluate", "--model", "baseline:oracle", "--data", file, code=2)
+    assert "baseline 'oracle' is unknown; choose one of persistence, context_mean" in said
+    said = run("evaluate", "--model", tmp_path / "absent.pt", "--data", file, code=2)
+    assert "absent.pt' not found; looked for" in said
+
+
+def test_model_and_bank_of_different_encoders_are_refused(file, store, tmp_path):
+    from ocp_mamba.config import ModelConfig
+    from ocp_mamba.model.lvm import OCPMambaLVM
+
+    save_checkpoint(
+        tmp_path / "other.pt",
+        OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16)),
+        dataset_fingerprint="f" * 64,
+        encoder={"name": "gtr-t5", "weight_hash": "1" * 64},
+    )
+    said = run("evaluate", "--model", tmp_path / "other.pt", "--data", file, code=2)
+    assert "encoder mismatch" in said
+    assert "gtr-t5" in said
+    assert last_run().info.status == "FAILED"
+    assert last_run().data.tags["gate.no_encoder_mismatch"] == "fail"
+
+
+def test_a_tmd_model_trains_and_needs_tmd_in_the_dataset(file, store, tmp_path):
+    run("train", "--data", file, *TRAIN, "--max-epochs", 1, "--tmd", "--output", "tmd.pt")
+    assert load_model(tmp_path / "tmd.pt").config.d_tmd == 16
+    without = tmp_path / "without.npz"
+    make_dataset(n_chains=60, tmd=False).save(without)
+    said = run("train", "--data", without, *TRAIN, "--tmd", "true", code=2)
+    assert "without.npz has no chain_tmd" in said
+    run("evaluate", "--model", "tmd.pt", "--data", file)
+    said = run("evaluate", "--model", "tmd.pt", "--data", without, code=2)
+    assert "takes TMD vectors" in said
+
+
+def test_an_older_npz_trains_after_a_report(store, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 60), ("val", 20), ("test", 20)):
+        arrays[f"{split}_contexts"] = rng.standard_normal((n, 4, 768)).astype(np.float32)
+        arrays[f"{split}_targets"] = rng.standard_normal((n, 768)).astype(np.float32)
+        arrays[f"{split}_masks"] = np.ones((n, 4), bool)
+    np.savez(tmp_path / "older.npz", **arrays)
+    said = run("train", "--data", "older.npz", *TRAIN, "--max-epochs", 1, "--output", "m.pt")
+    assert "normal" in said
+    assert "pool 500 concepts" in said
+
+
+def test_config_file_is_under_the_flags_and_over_the_defaults(file, store, tmp_path):
+    (tmp_path / "run.toml").write_text(
+        "[model]\nd_state = 8\n[train]\nlr = 0.002\nmax_epochs = 9\n"
+    )
+    run("train", "--data", file, *TRAIN, "--max-epochs", 1, "--config", "run.toml",
+        "--n-layers", "auto", "--output", "m.pt")  # fmt: skip
+    params = last_run().data.params
+    assert (params["train.lr"], params["train.max_epochs"]) == ("0.002", "1")
+    assert params["train.batch_size"] == "16"
+    assert (params["model.d_state"], params["model.n_layers"]) == ("8", "2")
+
+
+def test_early_stopping_flag_forms(file):
+    from ocp_mamba.config import TrainConfig
+    from ocp_mamba.jobs import train
+
+    assert train.with_stopping(TrainConfig(), None, None).patience == 0
+    assert train.with_stopping(TrainConfig(), True, None).patience == 3
+    assert train.with_stopping(TrainConfig(patience=7), True, None).patience == 7
+    assert train.with_stopping(TrainConfig(), True, 5).patience == 5
+    assert train.with_stopping(TrainConfig(patience=7), False, 5).patience == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "absent.npz"], "file 'absent.npz' not found; looked for"),
+        (["--data", "{file}", "--lr", "-1"], "lr"),
+        (["--data", "{file}", "--n-layers", "many"], "many"),
+        (["--data", "{file}", "--early-stopping", "perhaps"], "perhaps"),
+        (["--data", "{file}", "--model-size", "huge"], "tiny"),
+        (["--data", "{file}", "--bogus", "7"], "bogus"),
+        (["--data", "{file}", "--resume"], "cannot resume"),
+        (["--data", "{file}", "--config", "absent.toml"], "absent.toml"),
+        (["--data", "{text}"], "not a"),
+        (["--data", "{file}", "--device", "cpu", "--backend", "cuda"], "the device is cpu; use"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_code_2(words, message, file, store, tmp_path):
+    (tmp_path / "text.npz").write_text("hello")
+    filled = [w.format(file=file, text=tmp_path / "text.npz") for w in words]
+    said = run("train", *filled, code=2)
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "outputs" / "model.pt").exists()
+
+
+def test_an_empty_validation_split_is_refused_before_any_run_opens(store, tmp_path):
+    path = tmp_path / "no_val.npz"
+    make_dataset(n_chains=30, split=np.zeros(30, np.uint8)).save(path)
+    assert "the val split has no OCP sequences" in run("train", "--data", path, code=2)
+    said = run("evaluate", "--model", "baseline:ridge", "--data", path, code=2)
+    assert "the val split has no OCP sequences" in said
+    assert mlflow.search_runs(experiment_names=["ocp_mamba"], output_format="list") == []
+
+
+def test_check_is_logged_as_a_run_unless_told_not_to(file, store):
+    said = run("data", "check", file)
+    tracked = last_run()
+    assert tracked.info.run_id in said
+    assert tracked.data.tags["kind"] == "data check"
+    assert "data/val_targets_seen_share" in tracked.data.metrics
+    assert tracked.data.tags["gate.no_leak"] in ("pass", "fail")
+    assert "run" not in run("data", "check", file, "--no-track").splitlines()[-1]
+
+
+def test_an_unreachable_store_is_named_before_training(file, store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    said = run("train", "--data", file, *TRAIN, "--max-epochs", 1, code=2)
+    assert "http://127.0.0.1:9" in said
+
+
+@pytest.mark.parametrize("words", [["train"], ["evaluate"], ["data", "build"], ["data", "import"],
+                                   ["data", "check"], ["runs", "replay"], ["sweep"]])  # fmt: skip
+def test_help_has_an_example(words):
+    said = run(*words, "--help")
+    assert "Example" in said
+    assert "\\b" not in said
+    assert f"ocp-mamba {' '.join(words)}" in said
+
+
+def test_help_of_the_program_loads_no_torch_and_lists_every_command():
+    code = "import sys; from ocp_mamba.cli import main; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert all(name in run("--help") for name in ("train", "evaluate", "sweep", "data", "runs"))
+
+
+def test_the_model_file_gives_unit_vectors(file, store, tmp_path):
+    run("train", "--data", file, *TRAIN, "--max-epochs", 1, "--output", "m.pt")
+    with torch.inference_mode():
+        y = load_model(tmp_path / "m.pt")(torch.randn(2, 5, 768))
+    torch.testing.assert_close(y.norm(dim=-1), torch.ones(2))

@@ -1,0 +1,130 @@
+"""The whole training under torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from command import run
+from data_maker import make_dataset
+
+from ocp_mamba.config import ModelConfig, TrainConfig
+from ocp_mamba.errors import ConfigError
+from ocp_mamba.jobs.train import TrainJob
+from ocp_mamba.jobs.train_distributed import _require, _restarted
+from ocp_mamba.training.distributed import World
+
+EPOCHS = 60
+FLAGS = ["--model-size", "tiny", "--n-layers", 1, "--max-epochs", EPOCHS, "--batch-size", 16,
+         "--precision", "float32", "--quiet"]  # fmt: skip
+
+
+def rank_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("RANK")
+    except psutil.Error:
+        return None
+
+
+WORDS = ["train", "--data", "data.npz", "--output", "out/model.pt", *FLAGS]
+
+
+def kill_9_of_rank_1(store: str, folder: Path, *flags: str) -> tuple[int, str, int]:
+    """Kill a process once there is a state; return its id, what was said, and the exit status."""
+    make_dataset(60, 30).save(folder / "data.npz")
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         *flags, "-m", "ocp_mamba", *map(str, WORDS)],
+        cwd=folder, env={**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (folder / "out" / "model.last.pt").exists():
+        assert launcher.poll() is None, launcher.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = {rank_of(p): p for p in psutil.Process(launcher.pid).children()}
+    workers["1"].send_signal(signal.SIGKILL)
+    said, _ = launcher.communicate(timeout=120)
+    return workers["1"].pid, said, launcher.returncode
+
+
+def distributed_runs() -> list[mlflow.entities.Run]:
+    """All trainings by several processes, the oldest first."""
+    return mlflow.search_runs(
+        experiment_names=["ocp_mamba"], filter_string="params.ran.processes != ''",
+        order_by=["start_time"], output_format="list",
+    )  # fmt: skip
+
+
+def test_kill_9_of_a_worker_fails_the_run_and_one_process_resumes(store: str, tmp_path: Path):
+    state = tmp_path / "out" / "model.last.pt"
+    killed, said, status = kill_9_of_rank_1(store, tmp_path)
+    assert status != 0
+    assert state.exists(), said
+
+    lost = f"rank 0 of 2 lost rank 1 (process {killed} on"
+    assert f"Error: {lost}" in said
+    assert "out/model.last.pt: go on with --resume" in said
+    assert "Traceback" not in said.split("Error: rank 0")[0], "later comes torchrun's own"
+    (failed,) = distributed_runs()
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["ended.reason"].startswith(f"WorkerLostError: {lost}")
+    assert failed.data.params["ran.processes"] == "2"
+    assert failed.data.tags["distributed.backend"] == "gloo"
+
+    assert "registered   ocp-mamba-lvm version 1" in run(*WORDS, "--resume")
+    assert not state.exists()
+
+
+def test_torchrun_starts_again_what_lost_a_worker_and_training_goes_on(store: str, tmp_path: Path):
+    state = tmp_path / "out" / "model.last.pt"
+    killed, said, status = kill_9_of_rank_1(store, tmp_path, "--max-restarts", "1")
+    assert status == 0, said
+    said = " ".join(said.split())  # an error is wrapped
+    assert f"lost rank 1 (process {killed} on" in said
+    assert f"torchrun starts again from {state} while it has restarts left" in said
+    assert f"restart 1 of this training by torchrun: going on from {state}" in said
+    assert "registered ocp-mamba-lvm version 1" in said
+    assert not state.exists()
+    failed, finished = distributed_runs()
+    assert (failed.info.status, finished.info.status) == ("FAILED", "FINISHED")
+    assert finished.data.tags["distributed.restarts"] == "1"
+    history = mlflow.MlflowClient().get_metric_history
+    before, after = (
+        {m.step for m in history(r.info.run_id, "val_next_vec_cosine")} for r in (failed, finished)
+    )
+    assert before
+    assert after | before == set(range(1, EPOCHS + 1))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        tmp_path / "data.npz", tmp_path / "model.pt", ModelConfig(), TrainConfig(batch_size=3)
+    )
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(job: TrainJob):
+    _require(job, World(size=3))
+    with pytest.raises(ConfigError, match="--batch-size 3 is smaller than the 4 processes"):
+        _require(job, World(size=4))
+
+
+def test_what_torchrun_may_restart_goes_on_from_its_state(job: TrainJob, tmp_path: Path):
+    said: list[str] = []
+    world = World(may_restart=True, restarts=1)
+    assert not _restarted(job, world, said.append).resume
+    (tmp_path / "model.last.pt").write_bytes(b"")
+    assert not _restarted(job, World(), said.append).resume
+    assert not said
+    assert _restarted(job, world, said.append).resume
+    state = tmp_path / "model.last.pt"
+    assert said == [f"restart 1 of this training by torchrun: going on from {state}"]

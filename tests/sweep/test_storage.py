@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState
+from postgres import PASSWORD, Postgres
+
+from ocp_mamba.errors import StorageError
+from ocp_mamba.sweep.storage import SweepStorage, default_journal, open_storage, redacted
+
+TRACKING = "sqlite:///elsewhere/mlflow.db"
+
+
+@pytest.fixture(params=["journal", "postgres"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty storage, of each kind."""
+    if request.param == "journal":
+        return str(tmp_path / "s.journal")
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create_database(f"store-{tmp_path.parent.name}-{tmp_path.name}")
+
+
+def opened(address: str, grace: int = 60) -> SweepStorage:
+    return open_storage(address, tracking_uri=TRACKING, grace=grace)
+
+
+def test_a_trial_that_no_longer_beats_is_retried_with_its_values_and_notes(address: str) -> None:
+    storage = opened(address, grace=1)
+    study = optuna.create_study(study_name="s", storage=storage.optuna)
+    dead, alive = study.ask(), study.ask()
+    for trial in (dead, alive):
+        trial.suggest_float("x", 0, 1)
+        trial.set_user_attr("run_id", f"run-{trial.number}")
+        storage.beat(trial._trial_id)
+    deadline = time.monotonic() + 2.5
+    while time.monotonic() < deadline:
+        storage.beat(alive._trial_id)
+        time.sleep(0.1)
+    optuna.storages.fail_stale_trials(study)
+    states = [t.state for t in study.trials]
+    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+    retried = study.ask()
+    assert retried.suggest_float("x", 0, 1) == dead.params["x"]
+    assert retried.user_attrs["run_id"] == "run-0"
+
+
+def test_the_lock_lets_one_in_at_a_time(address: str) -> None:
+    storage = opened(address)
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with storage.locked():
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.005)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_a_killed_holder_gives_the_lock_back(address: str) -> None:
+    storage = opened(address)
+    code = (
+        "import sys, time\nfrom ocp_mamba.sweep.storage import open_storage\n"
+        f"s = open_storage(sys.argv[1], tracking_uri={TRACKING!r}, grace=60)\n"
+        "with s.locked():\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    got = threading.Event()
+
+    def wait() -> None:
+        with storage.locked():
+            got.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    assert not got.wait(0.3)
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    assert got.wait(20)
+
+
+def test_workers_that_make_the_tables_at_once_do_not_meet(postgres: Postgres) -> None:
+    url = postgres.create_database("at_once")
+    code = (
+        "import sys\nfrom ocp_mamba.sweep.storage import open_storage\n"
+        f"open_storage(sys.argv[1], tracking_uri={TRACKING!r}, grace=60)\n"
+    )
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = [w.communicate()[1] for w in workers]
+    assert [w.returncode for w in workers] == [0, 0, 0], said
+
+
+def test_the_journal_lies_beside_mlflows_database(tmp_path: Path) -> None:
+    assert default_journal(f"sqlite:///{tmp_path}/mlflow.db", Path("x")) == (
+        tmp_path / "sweeps.journal"
+    )
+    assert default_journal("http://server:5000", tmp_path) == tmp_path / "sweeps.journal"
+
+
+def test_mlflows_sqlite_file_is_refused(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(StorageError, match="MLflow's own database"):
+        open_storage(str(tmp_path / "mlflow.db"), tracking_uri=uri, grace=60)
+    mlflow.MlflowClient(uri).search_experiments()
+    with pytest.raises(StorageError, match="is an SQLite database"):
+        open_storage(str(tmp_path / "mlflow.db"), tracking_uri=TRACKING, grace=60)
+
+
+def test_mlflows_postgres_database_is_refused_by_address_and_by_its_tables(
+    postgres: Postgres,
+) -> None:
+    url = postgres.create_database("tracking")
+    for other in (
+        postgres.url("tracking", "postgresql+psycopg2"),
+        postgres.url("tracking", host="localhost"),
+    ):
+        with pytest.raises(StorageError, match="MLflow's own database"):
+            open_storage(url, tracking_uri=other, grace=60)
+    postgres.execute("CREATE TABLE experiments (); CREATE TABLE latest_metrics ()", "tracking")
+    with pytest.raises(StorageError, match="holds MLflow's tables") as error:
+        open_storage(url, tracking_uri="http://server:5000", grace=60)
+    assert PASSWORD not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("mysql://me:secret@host/db", "found mysql, wanted postgresql://"),
+        ("sqlite:///x.db", "found sqlite, wanted postgresql://"),
+        ("postgresql://me:secret@127.0.0.1:1/db", "storage postgresql://me:***@127.0.0.1:1/db"),
+        ("postgresql+nodriver://me:secret@h/db", "postgresql+nodriver://me:***@h/db"),
+        ("://", "not an address"),
+    ],
+)
+def test_another_address_is_refused_without_its_password(address: str, message: str) -> None:
+    with pytest.raises(StorageError) as error:
+        opened(address)
+    assert message in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("milk\nbread\n")
+    with pytest.raises(StorageError, match=r"notes\.txt: not a journal"):
+        opened(str(path))
+
+
+def test_a_password_is_shown_nowhere() -> None:
+    assert redacted("postgresql://me:secret@h:1/db?password=secret") == "postgresql://me:***@h:1/db"
+    assert redacted("postgresql://me:sec:ret@h:x/db").endswith("***")

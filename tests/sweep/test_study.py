@@ -1,0 +1,399 @@
+"""The sweep as a person types it, in this process: tracked, ended, gone on with, refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+from command import run
+from data_maker import make_dataset
+from mlflow.entities import Run
+from optuna.trial import TrialState
+from postgres import PASSWORD, USER, Postgres
+from sweeps import SPACE, Files, require_exactly, runs_of, study_of
+
+from ocp_mamba.config import TrainConfig, model_config
+from ocp_mamba.errors import TrainingError
+from ocp_mamba.model.checkpoint import load_checkpoint
+from ocp_mamba.sweep import study as study_module
+from ocp_mamba.sweep import worker as worker_module
+from ocp_mamba.sweep.storage import MAX_RETRIES, open_storage
+from ocp_mamba.system.process import workers_of
+from ocp_mamba.tracking.stale_runs import find_zombies
+from ocp_mamba.training.state import EpochResult
+
+
+@pytest.fixture
+def files(store: str, tmp_path: Path) -> Files:
+    return Files.make(tmp_path)
+
+
+@pytest.fixture
+def journal(files: Files) -> str:
+    return str(files.folder / "sweeps.journal")
+
+
+def artifacts(run_id: str, folder: str = "") -> set[str]:
+    return {Path(a.path).name for a in mlflow.MlflowClient().list_artifacts(run_id, folder)}
+
+
+def of_trial(number: int) -> Run:
+    (child,) = [c for c in runs_of("trial") if c.data.tags["sweep.trial"] == str(number)]
+    return child
+
+
+def at_epoch(monkeypatch: pytest.MonkeyPatch, trial: int, epoch: int, action: Any) -> None:
+    """Do something once, after a trial's epoch was tracked."""
+    real, done = worker_module._report, []
+
+    def report(settings: Any, optuna_trial: Any, result: EpochResult) -> None:
+        if (optuna_trial.number, result.epoch) == (trial, epoch) and not done:
+            done.append(1)
+            action()
+        real(settings, optuna_trial, result)
+
+    monkeypatch.setattr(worker_module, "_report", report)
+
+
+def test_a_sweep_is_tracked_goes_on_and_trains_its_best_again(files: Files, journal: str) -> None:
+    said = run(*files.new("--n-trials", 3, epochs=3))
+    assert "3 of 3" in said
+    children = require_exactly(3, journal)
+    (parent,) = runs_of("sweep")
+    best = max((c for c in children if c.info.status == "FINISHED"),
+               key=lambda c: c.data.metrics["objective.cosine"])  # fmt: skip
+    number = best.data.tags["sweep.trial"]
+    assert parent.data.tags["best.run"] == best.info.run_id
+    assert f"(trial {number})" in said
+    value = best.data.metrics["objective.cosine"]
+    assert parent.data.metrics["best_val_next_vec_cosine"] == value
+    assert value == best.data.metrics["best_val_next_vec_cosine"]
+    assert parent.data.params["study"] == "small"
+    assert parent.data.params["storage"] == journal
+    assert best.data.params["train.lr"] == best.data.params["search.train.lr"]
+    assert float(parent.data.tags["best.train.lr"]) == float(best.data.params["train.lr"])
+    assert best.data.params["model.d_model"] == "32"
+    assert artifacts(parent.info.run_id) >= {"search_space.yaml", "trials.csv", "best.toml"}
+    config = tomllib.loads((files.folder / "outputs/sweeps/small/best.toml").read_text())
+    assert config["train"]["lr"] == float(best.data.params["train.lr"])
+    assert model_config("tiny", **config["model"]).d_model == 32
+    inputs = mlflow.get_run(best.info.run_id).inputs.dataset_inputs
+    assert {i.dataset.name for i in inputs} == {"small-train", "small-val"}
+
+    more = run("sweep", "--join", "small", "--n-trials", 5, "--quiet", "--retrain-best",
+               "--retrain-epochs", 1)  # fmt: skip
+    assert "3 of 5 trials" in more
+    require_exactly(5, journal)
+    assert artifacts(parent.info.run_id, "plots") >= {
+        "history.png", "importances.png", "parallel_coordinate.png", "slice.png", "epochs.png"
+    }  # fmt: skip
+    again = mlflow.get_run(runs_of("sweep")[0].data.tags["best.retrained_run"])
+    assert again.data.tags["sweep.parent"] == parent.info.run_id
+    assert again.data.params["train.lr"] == runs_of("sweep")[0].data.tags["best.train.lr"]
+    assert again.data.params["train.max_epochs"] == "1"
+    version = mlflow.MlflowClient().get_model_version_by_alias("ocp-mamba-lvm", "candidate")
+    assert version.tags["run_id"] == again.info.run_id
+
+
+def test_a_storage_that_goes_away_is_named_and_the_trial_goes_on_when_it_is_back(
+    files: Files, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = postgres.create_database("goes_away")
+    monkeypatch.setenv("OCP_MAMBA_SWEEP_STORAGE", address)
+    at_epoch(monkeypatch, trial=1, epoch=1, action=postgres.kill)
+    words = files.new("--n-trials", 2, "--pruner", "none", "--grace", 2)
+    try:
+        said = run(*words, code=2)
+    finally:
+        postgres.start()
+    assert f"storage postgresql+psycopg://{USER}:***@" in said
+    assert "Run the sweep again" in said
+    assert PASSWORD not in said
+    assert of_trial(1).info.status == "KILLED"
+    assert runs_of("sweep")[0].data.params["storage"].count("***") == 1
+    run(*words)
+    require_exactly(2, address)
+
+
+def test_trials_without_a_worker_are_taken_back_or_given_up(
+    files: Files, journal: str, store: str
+) -> None:
+    run(*files.new("--n-trials", 1, epochs=1))
+    storage = open_storage(journal, tracking_uri=store, grace=60)
+    joined = study_module.join("small", storage, n_trials=3, store=store)
+    params = {"train.lr": 1e-3, "train.batch_size": 8, "model.dropout": 0.1}
+    run_id = of_trial(0).info.run_id
+    lost = {"heartbeat": 0.0, "retry_history": list(range(100, 100 + MAX_RETRIES))}
+    for number, (system, worker) in enumerate([(lost, {"trial": 1}), ({}, None)], 1):
+        joined.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.RUNNING,
+                params=params,
+                distributions=dict(joined.space.distributions),
+                system_attrs=system,
+                user_attrs={"run_id": run_id if number == 1 else "none", "worker": worker},
+            )
+        )
+    claimed = joined.claim()
+    states = [t.state for t in joined.trials()]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
+    assert claimed is not None
+    assert study_module.history(joined.frozen(claimed)) == [2], (
+        "begun again: nobody noted its worker"
+    )
+    assert of_trial(0).info.status == "FAILED"
+    assert "11 workers were lost" in of_trial(0).data.tags["ended.reason"]
+
+
+def test_a_sweep_whose_workers_are_gone_is_a_zombie_and_one_with_a_worker_is_not(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    at_epoch(monkeypatch, trial=0, epoch=1, action=lambda: seen.extend(find_zombies(0)))
+    run(*files.new("--n-trials", 1, epochs=1))
+    assert seen == []
+    (parent,) = runs_of("sweep")
+    assert not workers_of(parent.data.tags), "it left"
+    client = mlflow.MlflowClient()
+    client.update_run(parent.info.run_id, status="RUNNING")
+    host = of_trial(0).data.tags["process.host"]
+    client.set_tag(parent.info.run_id, f"process.worker/{host}/1", "1.00")
+    (zombie,) = find_zombies(0)
+    assert (zombie.run_id, zombie.status) == (parent.info.run_id, "KILLED")
+    client.set_tag(parent.info.run_id, "process.worker/another-host/1", "1.00")
+    assert find_zombies(0) == []
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_each_pruner_stops_who_is_behind(pruner: str) -> None:
+    config = TrainConfig(max_epochs=9)
+    study = optuna.create_study(direction="maximize", pruner=study_module.pruner_of(pruner, config))
+    stopped = 0
+    for number in range(20):
+        trial = study.ask()
+        for epoch in range(1, 10):
+            trial.report(0.5 - 0.01 * number, epoch)
+            if trial.should_prune():
+                stopped += 1
+                break
+        study.tell(trial, 0.5 - 0.01 * number)
+    assert stopped >= 5
+
+
+def test_trials_that_are_behind_are_pruned_not_failed(
+    files: Files, journal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "STARTUP_TRIALS", 2)
+    reported = []
+    real = worker_module._report
+
+    def falling(settings: Any, trial: Any, result: EpochResult) -> None:
+        """Each trial is worse than the one before."""
+        value = 0.5 - 0.01 * trial.number
+        reported.append((trial.number, result.epoch))
+        real(settings, trial, replace(result, val={**result.val, "next_vec_cosine": value}))
+
+    monkeypatch.setattr(worker_module, "_report", falling)
+    said = run(*files.new("--n-trials", 4, epochs=2))
+    assert "by asha at epoch 1" in said
+    children = require_exactly(4, journal)
+    pruned = {int(c.data.tags["sweep.trial"]) for c in children if c.info.status == "KILLED"}
+    assert pruned == {2, 3}
+    for number in pruned:
+        assert (number, 2) not in reported
+        assert of_trial(number).data.tags["ended.reason"] == "pruned: by asha at epoch 1"
+    assert runs_of("sweep")[0].data.metrics["trials_pruned"] == 2
+
+
+def test_several_objectives_give_a_front_and_no_pruning(files: Files, journal: str) -> None:
+    said = run(*files.new("--n-trials", 3, "--objective", "cosine,p1", "--study", "two", epochs=1))
+    assert "pruner none" in said
+    assert "Pareto front trials" in said
+    (parent,) = runs_of("sweep")
+    assert "pareto_front.png" in artifacts(parent.info.run_id, "plots")
+    for child in runs_of("trial"):
+        assert {"objective.cosine", "objective.p1"} <= set(child.data.metrics)
+    study = study_of(journal, "two")
+    assert [len(t.values) for t in study.trials] == [2, 2, 2]
+    refused = run(*files.new("--objective", "cosine,p1", "--pruner", "asha"), code=2)
+    assert "one objective only" in refused
+
+
+def test_ctrl_c_gives_the_trial_back_and_running_again_goes_on_in_its_run(
+    files: Files, journal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ctrl_c() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_epoch(monkeypatch, trial=1, epoch=1, action=ctrl_c)
+    words = files.new("--n-trials", 3, "--pruner", "none")
+    run(*words, code=1)
+    held = of_trial(1)
+    assert held.info.status == "KILLED"
+    assert held.data.tags["ended.reason"].startswith("Ctrl-C")
+    (parent,) = runs_of("sweep")
+    assert parent.info.status == "KILLED"
+    assert parent.data.tags["ended.reason"] == "Ctrl-C, after 1 of 3 trials"
+    run(*words)
+    children = require_exactly(3, journal)
+    assert held.info.run_id in {c.info.run_id for c in children}
+    assert of_trial(1).data.tags["sweep.attempts"] == "2"
+    assert "ended.reason" not in of_trial(1).data.tags
+
+
+def test_a_worker_that_was_held_up_leaves_the_trial_to_who_has_it(
+    files: Files, journal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker takes trial 0 over in the middle of its epoch: it is not logged twice."""
+
+    def taken_over() -> None:
+        study = study_of(journal)
+        (trial,) = study.get_trials()
+        study.tell(trial.number, state=TrialState.FAIL)
+        study._storage.get_heartbeat_stale_trial_callback()(study, trial)  # type: ignore[attr-defined]
+
+    at_epoch(monkeypatch, trial=0, epoch=1, action=taken_over)
+    said = run(*files.new("--n-trials", 2, "--pruner", "none"))
+    assert "lost" in said
+    children = require_exactly(2, journal)
+    assert {c.data.tags["sweep.attempts"] for c in children} == {"1", "2"}
+
+
+def test_failed_trials_say_why_and_three_in_a_row_end_the_worker(
+    files: Files, journal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*args: Any, **kwargs: Any) -> None:
+        raise TrainingError("step 3: the loss is not finite")
+
+    monkeypatch.setattr(worker_module, "fit", diverge)
+    said = run(*files.new("--n-trials", 5), code=2)
+    assert "3 trials in a row failed" in said
+    assert "the loss is not finite" in said
+    children = runs_of("trial")
+    assert [c.info.status for c in children] == ["FAILED"] * 3
+    assert all("not finite" in c.data.tags["ended.reason"] for c in children)
+    assert [t.state for t in study_of(journal).trials] == [TrialState.FAIL] * 3
+    assert runs_of("sweep")[0].info.status == "FAILED"
+
+
+def test_time_limits(files: Files, journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = run(*files.new("--n-trials", 9, "--timeout", "0.001s"))
+    assert "no further trial is begun" in said
+    assert runs_of("trial") == []
+    assert runs_of("sweep")[0].data.tags["ended.reason"] == "time limit, after 0 of 9 trials"
+
+    class Slow:
+        """Trains for ever between two epochs."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> None:
+            threading.Event().wait(60)
+
+    monkeypatch.setattr(worker_module, "fit", Slow())
+    said = run(*files.new("--n-trials", 1, "--study", "slow", "--trial-timeout", "0.2s"))
+    assert "the time limit of 0.2 s" in said
+    assert of_trial(0).info.status == "KILLED"
+    assert study_of(journal, "slow").trials[0].state == TrialState.PRUNED
+
+
+def test_warm_start_tries_the_best_of_an_earlier_study_first(files: Files, journal: str) -> None:
+    run(*files.new("--n-trials", 2, "--pruner", "none", epochs=1))
+    old = study_of(journal)
+    said = run(*files.new("--n-trials", 1, "--study", "next", "--warm-start", "small", epochs=1))
+    assert "2 of the best configurations of small" in said
+    first = study_of(journal, "next").trials[0]
+    assert first.params == old.best_trial.params
+    assert first.user_attrs["warm_start"] == f"small, trial {old.best_trial.number}"
+    refused = run(*files.new("--study", "x", "--warm-start", "none-such"), code=2)
+    assert "has no study 'none-such'; it has: next, small" in refused
+
+
+def test_one_worker_repeats_a_sweep_exactly(files: Files, journal: str) -> None:
+    for name in ("a", "b"):
+        run(*files.new("--n-trials", 2, "--study", name, "--seed", 3, epochs=1))
+    a, b = (study_of(journal, name).trials for name in ("a", "b"))
+    assert [(t.params, t.values) for t in a] == [(t.params, t.values) for t in b]
+    assert a[0].params != a[1].params
+
+
+def test_a_sweep_of_models_that_know_relations(files: Files, journal: str) -> None:
+    make_dataset(n_chains=60, n_concepts=40, seed=4, relations=True).save("known.npz")
+    words = [*files.new("--preset", "relations", epochs=1), "--data", "known.npz"]
+    run(*words, "--n-trials", 1)
+    run(*words, "--n-trials", 2, "--retrain-best", "--retrain-epochs", 1)
+    for child in require_exactly(2, journal, "known"):
+        assert child.data.params["model.relations"] == "is a, part of"
+    folder = files.folder / "outputs/sweeps/known"
+    assert load_checkpoint(folder / "best.pt").model_config.relations == ("is a", "part of")
+    best = ("train", "--config", folder / "best.toml", "--model-size", "tiny", "--quiet")
+    run(*best, "--data", "known.npz", "--max-epochs", 1)
+    said = run(*best, "--data", "small.npz", code=2)
+    assert "the relations is a, part of, and" in said
+    assert "small.npz names none; leave model.relations out" in said
+    assert "no chain_relation" in run(*files.new("--preset", "relations"), code=2)
+    assert "--preset cannot go with --join" in run(
+        "sweep", "--join", "known", "--preset", "relations", code=2
+    )
+
+
+def test_a_study_of_other_settings_is_not_gone_on_with(files: Files) -> None:
+    run(*files.new("--n-trials", 1, epochs=1))
+    (files.folder / "space.yaml").write_text(SPACE.replace("1e-2", "3e-2"))
+    said = run(*files.new(epochs=2), code=2)
+    assert "train.max_epochs: 1, now 2" in said
+    assert "space train.lr: FloatDistribution(high=0.01" in said
+    assert "--join small" in said
+    assert "--warm-start small" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--data FILE is needed"),
+        (["--join", "small"], "has no study 'small'; it has: none"),
+        (["--join", "small", "--space", "s.yaml", "--max-epochs", 3], "--space, --max-epochs"),
+        (["--data", "small.npz", "--objective", "loss"], "found loss, wanted each once of cosine"),
+        (["--data", "small.npz", "--timeout", "soon"], "'soon' is no duration; write 90s, 30m"),
+        (["--data", "small.npz", "--storage", "mysql://me:secret@h/d"], "found mysql"),
+        (["--data", "small.npz", "--storage", "mlflow.db"], "MLflow's own database"),
+        (["--data", "none.npz"], "none.npz"),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_is_run(
+    files: Files, words: list[Any], message: str
+) -> None:
+    said = run("sweep", *words, code=2)
+    assert message in said
+    assert "secret" not in said
+    assert runs_of("sweep") == []
+
+
+def test_another_dataset_cannot_join(files: Files, tmp_path: Path) -> None:
+    run(*files.new("--n-trials", 1, epochs=1))
+    other = tmp_path / "other"
+    other.mkdir()
+    Files.make(other, n_chains=61)
+    said = run("sweep", "--join", "small", "--data", other / "small.npz", code=2)
+    assert "give that one with --data" in said
+
+
+def test_a_parent_in_another_tracking_store_is_named(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*files.new("--n-trials", 1, epochs=1))
+    elsewhere = f"sqlite:///{files.folder / 'elsewhere.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    said = run("sweep", "--join", "small", code=2)
+    assert "elsewhere.db has no run" in said
+    assert "MLFLOW_TRACKING_URI" in said
+
+
+def test_the_space_is_shown_with_its_default() -> None:
+    assert "train:\n  lr: {type: float" in run("sweep", "--show-space")
