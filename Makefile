@@ -30,14 +30,14 @@ help: ## list the targets
 	@echo '  make run PYTHON=/path/to/python3.12'
 	@echo '  make run TORCH_INDEX_URL=https://...   where torch comes from'
 
-run: install ## install and run the main job in MLflow: train, judge, register
+run: install ## install and run the main job in MLflow: train, evaluate, register
 	$(if $(filter uv,$(ENV_MANAGER)),$(BIN)/uv --version || $(BIN)/pip install -q -c constraints.txt uv)
 	$(BIN)/mlflow run . --env-manager $(ENV_MANAGER) --experiment-name $(EXPERIMENT) -P data="$(DATA)" $(ARGS)
 
-quality: install ## train the model and its rivals with SEEDS=0,1,2, judge them on the test split
+quality: install ## train the model and its negatives with SEEDS=0,1,2, evaluate them on the test split
 	$(BIN)/ocp-mamba quality --data "$(DATA)" --seeds $(SEEDS) --split test --experiment $(EXPERIMENT) $(ARGS)
 
-variants: install ## train the base and its planned variants, judge them on the val split
+variants: install ## train the base and its planned variants, evaluate them on the val split
 	$(BIN)/ocp-mamba variants --data "$(DATA)" --experiment $(EXPERIMENT) $(ARGS)
 
 test: install-dev ## install and run the tests; screenshots need chromium (apt-get install chromium)

@@ -35,7 +35,7 @@ from ocp_mamba.data.load import load_dataset
 from ocp_mamba.data.shards.convert import ShardWriter, write_shards
 from ocp_mamba.data.shards.mapped import open_shards
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.training.negatives import find_rivals
+from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.state import TrainState
 from ocp_mamba.training.trainer import make_optimizer, resolve_precision, train_step
 
@@ -44,7 +44,7 @@ PIECE = 65_536
 CHAIN_SHARE = 0.05
 TRAIN_SHARE, SHORT_TRAIN = 0.98, 0.00007
 STOP_AFTER = 120.0
-FEWER = ("--judge-sequences", "1000")
+FEWER = ("--eval-sequences", "1000")
 CHAIN_BYTES = LENGTH * 4 + 8 + 3
 META_FILE = "meta.json"
 RUNS = {
@@ -90,12 +90,12 @@ def make(
         "texts": (np.arange(s, min(s + PIECE, rows)).astype("<U8") for s in range(0, rows, PIECE)),
         "chain_values": by_chain(lambda s, n: rng.integers(0, rows, n * LENGTH, dtype=np.int32)),
         "chain_offsets": (
-            piece
-            for pieces in (
+            chunk
+            for chain_chunks in (
                 iter([np.zeros(1, np.int64)]),
                 by_chain(lambda s, n: (s + 1 + np.arange(n, dtype=np.int64)) * LENGTH),
             )
-            for piece in pieces
+            for chunk in chain_chunks
         ),
         "chain_source": by_chain(lambda s, n: np.zeros(n, np.uint8)),
         "split": by_chain(lambda s, n: splits(rng.random(n), train)),
@@ -138,13 +138,13 @@ def measure(folder: Path, steps: int, size: str) -> list[list[object]]:
         train_step(states[name], batch, banks[name], 1e-4, config)
         seconds[name].append(time.perf_counter() - started)
 
-    rivals = find_rivals(in_memory, config)
-    states["in memory"] = TrainState(model, optimizer, precision, rivals)
+    negative_pool = build_negative_pool(in_memory, config)
+    states["in memory"] = TrainState(model, optimizer, precision, negative_pool)
     for _ in range(5):
         step("in memory")
     opened = time.perf_counter()
     data = load_dataset(folder)
-    states["mapped"] = TrainState(model, optimizer, precision, find_rivals(data, config))
+    states["mapped"] = TrainState(model, optimizer, precision, build_negative_pool(data, config))
     banks["mapped"] = torch.from_numpy(data.bank)
     passes["mapped"] = batches(data, "train", 64, bank=banks["mapped"], shuffle_seed=0)
     step("mapped")  # with it comes the order of all chains
@@ -190,7 +190,7 @@ def run_command(folder: Path, *flags: str, stop_after: float = 0.0) -> dict[str,
         lines = (Path(work) / "log.txt").read_text().splitlines()
     counts = count_examples(load_dataset(folder))
     return {
-        "said": next((line for line in lines if line.startswith("Too large")), "judged whole"),
+        "said": next((line for line in lines if line.startswith("Too large")), "evaluated whole"),
         "sequences": counts,
         "load": os.getloadavg()[1],
         "stages": [asdict(stage) for stage in stages],
@@ -198,7 +198,7 @@ def run_command(folder: Path, *flags: str, stop_after: float = 0.0) -> dict[str,
 
 
 def reference(folder: Path) -> dict[str, Any]:
-    """The same command on a dataset of 30 MB, which is judged whole."""
+    """The same command on a dataset of 30 MB, which is evaluated whole."""
     small = folder.with_name(folder.name + ".small")
     try:
         make(small, 0.03, 0.7, chain_share=0.003)
@@ -239,7 +239,7 @@ def stage_table(found: dict[str, Any]) -> str:
 
 
 def notes(found: dict[str, Any]) -> str:
-    """What each run of the command was judged on, in its own words."""
+    """What each run of the command was evaluated on, in its own words."""
     lines = []
     for part, title in RUNS.items():
         if part in found:

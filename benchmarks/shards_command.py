@@ -15,12 +15,12 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {
-    "Too large to be judged whole": "checking it",
-    "Judging the baselines": "the baselines",
+    "Too large to be evaluated whole": "checking it",
+    "Evaluating the baselines": "the baselines",
     "Training ": "training and validation",
 }
 """What the command says as a stage begins."""
-FIRST, LAST = "opening, drawing the sample", "last judgement, report, registration"
+FIRST, LAST = "opening, drawing the sample", "last evaluation, report, registration"
 INTERVAL = 0.2
 
 

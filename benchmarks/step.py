@@ -28,7 +28,7 @@ from ocp_mamba.baselines.neural import (
 from ocp_mamba.config import MODEL_SIZES, ModelConfig
 from ocp_mamba.model.compiled_step import FastStep, fast_step
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.model.quantize import WEIGHTS, quantise, weight_bytes
+from ocp_mamba.model.quantize import WEIGHTS, quantize, weight_bytes
 
 FLOOR_GOAL, FLAT_GOAL = 1.5, 1.2
 SEEN = (10, 1_000, 10_000)
@@ -108,7 +108,7 @@ def by_weights(model: OCPMambaLVM, quick: bool) -> tuple[Table, list[Goal], Fast
     vector, calls, seconds, sizes = torch.randn(1, 768), {}, {}, {}
     fast: dict[str, FastStep] = {}
     for weights in WEIGHTS[:1] if quick else WEIGHTS:
-        packed = quantise(model, weights)
+        packed = quantize(model, weights)
         fast[weights], seconds[weights] = compiled(packed)
         sizes[weights] = weight_bytes(packed)
         bytes_ = torch.zeros(sizes[weights] // 4)
@@ -230,8 +230,8 @@ def main(quick: bool) -> Result:
     size = MODEL_SIZES["small"]
     config: ModelConfig = replace(size, n_layers=1) if quick else size
     model = OCPMambaLVM(config).eval()
-    assert model.readout is not None
-    model.readout.remember(random_bank(REMEMBERED))
+    assert model.memory_head is not None
+    model.memory_head.set_memory(random_bank(REMEMBERED))
     table, goals, fast = by_weights(model, quick)
     peers = Peers.of(model, fast)
     rows = [row for seen in SEEN for row in by_context(peers, seen, quick)]

@@ -1,7 +1,7 @@
 """One training step: the model as it is trained, the floor below it, and its peers.
 
 The floor is what no model of these layers can beat: the same linear layers with nothing between
-them, forward, backward and the same optimiser.
+them, forward, backward and the same optimizer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ocp_mamba.kernels import cpu
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.system.malloc import freed_is_kept
-from ocp_mamba.training.negatives import NO_RIVALS, Rivals
+from ocp_mamba.training.negatives import NO_NEGATIVES, NegativePool
 from ocp_mamba.training.state import TrainState
 from ocp_mamba.training.trainer import make_optimizer, resolve_precision, train_step
 
@@ -68,8 +68,8 @@ class Products(NextVectorModel):
             self.stacks.append(stack)
         self.output = nn.Linear(c.d_model, c.d_vector)
         self.remembered: Tensor | None = None
-        if model.readout is not None and len(model.readout.memory):
-            self.remembered = model.readout.memory
+        if model.memory_head is not None and len(model.memory_head.memory):
+            self.remembered = model.memory_head.memory
 
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         predictions = []
@@ -157,12 +157,12 @@ def stepper(
 
     A model that remembers concepts learns by the default losses, all others by the cosine alone.
     """
-    config, rivals = TrainConfig(precision=precision, infonce_weight=0.0), NO_RIVALS
-    if model.readout is not None and len(model.readout.memory):
+    config, negative_pool = TrainConfig(precision=precision, infonce_weight=0.0), NO_NEGATIVES
+    if model.memory_head is not None and len(model.memory_head.memory):
         config = TrainConfig(precision=precision)
-        rivals = Rivals(targets=torch.arange(len(bank)), remembered=True)
+        negative_pool = NegativePool(targets=torch.arange(len(bank)), remembered=True)
     model.train()
-    state = TrainState(model, make_optimizer(model, config), precision, rivals)
+    state = TrainState(model, make_optimizer(model, config), precision, negative_pool)
 
     def step() -> None:
         cpu.use(compiled)
@@ -189,8 +189,8 @@ def contestants(
     ours = OCPMambaLVM(config)
     size = ours.num_parameters()
     whole = OCPMambaLVM(replace(config, members=min(STACKS, config.n_layers)))
-    assert whole.readout is not None
-    whole.readout.remember(bank)
+    assert whole.memory_head is not None
+    whole.memory_head.remember(bank)
     found: dict[str, tuple[NextVectorModel, str]] = {
         FLOOR: (Products(ours), precision),
         OURS: (ours, precision),

@@ -1,4 +1,4 @@
-"""What rounding the weights costs: a trained model judged on the validation split, thrice.
+"""What rounding the weights costs: a trained model evaluated on the validation split, thrice.
 
 Needs the ``outputs/model.pt`` that `make run` writes, so it runs only when named.
 """
@@ -15,14 +15,14 @@ from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation import metrics
 from ocp_mamba.evaluation.predict import predict_examples
 from ocp_mamba.model.checkpoint import load_model
-from ocp_mamba.model.quantize import WEIGHTS, quantise, weight_bytes
+from ocp_mamba.model.quantize import WEIGHTS, quantize, weight_bytes
 
 MODEL = ROOT / "outputs" / "model.pt"
 SPLIT = "val"
 
 
 def main(quick: bool) -> Result:
-    """Judge the model with its matrices in float32, bf16 and int8."""
+    """Evaluate the model with its matrices in float32, bf16 and int8."""
     if not MODEL.is_file():
         raise SystemExit(
             f"weights: not run: there is no {MODEL.relative_to(ROOT)}; `make run` first"
@@ -34,7 +34,7 @@ def main(quick: bool) -> Result:
     exact = None
     rows: list[dict[str, Cell]] = []
     for weights in WEIGHTS[:2] if quick else WEIGHTS:
-        packed = quantise(model, weights)
+        packed = quantize(model, weights)
         predicted = predict_examples(packed, dataset, SPLIT)
         exact = predicted if exact is None else exact
         hits = metrics.precision_at(index.search(predicted.numpy(), 1)[1], targets, 1)

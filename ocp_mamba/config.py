@@ -40,8 +40,8 @@ class ModelConfig:
     ``members`` shares the layers out among that many stacks, which stand side by side and are
     taught apart; the prediction is the direction of the mean of theirs. 1 is a single stack.
 
-    ``n_memory`` is the most concepts that the model remembers as answers (see `Readout`), 0 for a
-    model that remembers none; ``readout_temperature`` and ``readout_weight`` are how sharply it
+    ``n_memory`` is the most concepts that the model remembers as answers (see `MemoryHead`), 0 for a
+    model that remembers none; ``memory_temperature`` and ``memory_weight`` are how sharply it
     recalls them, and how much what it recalls counts beside what it predicts. It is taught to at
     the temperature of InfoNCE, which is higher: mixed chains make it less sure than others are.
     """
@@ -60,8 +60,8 @@ class ModelConfig:
     d_relation: int = 32
     members: int = 1
     n_memory: int = 0
-    readout_temperature: float = 0.03
-    readout_weight: float = 10.0
+    memory_temperature: float = 0.03
+    memory_weight: float = 10.0
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a shape that no model can have."""
@@ -79,7 +79,7 @@ class ModelConfig:
             "set members to n_layers or less",
         )
         _require(self.n_memory >= 0, f"n_memory must not be negative, got {self.n_memory}")
-        for name in ("readout_temperature", "readout_weight"):
+        for name in ("memory_temperature", "memory_weight"):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _require(self.d_vector >= 1, f"d_vector must be at least 1, got {self.d_vector}")
         _require(self.d_tmd in (0, D_TMD), f"d_tmd must be 0 or {D_TMD}, got {self.d_tmd}")
@@ -106,13 +106,13 @@ class ModelConfig:
         return tuple(each + (i < rest) for i in range(self.members))
 
 
-MOST_REMEMBERED = 16_384
+MAX_MEMORY = 16_384
 """More answers than this would cost more to recall than the model to run."""
 
 MODEL_SIZES: Mapping[str, ModelConfig] = {
-    "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32, n_memory=MOST_REMEMBERED),
-    "small": ModelConfig(members=3, n_memory=MOST_REMEMBERED),
-    "base": ModelConfig(d_model=1024, n_layers=12, d_state=64, n_memory=MOST_REMEMBERED),
+    "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32, n_memory=MAX_MEMORY),
+    "small": ModelConfig(members=3, n_memory=MAX_MEMORY),
+    "base": ModelConfig(d_model=1024, n_layers=12, d_state=64, n_memory=MAX_MEMORY),
 }
 """`small` is the reference: d_model 768, 6 layers, d_state 16, in 3 stacks of 2 layers."""
 
@@ -129,7 +129,7 @@ class TrainConfig:
     float32. ``compile`` auto takes the compiled CPU kernels where they save more time than they
     cost; on fails where they do not compile. ``threads`` 0 leaves torch's own choice.
     ``min_context`` is the fewest concepts of context that are learnt from, 1 or more; what is
-    judged has those of the dataset, 2 or more. ``mixup`` is the a of Beta(a, a), by which chains
+    evaluated has those of the dataset, 2 or more. ``mixup`` is the a of Beta(a, a), by which chains
     of a batch are mixed in pairs (see `data.batches.Mix`), 0 mixes none; in the first
     ``mixup_share`` of the epochs, for what is known by heart is learnt from chains as they are.
     ``curriculum`` is the share of the epochs in which the longest allowed chain grows (see

@@ -65,7 +65,7 @@ SCALING = "scaling"
 """Not a preset: the base on all concepts against the base on half of them."""
 
 VARIANTS = (*(name for name in PRESETS if name != BASE), SCALING)
-"""What is judged against the base."""
+"""What is evaluated against the base."""
 
 
 def preset(name: str) -> Preset:

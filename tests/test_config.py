@@ -59,8 +59,8 @@ def test_config_file_is_read_and_its_faults_are_named(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("[model]\nn_layers = 3\n[train]\nlr = 0.01\n")
     assert read_config_file(path) == {"model": {"n_layers": 3}, "train": {"lr": 0.01}}
-    path.write_text("[optimiser]\nlr = 0.01\n")
-    with pytest.raises(ConfigError, match=r"run\.toml: unknown tables \['optimiser'\]"):
+    path.write_text("[optimizer]\nlr = 0.01\n")
+    with pytest.raises(ConfigError, match=r"run\.toml: unknown tables \['optimizer'\]"):
         read_config_file(path)
     path.write_text("lr = = 1")
     with pytest.raises(ConfigError, match=r"run\.toml"):

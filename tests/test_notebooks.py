@@ -11,8 +11,7 @@ from tracked import train_tracked
 from ocp_mamba.baselines.simple import cheap_baselines
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.evaluation.evaluate import evaluate
-from ocp_mamba.jobs.artifacts import log_judgement
+from ocp_mamba.jobs.artifacts import log_evaluation
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.tracking import session
 
@@ -36,7 +35,7 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, store: st
     return texts
 
 
-@pytest.mark.parametrize("name", ["compare_epochs.ipynb", "judge_a_model.ipynb", "sweep.ipynb"])
+@pytest.mark.parametrize("name", ["compare_epochs.ipynb", "evaluate_a_model.ipynb", "sweep.ipynb"])
 def test_notebook_is_stored_without_outputs(name: str) -> None:
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -70,33 +69,33 @@ def test_compare_epochs_shows_a_tracked_run(
     assert "fail" in shown[-1]
 
 
-def test_judge_a_model_shows_a_judgement_and_refuses_another_split(
+def test_evaluate_a_model_shows_an_evaluation_and_refuses_another_split(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judge(name: str, split: str) -> Report:
-        judged = evaluate(cheap_baselines(DATA)[name], DATA, split, name=name)
-        report = Report(f"{name} on {split}", judged, DATA, gates={"no_leak": "fail"})
+    def evaluated_report(name: str, split: str) -> Report:
+        evaluated = evaluate(cheap_baselines(DATA)[name], DATA, split, name=name)
+        report = Report(f"{name} on {split}", evaluated, DATA, gates={"no_leak": "fail"})
         with session.track(
             DATA, "d.npz", output_dir="out", run_name=f"{name} {split}", system_metrics=False
         ) as run:
-            run.log_results(judged.flat(), report.gates)
-            log_judgement(run, report, tmp_path / run.run_id)
+            run.log_results(evaluated.flat(), report.gates)
+            log_evaluation(run, report, tmp_path / run.run_id)
         return report
 
-    judge("ridge", "test")
-    other, shown = judge("context_mean", "val"), judge("ridge", "val")
-    cells = executed("judge_a_model.ipynb", tmp_path, monkeypatch, store)
+    evaluated_report("ridge", "test")
+    other, shown = evaluated_report("context_mean", "val"), evaluated_report("ridge", "val")
+    cells = executed("evaluate_a_model.ipynb", tmp_path, monkeypatch, store)
     text = "\n".join(cells)
     assert "run ridge val" in text
     assert DATA.fingerprint in text
     for stratum in ("", "seen/", "unseen/"):
-        assert str(shown.judged.figures[f"{stratum}next_vec_cosine"]) in text
+        assert str(shown.evaluated.figures[f"{stratum}next_vec_cosine"]) in text
     assert "fail" in text
     assert "image/png" in text
     assert "ridge on val" in text
     assert "left out: these runs are not ranked" in cells[-1]
     assert "ridge test differs from ridge val in split: test, not val" in cells[-1]
-    assert str(other.judged.figures["faiss_retrieval_p1"]) in cells[-1]
+    assert str(other.evaluated.figures["faiss_retrieval_p1"]) in cells[-1]
 
 
 def test_sweep_shows_its_trials_its_best_and_its_plots(

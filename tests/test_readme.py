@@ -57,14 +57,14 @@ def test_the_figures_were_pasted_from_a_run() -> None:
 
 def test_pasting_keeps_what_a_person_reads_and_no_machine_path() -> None:
     log = (
-        "pip noise\nJudging the baselines on 9 validation sequences\nridge 0.8\n"
+        "pip noise\nEvaluating the baselines on 9 validation sequences\nridge 0.8\n"
         "2026/01/01 00:00:00 INFO mlflow: noise\n\r epoch 1/3: 50%|##|\n"
         "model file   /data/me/project/outputs/model.pt\n"
         "open the UI  mlflow ui --backend-store-uri sqlite:////data/me/mlflow.db --port 5000\n"
         "then look at http://127.0.0.1:5000/#/x\nmore noise\n"
     )
     assert PASTE["shown"](log) == (
-        "Judging the baselines on 9 validation sequences\nridge 0.8\n"
+        "Evaluating the baselines on 9 validation sequences\nridge 0.8\n"
         "model file   outputs/model.pt\n"
         "open the UI  mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000\n"
         "then look at http://127.0.0.1:5000/#/x"

@@ -1,7 +1,7 @@
 """Baselines that are trained as the model is, and are of its size: a GRU and a Transformer.
 
 They answer whether a figure is due to the Mamba-2 layers or to any network of that many parameters
-under the same data, loss, batches, schedule, seed and readout. Neither takes TMD vectors.
+under the same data, loss, batches, schedule, seed and memory head. Neither takes TMD vectors.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba.config import D_VECTOR, ModelConfig
-from ocp_mamba.kernels.cosine import unit
+from ocp_mamba.kernels.cosine import normalize
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.mamba2 import RMSNorm
-from ocp_mamba.model.memory_head import Readout
+from ocp_mamba.model.memory_head import MemoryHead
 
 GRU_LAYERS = 2
 HEAD_WIDTH = 64
 POSITION_BASE = 10_000.0
-READOUT = ("n_memory", "readout_temperature", "readout_weight")
+MEMORY_SETTINGS = ("n_memory", "memory_temperature", "memory_weight")
 
 Settings = Mapping[str, Any]
-NO_READOUT: Settings = MappingProxyType({})
+NO_MEMORY: Settings = MappingProxyType({})
 
 
 class GRUBaseline(NextVectorModel):
@@ -36,12 +36,12 @@ class GRUBaseline(NextVectorModel):
     Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014.
     """
 
-    def __init__(self, width: int, dropout: float = 0.0, readout: Settings = NO_READOUT) -> None:
+    def __init__(self, width: int, dropout: float = 0.0, memory_head: Settings = NO_MEMORY) -> None:
         """Create two layers of ``width`` units with freshly drawn weights."""
         super().__init__()
         self.width = width
-        self.settings = {"width": width, "dropout": dropout, "readout": dict(readout)}
-        self.readout = _readout(readout)
+        self.settings = {"width": width, "dropout": dropout, "memory_head": dict(memory_head)}
+        self.memory_head = _memory_head(memory_head)
         self.gru = nn.GRU(D_VECTOR, width, GRU_LAYERS, batch_first=True, dropout=dropout)
         self.norm = RMSNorm(width)
         self.output = _linear(width, D_VECTOR)
@@ -49,7 +49,7 @@ class GRUBaseline(NextVectorModel):
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return ``(1, B, L, 768)`` unit rows from ``(B, L, 768)``; ``tmd`` is not used."""
         hidden, _ = self.gru(_components_of_size_one(seq_vectors))
-        return unit(self.output(self.norm(hidden)), seq_vectors.dtype)[None]
+        return normalize(self.output(self.norm(hidden)), seq_vectors.dtype)[None]
 
 
 class TransformerLayer(nn.Module):
@@ -87,7 +87,7 @@ class TransformerBaseline(NextVectorModel):
         hidden: int,
         n_layers: int,
         dropout: float = 0.0,
-        readout: Settings = NO_READOUT,
+        memory_head: Settings = NO_MEMORY,
     ) -> None:
         """Create ``n_layers`` layers of ``width`` with networks of ``hidden`` units."""
         super().__init__()
@@ -97,9 +97,9 @@ class TransformerBaseline(NextVectorModel):
             "hidden": hidden,
             "n_layers": n_layers,
             "dropout": dropout,
-            "readout": dict(readout),
+            "memory_head": dict(memory_head),
         }
-        self.readout = _readout(readout)
+        self.memory_head = _memory_head(memory_head)
         self.input = nn.Identity() if width == D_VECTOR else _linear(D_VECTOR, width)
         self.layers = nn.ModuleList(
             TransformerLayer(width, hidden, dropout) for _ in range(n_layers)
@@ -113,7 +113,7 @@ class TransformerBaseline(NextVectorModel):
         x = x + positions(seq_vectors.shape[1], self.width).to(x)
         for layer in self.layers:
             x = layer(x)
-        return unit(self.output(self.norm(x)), seq_vectors.dtype)[None]
+        return normalize(self.output(self.norm(x)), seq_vectors.dtype)[None]
 
 
 def positions(length: int, width: int) -> Tensor:
@@ -127,7 +127,7 @@ def positions(length: int, width: int) -> Tensor:
 def gru_of_size(config: ModelConfig, parameters: int) -> GRUBaseline:
     """Return the GRU whose width brings it nearest to a number of parameters."""
     width = _nearest(lambda w: GRUBaseline(w), parameters)
-    return GRUBaseline(width, config.dropout, _readout_settings(config))
+    return GRUBaseline(width, config.dropout, _memory_settings(config))
 
 
 def transformer_of_size(config: ModelConfig, parameters: int) -> TransformerBaseline:
@@ -136,10 +136,10 @@ def transformer_of_size(config: ModelConfig, parameters: int) -> TransformerBase
     Its width is the model's, or less where the networks would be narrower than the layers; the
     networks' width then brings it nearest to the number.
     """
-    width, readout = config.d_model, _readout_settings(config)
+    width, memory_head = config.d_model, _memory_settings(config)
 
     def make(hidden: int) -> TransformerBaseline:
-        return TransformerBaseline(width, hidden, config.n_layers, config.dropout, readout)
+        return TransformerBaseline(width, hidden, config.n_layers, config.dropout, memory_head)
 
     while (hidden := _nearest(make, parameters)) < width and width > HEAD_WIDTH:
         width -= HEAD_WIDTH
@@ -159,13 +159,15 @@ BASELINE_CLASSES: dict[str, type[GRUBaseline | TransformerBaseline]] = {
 """What each is, by the same names; its ``settings`` make another one of its shape."""
 
 
-def _readout_settings(config: ModelConfig) -> Settings:
+def _memory_settings(config: ModelConfig) -> Settings:
     """What of a model's config says how it recalls, where it does: its baselines do likewise."""
-    return {name: getattr(config, name) for name in READOUT} if config.n_memory else NO_READOUT
+    return (
+        {name: getattr(config, name) for name in MEMORY_SETTINGS} if config.n_memory else NO_MEMORY
+    )
 
 
-def _readout(settings: Settings) -> Readout | None:
-    return Readout(ModelConfig(**settings)) if settings else None
+def _memory_head(settings: Settings) -> MemoryHead | None:
+    return MemoryHead(ModelConfig(**settings)) if settings else None
 
 
 def _nearest(make: Callable[[int], NextVectorModel], parameters: int) -> int:

@@ -39,7 +39,7 @@ class ContextMean:
     """The next vector is the direction of the context's mean."""
 
     def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return the normalised running mean over positions."""
+        """Return the normalized running mean over positions."""
         return F.normalize(seq_vectors.cumsum(dim=1), dim=-1)
 
 
@@ -81,7 +81,7 @@ class Ridge:
         self._W, self._b = _Squares(X, Y).solve(self.penalty)
 
     def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return the normalised affine image of each position."""
+        """Return the normalized affine image of each position."""
         return F.normalize(seq_vectors @ self._W + self._b, dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""`ocp-mamba compare`: rank judged runs, or say why they cannot be ranked."""
+"""`ocp-mamba compare`: rank evaluated runs, or say why they cannot be ranked."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ STRATA = ("all", "seen", "unseen", "unseen_target")
 def compare(
     run: tuple[str, ...], metric: str, stratum: str, output: str, store: str | None
 ) -> None:
-    """Rank judged runs by a metric, each RUN a run's id or name.
+    """Rank evaluated runs by a metric, each RUN a run's id or name.
 
-    A training run and an `ocp-mamba evaluate` run hold a judgement. Differences to the best are by
-    paired bootstrap over the same sequences. Runs that were judged on other data, another split,
+    A training run and an `ocp-mamba evaluate` run hold an evaluation. Differences to the best are by
+    paired bootstrap over the same sequences. Runs that were evaluated on other data, another split,
     another bank or by another version of the metrics are not ranked: exit code 2.
     """
     from ocp_mamba.errors import CompareError, first_line

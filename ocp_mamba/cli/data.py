@@ -12,10 +12,10 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from ocp_mamba.cli.options import judge_limits, judge_options, listed
+from ocp_mamba.cli.options import eval_limits, eval_options, listed
 from ocp_mamba.data.analysis.leakage import LeakReport
 from ocp_mamba.data.analysis.leakage import check as check_leaks
-from ocp_mamba.data.analysis.sample import judged_part
+from ocp_mamba.data.analysis.sample import evaluation_part
 from ocp_mamba.data.build.builder import build_dataset
 from ocp_mamba.data.build.chains import Chain, read_chains
 from ocp_mamba.data.build.wordnet import LICENCE as WORDNET_LICENCE
@@ -241,7 +241,7 @@ def import_(
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures too.")
 @click.option("--strict", is_flag=True, help="End with exit code 1 if a split leaks.")
 @click.option("--track/--no-track", default=True, help="Log the report to MLflow.  [default: yes]")
-@judge_options
+@eval_options
 @ALLOW_PICKLE
 def check(
     file: Path,
@@ -261,7 +261,7 @@ def check(
         raise DataError(f"--json {json_path}: the folder {json_path.parent} does not exist")
     try:
         dataset = _open(file, allow_pickle)
-        report = check_leaks(judged_part(dataset, judge_limits(limits), progress=True))
+        report = check_leaks(evaluation_part(dataset, eval_limits(limits), progress=True))
         if json_path is not None:
             content = {
                 "file": file.name,

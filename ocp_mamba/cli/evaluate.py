@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ocp_mamba.cli.options import judge_limits, judge_options, with_errors
+from ocp_mamba.cli.options import eval_limits, eval_options, with_errors
 
 
 @click.command(
@@ -35,12 +35,12 @@ from ocp_mamba.cli.options import judge_limits, judge_options, with_errors
 @click.option("--weights", type=click.Choice(["float32", "bf16", "int8"]), default="float32",
               show_default=True, help="Round the model's matrices first.")  # fmt: skip
 @click.option("--against", type=click.Choice(["cheap", "none"]), default="cheap",
-              show_default=True, help="Baselines to judge beside it; gates need them.")  # fmt: skip
-@judge_options
+              show_default=True, help="Baselines to evaluate beside it; gates need them.")  # fmt: skip
+@eval_options
 @click.option("--gate", is_flag=True, help="Exit with 1 when a gate fails.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 def evaluate(**flags: Any) -> None:
-    """Judge a model or a baseline on a split, and track the judgement."""
+    """Evaluate a model or a baseline on a split, and track the evaluation."""
     from ocp_mamba.evaluation import gates
     from ocp_mamba.jobs import evaluate
     from ocp_mamba.jobs.open_model import PREFIXES
@@ -60,7 +60,7 @@ def evaluate(**flags: Any) -> None:
                 weights=flags["weights"],
                 against=flags["against"] == "cheap",
                 allow_pickle=flags["allow_pickle"],
-                judge=judge_limits(flags),
+                limits=eval_limits(flags),
                 progress=True,
             ),
             click.echo,

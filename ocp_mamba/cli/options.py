@@ -12,7 +12,7 @@ from ocp_mamba.errors import OcpMambaError, WorkerLostError
 from ocp_mamba.presets import BASE, preset
 
 if TYPE_CHECKING:
-    from ocp_mamba.data.analysis.sample import JudgeLimits
+    from ocp_mamba.data.analysis.sample import EvalLimits
 
 
 AUTO = "auto"
@@ -52,29 +52,29 @@ def _flag(name: str, text: str) -> Callable[[Any], Any]:
     )
 
 
-def judge_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the limits beyond which a dataset is judged on a sample, see `data.sample`."""
+def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the limits beyond which a dataset is evaluated on a sample, see `data.sample`."""
     count = click.IntRange(min=0)
     for option in (
-        click.option("--judge-seed", type=count, default=0, show_default=True,
-                     help="Draws the sample that a larger dataset is judged on."),
-        click.option("--judge-train", type=count, default=40_000, show_default=True, metavar="N",
+        click.option("--eval-seed", type=count, default=0, show_default=True,
+                     help="Draws the sample that a larger dataset is evaluated on."),
+        click.option("--eval-train", type=count, default=40_000, show_default=True, metavar="N",
                      help="Train sequences that cheap baselines learn from at most; 0: all."),
-        click.option("--judge-pool", type=count, default=100_000, show_default=True, metavar="M",
+        click.option("--eval-pool", type=count, default=100_000, show_default=True, metavar="M",
                      help="Concepts that retrieval searches at most; 0: the whole bank."),
-        click.option("--judge-sequences", type=count, default=10_000, show_default=True,
-                     metavar="N", help="Sequences judged of val, or of test, at most; 0: all."),
+        click.option("--eval-sequences", type=count, default=10_000, show_default=True,
+                     metavar="N", help="Sequences evaluated of val, or of test, at most; 0: all."),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
-def judge_limits(flags: Mapping[str, Any]) -> JudgeLimits:
-    """Return the limits that `judge_options` were given."""
-    from ocp_mamba.data.analysis.sample import JudgeLimits
+def eval_limits(flags: Mapping[str, Any]) -> EvalLimits:
+    """Return the limits that `eval_options` were given."""
+    from ocp_mamba.data.analysis.sample import EvalLimits
 
-    return JudgeLimits(
-        flags["judge_sequences"], flags["judge_train"], flags["judge_pool"], flags["judge_seed"]
+    return EvalLimits(
+        flags["eval_sequences"], flags["eval_train"], flags["eval_pool"], flags["eval_seed"]
     )
 
 

@@ -24,13 +24,13 @@ from ocp_mamba.config import MODEL_SIZES
 @click.option("--data", required=True, help="Dataset file, or an older npz.")
 @click.option("--seeds", type=Seeds(), default="0,1,2", show_default=True, metavar="N,N,…")
 @click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True,
-              help="What is judged. test is touched when named here alone, and the run is tagged "
-              "test_split_judged; training and early stopping look at train and val.")  # fmt: skip
+              help="What is evaluated. test is touched when named here alone, and the run is tagged "
+              "test_split_evaluated; training and early stopping look at train and val.")  # fmt: skip
 @click.option("--output", default="outputs/quality", show_default=True,
               help="Folder of the trained models and the table; what is there is not trained "
               "again.")  # fmt: skip
 @click.option("--only", type=click.Choice(["train", "table"]),
-              help="train: judge nothing, so that processes can share seeds. table: train "
+              help="train: evaluate nothing, so that processes can share seeds. table: train "
               "nothing.")  # fmt: skip
 @click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), default="small",
               show_default=True)  # fmt: skip
@@ -45,7 +45,7 @@ from ocp_mamba.config import MODEL_SIZES
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def quality(**flags: Any) -> None:
-    """Train the model, a GRU and a Transformer with several seeds, and judge them all.
+    """Train the model, a GRU and a Transformer with several seeds, and evaluate them all.
 
     Settings are those of `make run`. The table has every baseline, the mean over seeds with an
     interval over families and seeds, and a verdict for each column. All of it is one MLflow run

@@ -24,7 +24,7 @@ def runs() -> None:
     epilog="""
     \b
     Example:
-      ocp-mamba runs replay outputs/0123abcd.spool.jsonl
+      ocp-mamba runs replay outputs/0123abcd.queue.jsonl
     """
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -48,8 +48,8 @@ def replay(file: Path, store: str | None) -> None:
     epilog="""
     \b
     Examples:
-      ocp-mamba runs zombies
-      ocp-mamba runs zombies --end --older-than 60
+      ocp-mamba runs stale
+      ocp-mamba runs stale --end --older-than 60
     """
 )
 @click.option("--end", is_flag=True, help="End the runs found, instead of listing them only.")
@@ -62,18 +62,18 @@ def replay(file: Path, store: str | None) -> None:
     help="Age from which a run that never started counts.",
 )
 @STORE_OPTION
-def zombies(end: bool, older_than: float, store: str | None) -> None:
+def stale(end: bool, older_than: float, store: str | None) -> None:
     """List runs that say RUNNING with no process behind them."""
     from tabulate import tabulate
 
-    from ocp_mamba.tracking.stale_runs import end_zombies, find_zombies
+    from ocp_mamba.tracking.stale_runs import end_stale_runs, find_stale_runs
 
     with _store(store):
-        found = find_zombies(older_than)
+        found = find_stale_runs(older_than)
         if end:
-            end_zombies(found)
+            end_stale_runs(found)
     if not found:
-        click.echo("no zombie runs")
+        click.echo("no stale runs")
         return
     rows = [[z.run_id, z.name, f"{z.minutes:.0f}", z.status, z.reason] for z in found]
     status = "ended as" if end else "would be"

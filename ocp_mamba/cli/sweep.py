@@ -94,7 +94,7 @@ def _or_auto(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 @click.option("--warm-start", multiple=True, metavar="STUDY",
               help="Try the 5 best configurations of an earlier study first.")  # fmt: skip
 @click.option("--retrain-best", is_flag=False, flag_value="true", type=click.BOOL, default=False,
-              help="Then train the best configuration again, judge and register it.")  # fmt: skip
+              help="Then train the best configuration again, evaluate and register it.")  # fmt: skip
 @click.option("--retrain-epochs", type=click.IntRange(min=1), help="For that; 10 if not given.")
 @click.option("--grace", type=click.IntRange(min=2), default=GRACE, show_default=True,
               metavar="SECONDS", help="A worker silent for so long is dead: its trial is "

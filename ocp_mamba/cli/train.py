@@ -10,8 +10,8 @@ import click
 from ocp_mamba.cli.options import (
     AutoInt,
     _flag,
-    judge_limits,
-    judge_options,
+    eval_limits,
+    eval_options,
     listed,
     merged_settings,
     with_errors,
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 @click.option(
     "--min-context",
     type=click.IntRange(min=1),
-    help="Fewest concepts of context to learn from; judged are those of 2 and more.",
+    help="Fewest concepts of context to learn from; evaluated are those of 2 and more.",
 )
 @click.option("--mixup", type=click.FloatRange(min=0), metavar="A",
               help="Mix chains in pairs by Beta(A, A); 0 mixes none.")  # fmt: skip
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
 @click.option("--baselines", type=click.Choice(["cheap", "full"]), default="cheap",
               show_default=True,
               help="full: train a GRU and a Transformer of the model's size too.")  # fmt: skip
-@judge_options
+@eval_options
 @click.option("--output", default="outputs/model.pt", show_default=True, help="The .pt to write.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML; flags win.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of this output.")
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(**flags: Any) -> None:
-    """Train a model, judge it, track it in MLflow and register it."""
+    """Train a model, evaluate it, track it in MLflow and register it."""
     from ocp_mamba.jobs import train_distributed
 
     with_errors(lambda: train_distributed.run(_train_job(flags), click.echo))
@@ -120,7 +120,7 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
         baselines=flags["baselines"],
         experiment=flags["experiment"],
         run_name=flags["run_name"],
-        judge=judge_limits(flags),
+        limits=eval_limits(flags),
         checkpoint_every=flags["checkpoint_every"],
         resume=flags["resume"],
         allow_pickle=flags["allow_pickle"],

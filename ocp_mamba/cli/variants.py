@@ -64,7 +64,7 @@ class _Names(click.ParamType):
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def variants(**flags: Any) -> None:
-    """Train the base and its planned variants, and judge them side by side on val.
+    """Train the base and its planned variants, and evaluate them side by side on val.
 
     One MLflow run with a child run for each training, and one table: figures with intervals, paired
     differences to the base, parameters and minutes. A variant that the dataset has nothing for is

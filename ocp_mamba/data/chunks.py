@@ -19,7 +19,7 @@ TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
 
 
 @dataclass(frozen=True)
-class Piece:
+class ChainChunk:
     """Some chains that lie side by side.
 
     Attributes:
@@ -51,7 +51,7 @@ class Piece:
         return self.values[at - 1], self.values[at]
 
 
-def pieces(dataset: Dataset, title: str = "", progress: bool = False) -> Iterator[Piece]:
+def chain_chunks(dataset: Dataset, title: str = "", progress: bool = False) -> Iterator[ChainChunk]:
     """Pass once over all chains; pages of a mapped dataset are let go of on the way.
 
     Args:
@@ -65,7 +65,7 @@ def pieces(dataset: Dataset, title: str = "", progress: bool = False) -> Iterato
         for begin in range(0, dataset.n_chains, CHAINS):
             end = min(begin + CHAINS, dataset.n_chains)
             offsets = dataset.chain_offsets[begin : end + 1]
-            yield Piece(
+            yield ChainChunk(
                 chains=np.arange(begin, end),
                 split=dataset.split[begin:end],
                 lengths=np.diff(offsets),
@@ -80,8 +80,8 @@ def pieces(dataset: Dataset, title: str = "", progress: bool = False) -> Iterato
 def count_examples(dataset: Dataset) -> dict[str, int]:
     """Number of OCP sequences of each split."""
     counts = np.zeros(len(SPLITS))
-    for piece in pieces(dataset):
-        counts += np.bincount(piece.split, piece.lengths - piece.first, len(SPLITS))
+    for chunk in chain_chunks(dataset):
+        counts += np.bincount(chunk.split, chunk.lengths - chunk.first, len(SPLITS))
     return {split: int(n) for split, n in zip(SPLITS, counts, strict=True)}
 
 
@@ -91,6 +91,6 @@ def train_targets(dataset: Dataset, min_context: int | None = None) -> np.ndarra
     ``min_context`` as in `Dataset.examples`.
     """
     found = np.zeros(dataset.n_concepts, bool)
-    for piece in pieces(dataset):
-        found[piece.examples("train", min_context)[1]] = True
+    for chunk in chain_chunks(dataset):
+        found[chunk.examples("train", min_context)[1]] = True
     return np.flatnonzero(found)

@@ -61,7 +61,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Concepts with their vectors, chains of them, and who trains and who judges.
+    """Concepts with their vectors, chains of them, and who trains and who evaluates.
 
     Attributes:
         bank: float32 (n_concepts, 768), unit rows.
@@ -178,7 +178,7 @@ class Dataset:
 
         Args:
             split: "train", "val" or "test".
-            min_context: fewest concepts of context; None for those that the dataset judges by,
+            min_context: fewest concepts of context; None for those that the dataset evaluates by,
                 from each chain's ``chain_first`` on. 1 gives every step of every chain.
 
         Raises:
@@ -288,7 +288,7 @@ class Dataset:
 def first_targets(first: np.ndarray, lengths: np.ndarray, min_context: int | None) -> np.ndarray:
     """Index of the first target in each of some chains, int64.
 
-    It is that which the dataset judges from, or the one after ``min_context`` concepts: a chain
+    It is that which the dataset evaluates from, or the one after ``min_context`` concepts: a chain
     that is no longer than that has none, which is where it ends.
     """
     if min_context is None:
@@ -314,7 +314,7 @@ def unit_rows(bank: np.ndarray) -> np.ndarray:
 def to_float16(bank: np.ndarray) -> np.ndarray:
     """Unit rows as float16 rows (n, d) that survive `unit_rows` and rounding without change.
 
-    Rounds, normalises and rounds again until nothing moves. It ends: the normalised row is the
+    Rounds, normalizes and rounds again until nothing moves. It ends: the normalized row is the
     point of the sphere nearest to the rounded row, so each turn brings the two closer together.
     """
     rounded = bank.astype(np.float16)

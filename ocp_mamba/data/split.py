@@ -78,7 +78,7 @@ def chain_groups(
     Two chains share an example when they begin with the same ``k + 1`` concepts for a position k
     that is a target in both of them. Siblings are chains that differ in their first concept only:
     kinds of one thing. Their examples are near copies, so a dataset that draws siblings together
-    must not let one train what another judges.
+    must not let one train what another evaluates.
 
     Args:
         values: flat bank ids of all chains.

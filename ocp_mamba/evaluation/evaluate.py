@@ -1,4 +1,4 @@
-"""One judgement of one predictor on one split, as plain results; no training, no tracker."""
+"""One evaluation of one predictor on one split, as plain results; no training, no tracker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation import metrics
 from ocp_mamba.evaluation.echo_loop import check_parity, decoded_echo, encode_again
 from ocp_mamba.evaluation.predict import predict_examples
-from ocp_mamba.evaluation.reference import Yardstick, yardstick
+from ocp_mamba.evaluation.reference import SplitReference, split_reference
 from ocp_mamba.evaluation.result import BANK_ECHO, RANK, Evaluation
 from ocp_mamba.evaluation.sensitivity import rollout, sensitivity
 from ocp_mamba.stats import Figure
@@ -39,7 +39,7 @@ def evaluate(
     decoder: Decoder | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Judge a predictor on a split, overall and per stratum, with intervals by family.
+    """Evaluate a predictor on a split, overall and per stratum, with intervals by family.
 
     Args:
         predictor: a model in evaluation mode, or a baseline.
@@ -66,13 +66,13 @@ def evaluate(
     scalars: dict[str, float] = {}
     found = np.zeros((0, min(TOP_K, index.size)), np.int64)
     if len(examples.target):
-        beside = yardstick(dataset, split)
+        beside = split_reference(dataset, split)
         members, groups = beside.strata, beside.families
         predictions = predict_examples(predictor, dataset, split)
         _, found = index.search(predictions.numpy(), TOP_K)
         nearest = found[:, 0]
         echo = encode_again(encoder, dataset, nearest) if encoder else dataset.bank[nearest]
-        per_example = _judge(predictions, found, torch.from_numpy(echo), beside, dataset, seed)
+        per_example = _evaluate(predictions, found, torch.from_numpy(echo), beside, dataset, seed)
         figures = _figures(per_example, members, groups, examples, dataset, seed)
         figures |= sensitivity(predictor, dataset, examples, groups, predictions, seed)
         figures |= rollout(predictor, dataset, examples, groups, predictions, seed)
@@ -116,11 +116,11 @@ def _rows(dataset: Dataset, ids: np.ndarray) -> Tensor:
     return torch.from_numpy(dataset.bank[ids])
 
 
-def _judge(
+def _evaluate(
     predictions: Tensor,
     found: np.ndarray,
     echo: Tensor,
-    beside: Yardstick,
+    beside: SplitReference,
     dataset: Dataset,
     seed: int,
 ) -> dict[str, np.ndarray]:
@@ -128,7 +128,7 @@ def _judge(
     bank, examples = torch.from_numpy(dataset.bank), beside.examples
     targets, last = _rows(dataset, examples.target), _rows(dataset, examples.last)
     rank = metrics.rank_in_bank(predictions, torch.from_numpy(examples.target).long(), bank).numpy()
-    judged = {
+    evaluated = {
         RANK: rank,
         "next_vec_cosine": metrics.cosine(predictions, targets).numpy(),
         "faiss_retrieval_p1": metrics.precision_at(found, examples.target, 1).astype(float),
@@ -143,12 +143,12 @@ def _judge(
     others = metrics.other_targets(examples.target, seed)
     if others is not None:
         beaten = metrics.margin(predictions, targets, _rows(dataset, others)) > 0
-        judged["contrastive_accuracy"] = beaten.numpy().astype(float)
+        evaluated["contrastive_accuracy"] = beaten.numpy().astype(float)
     if beside.global_mean is not None and beside.target_cosine_to_global_mean is not None:
         mean = beside.global_mean.expand_as(predictions)
-        judged["cosine_to_global_mean"] = metrics.cosine(predictions, mean).numpy()
-        judged["target_cosine_to_global_mean"] = beside.target_cosine_to_global_mean
-    return judged
+        evaluated["cosine_to_global_mean"] = metrics.cosine(predictions, mean).numpy()
+        evaluated["target_cosine_to_global_mean"] = beside.target_cosine_to_global_mean
+    return evaluated
 
 
 def _figures(
@@ -184,7 +184,7 @@ def _figures(
 def validator(
     dataset: Dataset, index: BankIndex, split: str = "val"
 ) -> Callable[[Predictor], dict[str, float]]:
-    """Return the judge of each epoch: ``next_vec_cosine`` and ``retrieval_p1`` on a split.
+    """Return the evaluate of each epoch: ``next_vec_cosine`` and ``retrieval_p1`` on a split.
 
     ``variance_ratio`` is the predictions' variance over the targets': near 0, they are all one.
 

@@ -91,7 +91,7 @@ def leak_gate(leaks: bool | None) -> str:
     return _verdict(None if leaks is None else not leaks)
 
 
-def judge(
+def evaluate_gates(
     evaluation: Evaluation,
     baselines: Mapping[str, Evaluation],
     *,

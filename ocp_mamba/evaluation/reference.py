@@ -18,8 +18,8 @@ from ocp_mamba.evaluation.predict import predict_examples
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """What is the same for all predictors that are judged on a split.
+class SplitReference:
+    """What is the same for all predictors that are evaluated on a split.
 
     Attributes:
         examples: of the split.
@@ -40,11 +40,11 @@ class Yardstick:
     target_cosine_to_global_mean: np.ndarray | None
 
 
-_MADE: WeakKeyDictionary[Dataset, dict[str, Yardstick]] = WeakKeyDictionary()
+_MADE: WeakKeyDictionary[Dataset, dict[str, SplitReference]] = WeakKeyDictionary()
 
 
-def yardstick(dataset: Dataset, split: str) -> Yardstick:
-    """Return what a split's judgements share; made once, and kept while the dataset is in use.
+def split_reference(dataset: Dataset, split: str) -> SplitReference:
+    """Return what a split's evaluations share; made once, and kept while the dataset is in use.
 
     Raises:
         ValueError: the split is unknown, or has no examples.
@@ -55,16 +55,16 @@ def yardstick(dataset: Dataset, split: str) -> Yardstick:
     return made[split]
 
 
-def _make(dataset: Dataset, split: str) -> Yardstick:
+def _make(dataset: Dataset, split: str) -> SplitReference:
     examples = dataset.examples(split)
     if len(examples.target) == 0:
-        raise ValueError(f"the {split} split has no examples to judge on")
+        raise ValueError(f"the {split} split has no examples to evaluate on")
     targets = torch.from_numpy(dataset.bank[examples.target])
     last = torch.from_numpy(dataset.bank[examples.last])
     untrained = predict_examples(ContextMean(), dataset, split)
     mean = GlobalMean(dataset).mean if dataset.n_examples("train") else None
     to_mean = None if mean is None else metrics.cosine(targets, mean.expand_as(targets)).numpy()
-    return Yardstick(
+    return SplitReference(
         examples=examples,
         strata=strata(dataset, split),
         families=families(dataset, split),

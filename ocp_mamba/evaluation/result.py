@@ -32,7 +32,7 @@ class Evaluation:
     the bank ids of the nearest rows, ``(n, 10)``, best first. Both are in the order of
     ``dataset.examples(split)``, as are ``chains``, ``families`` (which intervals draw whole) and
     the masks of ``strata``. ``scalars`` holds numbers with no interval. ``sample`` is what was
-    judged where the whole dataset, whose fingerprint it bears, was too large: all counts are its.
+    evaluated where the whole dataset, whose fingerprint it bears, was too large: all counts are its.
     """
 
     predictor: str
@@ -58,7 +58,7 @@ class Evaluation:
 
     @property
     def sample_fingerprint(self) -> str:
-        """What tells two samples of one dataset apart; ``whole`` where it was judged whole."""
+        """What tells two samples of one dataset apart; ``whole`` where it was evaluated whole."""
         return self.sample.fingerprint if self.sample else WHOLE
 
     def flat(self) -> dict[str, float]:
@@ -137,7 +137,7 @@ def paired_difference(
     """Mean of ours minus theirs over the same examples, with its interval by family.
 
     Args:
-        ours: a judgement.
+        ours: an evaluation.
         theirs: another one of the same split.
         metric: a key of ``per_example``.
         stratum: a key of ``strata``; None for all examples.
@@ -154,7 +154,7 @@ def paired_difference(
 
 
 def require_comparable(ours: Evaluation, theirs: Evaluation, metric: str) -> None:
-    """Refuse to compare judgements by a metric that was taken over different things.
+    """Refuse to compare evaluations by a metric that was taken over different things.
 
     Raises:
         ValueError: names what differs.

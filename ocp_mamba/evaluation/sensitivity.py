@@ -117,7 +117,7 @@ def sensitivity(
     sample (``relations_shuffled``), and none (``relations_hidden``).
 
     Args:
-        predictor: what is judged.
+        predictor: what is evaluated.
         dataset: gives vectors, TMD codes and relations.
         examples: of the split.
         families: integers ``(n,)``, of `data.split.families`; intervals draw them whole.
@@ -206,7 +206,7 @@ def rollout(
     Step 1 is the prediction itself. An example counts at step h where its chain is long enough.
 
     Args:
-        predictor: what is judged.
+        predictor: what is evaluated.
         dataset: gives vectors and TMD codes.
         examples: of the split.
         families: integers ``(n,)``, of `data.split.families`; intervals draw them whole.

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from ocp_mamba.data.analysis.leakage import LeakReport
-from ocp_mamba.reports.evaluation_page import Report, write_judgement
+from ocp_mamba.reports.evaluation_page import Report, write_evaluation
 from ocp_mamba.reports.plots import plot_cosine, plot_losses
 from ocp_mamba.tracking.run import TrackedRun
 
 
-def log_judgement(run: TrackedRun, report: Report, folder: Path) -> Path:
-    """Write a judgement's files and log them under ``reports``; returns the page."""
-    files = write_judgement(report, folder)
+def log_evaluation(run: TrackedRun, report: Report, folder: Path) -> Path:
+    """Write an evaluation's files and log them under ``reports``; returns the page."""
+    files = write_evaluation(report, folder)
     for path in files:
         run.log_artifact(path, "reports")
     return files[0]
@@ -22,11 +22,11 @@ def log_judgement(run: TrackedRun, report: Report, folder: Path) -> Path:
 def log_training(
     run: TrackedRun, report: Report, leaks: LeakReport, summary: str, folder: Path
 ) -> Path:
-    """Write a training's plots, its judgement and its tables, and log them; returns the page.
+    """Write a training's plots, its evaluation and its tables, and log them; returns the page.
 
     Args:
         run: the tracked run.
-        report: the judgement of the best epoch, with the epochs.
+        report: the evaluation of the best epoch, with the epochs.
         leaks: what was found about the dataset.
         summary: tables as plain text.
         folder: where to write; made where it does not exist.
@@ -36,7 +36,7 @@ def log_training(
         *plot_losses(report.history, folder / "loss.png"),
     ):
         run.log_artifact(path, "plots")
-    page = log_judgement(run, report, folder)
+    page = log_evaluation(run, report, folder)
     texts = {
         "leak_report.md": leaks.to_markdown(),
         "leak_report.json": json.dumps(leaks.figures(), indent=1),

@@ -1,4 +1,4 @@
-"""The quality job: train the model and its rivals over several seeds, judge all, write the table.
+"""The quality job: train the model and its negatives over several seeds, evaluate all, write the table.
 
 A training leaves one ``.pt`` in the output folder, named after everything that it depends on. One
 that is there is not trained again, so a job that was cut off goes on, and several processes can
@@ -25,7 +25,7 @@ from ocp_mamba.errors import DatasetError, JobError
 from ocp_mamba.evaluation.evaluate import evaluate, validator
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.result import Evaluation
-from ocp_mamba.jobs.common import Echo, check_aloud, open_data
+from ocp_mamba.jobs.common import Log, check_dataset_and_log, open_data
 from ocp_mamba.jobs.preconditions import require_trainable
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.checkpoint import save_checkpoint
@@ -50,8 +50,8 @@ class QualityJob:
         model: shape of the model; the trained baselines get its number of parameters.
         train: settings of every training; its seed is replaced by each of ``seeds``.
         seeds: at least one.
-        split: what is judged. Training never sees "test".
-        only: "train" trains and judges nothing; "table" judges and trains nothing.
+        split: what is evaluated. Training never sees "test".
+        only: "train" trains and evaluates nothing; "table" evaluates and trains nothing.
         experiment: of the MLflow run.
         allow_pickle: see `open_data`.
         progress: show progress bars.
@@ -70,7 +70,7 @@ class QualityJob:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class _Training:
     """One training: of the model or a baseline, with one seed."""
 
     kind: str
@@ -81,8 +81,8 @@ class _Unit:
         return f"{self.kind}, seed {self.config.seed}"
 
 
-def run_quality(job: QualityJob, echo: Echo) -> Quality | None:
-    """Train what is missing, judge every predictor on the split, track and write the table.
+def run_quality(job: QualityJob, log: Log) -> Quality | None:
+    """Train what is missing, evaluate every predictor on the split, track and write the table.
 
     Returns:
         The table; None where the job only trains.
@@ -91,11 +91,11 @@ def run_quality(job: QualityJob, echo: Echo) -> Quality | None:
         DatasetError: a split that is needed has no examples, or see `open_data`.
         JobError: only the table was asked for, and a training is missing.
     """
-    dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
     require_trainable(dataset, job.data, job.model)
     if dataset.n_examples(job.split) == 0:
-        raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to judge on")
-    check_aloud(dataset, echo)
+        raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to evaluate on")
+    check_dataset_and_log(dataset, log)
     index = BankIndex(dataset.bank)
     units = _units(job, dataset)
     missing = [unit for unit in units if not unit.path.exists()]
@@ -105,8 +105,10 @@ def run_quality(job: QualityJob, echo: Echo) -> Quality | None:
             "on this dataset; leave `--only table` away to train what is missing"
         )
     if job.only == TRAIN_ONLY:
-        _train_all(job, units, dataset, index, echo)
-        echo(f"\nwrote {len(units)} trained models to {job.output}; nothing was judged or tracked")
+        _train_all(job, units, dataset, index, log)
+        log(
+            f"\nwrote {len(units)} trained models to {job.output}; nothing was evaluated or tracked"
+        )
         return None
     with track(
         dataset,
@@ -122,18 +124,18 @@ def run_quality(job: QualityJob, echo: Echo) -> Quality | None:
         tags={
             "kind": "quality",
             "metrics.version": METRICS_VERSION,
-            "test_split_judged": str(job.split == "test").lower(),
+            "test_split_evaluated": str(job.split == "test").lower(),
         },
         inputs={**TRAINING_INPUTS, job.split: "evaluation"},
         system_metrics=False,
     ) as run:
-        _train_all(job, units, dataset, index, echo)
-        quality = _judge_all(job, run, units, dataset, index, echo)
-        _conclude(job, run, quality, echo)
+        _train_all(job, units, dataset, index, log)
+        quality = _evaluate_all(job, run, units, dataset, index, log)
+        _conclude(job, run, quality, log)
     return quality
 
 
-def _units(job: QualityJob, dataset: Dataset) -> list[_Unit]:
+def _units(job: QualityJob, dataset: Dataset) -> list[_Training]:
     """Every training, seed after seed, so that a part of the seeds is whole before the next."""
     found = []
     for seed in job.seeds:
@@ -146,24 +148,24 @@ def _units(job: QualityJob, dataset: Dataset) -> list[_Unit]:
                 asdict(replace(config, threads=0)),
             ]
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-            found.append(_Unit(kind, config, job.output / f"{kind}-seed{seed}-{key}.pt"))
+            found.append(_Training(kind, config, job.output / f"{kind}-seed{seed}-{key}.pt"))
     return found
 
 
 def _train_all(
-    job: QualityJob, units: Sequence[_Unit], dataset: Dataset, index: BankIndex, echo: Echo
+    job: QualityJob, units: Sequence[_Training], dataset: Dataset, index: BankIndex, log: Log
 ) -> None:
     """Train each unit that has no file yet; a file appears whole, when its training has ended."""
     for number, unit in enumerate(units, 1):
         head = f"[{number} of {len(units)}] {unit}"
         if unit.path.exists():
-            echo(f"{head}: trained before, {unit.path.name}")
+            log(f"{head}: trained before, {unit.path.name}")
         else:
-            echo(f"{head}: training")
-            echo(f"{head}: {_train(job, unit, dataset, index)}")
+            log(f"{head}: training")
+            log(f"{head}: {_train(job, unit, dataset, index)}")
 
 
-def _train(job: QualityJob, unit: _Unit, dataset: Dataset, index: BankIndex) -> str:
+def _train(job: QualityJob, unit: _Training, dataset: Dataset, index: BankIndex) -> str:
     """Train one unit on the train split, keep the epoch that is best on val, and write its file."""
     torch.manual_seed(unit.config.seed)
     model: NextVectorModel = OCPMambaLVM(job.model)
@@ -195,45 +197,47 @@ def _train(job: QualityJob, unit: _Unit, dataset: Dataset, index: BankIndex) -> 
     )
 
 
-def _judge_all(
+def _evaluate_all(
     job: QualityJob,
     run: TrackedRun,
-    units: Sequence[_Unit],
+    units: Sequence[_Training],
     dataset: Dataset,
     index: BankIndex,
-    echo: Echo,
+    log: Log,
 ) -> Quality:
-    """Judge every predictor on the split and track each as a child run."""
+    """Evaluate every predictor on the split and track each as a child run."""
 
-    def judge(name: str, predictor: Predictor) -> Evaluation:
-        echo(f"judging {name} on {dataset.n_examples(job.split):,} sequences of {job.split}")
+    def evaluated(name: str, predictor: Predictor) -> Evaluation:
+        log(f"evaluating {name} on {dataset.n_examples(job.split):,} sequences of {job.split}")
         return evaluate(predictor, dataset, job.split, name=name, index=index)
 
     cheap = {}
     for name, predictor in cheap_baselines(dataset).items():
-        cheap[name] = Row(name, [judge(name, predictor)])
-        _log_child(run, name, cheap[name].judged[0], {"predictor": name})
+        cheap[name] = Row(name, [evaluated(name, predictor)])
+        _log_child(run, name, cheap[name].evaluated[0], {"predictor": name})
     trained: dict[str, Row] = {}
     precisions = set()
     for unit in units:
         saved = load_predictor(unit.path)
-        figures = judge(str(unit), saved.model)
+        figures = evaluated(str(unit), saved.model)
         _log_trained(run, unit, figures, saved)
         row = trained.get(unit.kind) or Row(saved.kind, [], saved.model.num_parameters(), 0.0)
         minutes = (row.minutes or 0.0) + float(saved.loop["minutes"]) / len(job.seeds)
-        trained[unit.kind] = replace(row, judged=[*row.judged, figures], minutes=minutes)
+        trained[unit.kind] = replace(row, evaluated=[*row.evaluated, figures], minutes=minutes)
         precisions.add(str(saved.loop["precision"]))
     others = [*cheap.values(), *(row for kind, row in trained.items() if kind != MODEL)]
     facts = {"trained in": " and ".join(sorted(precisions))}
     return Quality(trained[MODEL], others, job.seeds, facts)
 
 
-def _log_trained(run: TrackedRun, unit: _Unit, judged: Evaluation, saved: SavedPredictor) -> None:
+def _log_trained(
+    run: TrackedRun, unit: _Training, evaluated: Evaluation, saved: SavedPredictor
+) -> None:
     history = [EpochRecord(**record) for record in saved.loop["history"]]
     _log_child(
         run,
         f"{unit.kind} seed {unit.config.seed}",
-        judged,
+        evaluated,
         {
             "predictor": unit.kind,
             "train.seed": unit.config.seed,
@@ -251,23 +255,23 @@ def _log_trained(run: TrackedRun, unit: _Unit, judged: Evaluation, saved: SavedP
 def _log_child(
     run: TrackedRun,
     name: str,
-    judged: Evaluation,
+    evaluated: Evaluation,
     params: Mapping[str, object],
     history: Sequence[EpochRecord] = (),
     numbers: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    kind = {"kind": "quality", "evaluated.split": judged.split}
+    kind = {"kind": "quality", "evaluated.split": evaluated.split}
     run.log_child(
         name,
         params,
-        {**judged.headline(), **(numbers or {})},
-        {**kind, **judged.tags(), **(tags or {})},
+        {**evaluated.headline(), **(numbers or {})},
+        {**kind, **evaluated.tags(), **(tags or {})},
         history=history,
     )
 
 
-def _conclude(job: QualityJob, run: TrackedRun, quality: Quality, echo: Echo) -> None:
+def _conclude(job: QualityJob, run: TrackedRun, quality: Quality, log: Log) -> None:
     """Write the table, log it with the model's figures and the verdicts, and say it."""
     table = to_markdown(quality)
     contents = {
@@ -288,4 +292,4 @@ def _conclude(job: QualityJob, run: TrackedRun, quality: Quality, echo: Echo) ->
         verdicts[f"verdict.{name}"] = quality.verdict(column)
     run.log_results(numbers, tags=verdicts, split=job.split)
     files = ", ".join(str(job.output / name) for name in contents)
-    echo(f"\n{table}\n\nwrote {files}, run {run.run_id}")
+    log(f"\n{table}\n\nwrote {files}, run {run.run_id}")

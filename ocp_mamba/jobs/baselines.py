@@ -1,4 +1,4 @@
-"""The baselines of a training run: judged, trained where asked for, and tracked as child runs."""
+"""The baselines of a training run: evaluated, trained where asked for, and tracked as child runs."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ CHEAP, FULL = "cheap", "full"
 HEADLINE = ("next_vec_cosine", "faiss_retrieval_p1")
 
 
-def judge_cheap(dataset: Dataset, index: BankIndex) -> dict[str, Evaluation]:
-    """Judge the baselines that need no gradient on the validation split, by name."""
+def evaluate_cheap(dataset: Dataset, index: BankIndex) -> dict[str, Evaluation]:
+    """Evaluate the baselines that need no gradient on the validation split, by name."""
     return {
         name: evaluate(predictor, dataset, "val", name=name, index=index)
         for name, predictor in cheap_baselines(dataset).items()
     }
 
 
-def train_and_judge(
+def train_and_evaluate(
     run: TrackedRun,
     like: OCPMambaLVM,
     dataset: Dataset,
-    judged_on: Dataset,
+    evaluated_on: Dataset,
     index: BankIndex,
     config: TrainConfig,
     output: Path,
     *,
-    echo: Callable[[str], None],
+    log: Callable[[str], None],
     progress: bool,
     device: torch.device | None = None,
 ) -> dict[str, Evaluation]:
-    """Train each baseline of the model's size as the model was, judge it and log it as a child.
+    """Train each baseline of the model's size as the model was, evaluate it and log it as a child.
 
     Everything is the model's: seed, batches, loss, schedule, precision, early stopping. Each one's
     best epoch is written beside the model's file, as ``<stem>.<name>.pt``, and into its child run.
 
     Returns:
-        Judgements of the best epochs on the validation split, by name.
+        Evaluations of the best epochs on the validation split, by name.
     """
-    judged, validate = {}, validator(judged_on, index)
+    evaluated, validate = {}, validator(evaluated_on, index)
     for name, make in TRAINED_BASELINES.items():
         torch.manual_seed(config.seed)
         model = make(like.config, like.num_parameters()).to(device)
-        echo(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
+        log(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
         fitted = fit(model, dataset, config, validate=validate, progress=progress)
-        judged[name] = evaluate(model.cpu().eval(), judged_on, "val", name=name, index=index)
+        evaluated[name] = evaluate(model.cpu().eval(), evaluated_on, "val", name=name, index=index)
         params = {
             "ran.parameters": model.num_parameters(),
             "best_epoch": fitted.best_epoch,
@@ -74,24 +74,24 @@ def train_and_judge(
             encoder=dict(dataset.meta.get("encoder", {})),
             loop={"epoch": fitted.best_epoch},
         )
-        echo(f"baseline file {path}")
+        log(f"baseline file {path}")
         log_baseline(
             run,
             name,
-            judged[name],
+            evaluated[name],
             params,
             {"train_time_minutes": fitted.train_minutes},
             {alarm.tag: str(alarm) for alarm in fitted.alarms},
             history=fitted.history,
             files=[path],
         )
-    return judged
+    return evaluated
 
 
 def log_baseline(
     run: TrackedRun,
     name: str,
-    judged: Evaluation,
+    evaluated: Evaluation,
     params: Mapping[str, object] | None = None,
     numbers: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
@@ -103,18 +103,20 @@ def log_baseline(
     run.log_child(
         f"baseline {name}",
         {"predictor": name, **(params or {})},
-        {**judged.headline(), **(numbers or {})},
-        {"kind": "baseline", **judged.tags(), **(tags or {})},
+        {**evaluated.headline(), **(numbers or {})},
+        {"kind": "baseline", **evaluated.tags(), **(tags or {})},
         history=history,
         files=files,
     )
-    said = ", ".join(f"{key} {judged.figures[key]}" for key in HEADLINE if key in judged.figures)
+    said = ", ".join(
+        f"{key} {evaluated.figures[key]}" for key in HEADLINE if key in evaluated.figures
+    )
     run.log_results({}, tags={f"baseline.{name}": said})
 
 
-def trained_gates(judged: Evaluation, trained: Mapping[str, Evaluation]) -> dict[str, str]:
+def trained_gates(evaluated: Evaluation, trained: Mapping[str, Evaluation]) -> dict[str, str]:
     """Whether the model beats every trained baseline; ``not-run`` where none was trained."""
     return {
-        "beats_trained_baselines_cosine": gates.beats_gate(judged, trained, HEADLINE[0]),
-        "beats_trained_baselines_p1": gates.beats_gate(judged, trained, HEADLINE[1]),
+        "beats_trained_baselines_cosine": gates.beats_gate(evaluated, trained, HEADLINE[0]),
+        "beats_trained_baselines_p1": gates.beats_gate(evaluated, trained, HEADLINE[1]),
     }

@@ -9,7 +9,7 @@ import torch
 
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.analysis.leakage import LeakReport, check
-from ocp_mamba.data.analysis.sample import JudgeLimits, judged_part, sample_of
+from ocp_mamba.data.analysis.sample import EvalLimits, evaluation_part, sample_of
 from ocp_mamba.data.dataset import Dataset, is_dataset_file
 from ocp_mamba.data.legacy.importer import import_legacy
 from ocp_mamba.data.load import load_dataset
@@ -21,41 +21,41 @@ from ocp_mamba.tracking.session import track
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.trainer import resolve_precision
 
-Echo = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def open_data(path: Path, *, allow_pickle: bool, echo: Echo) -> Dataset:
+def open_data(path: Path, *, allow_pickle: bool, log: Log) -> Dataset:
     """Open a dataset file, or import an older npz and say what was done to it.
 
     Raises:
         DatasetError: the file is neither, or has faults.
     """
-    echo(f"data {path}")
+    log(f"data {path}")
     if is_shards(path) or is_dataset_file(path):
         return load_dataset(path)
     dataset, report = import_legacy(path, allow_pickle=allow_pickle)
-    echo(report.to_markdown())
+    log(report.to_markdown())
     return dataset
 
 
-def check_aloud(dataset: Dataset, echo: Echo) -> LeakReport:
+def check_dataset_and_log(dataset: Dataset, log: Log) -> LeakReport:
     """Check a dataset and say each warning of the report."""
     report = check(dataset)
     for warning in report.warnings:
-        echo(f"WARNING: {warning}")
+        log(f"WARNING: {warning}")
     return report
 
 
-def judged_aloud(dataset: Dataset, limits: JudgeLimits, echo: Echo, progress: bool) -> Dataset:
-    """Return the dataset to judge on; where that is a sample, say of how much."""
-    judged = judged_part(dataset, limits, progress=progress)
-    sample = sample_of(judged)
+def evaluation_dataset(dataset: Dataset, limits: EvalLimits, log: Log, progress: bool) -> Dataset:
+    """Return the dataset to evaluate on; where that is a sample, say of how much."""
+    evaluated = evaluation_part(dataset, limits, progress=progress)
+    sample = sample_of(evaluated)
     if sample:
-        echo(
-            f"Too large to be judged whole; judged on {sample}. For more: --judge-sequences, "
-            "--judge-pool, --judge-train (0: all)"
+        log(
+            f"Too large to be evaluated whole; evaluated on {sample}. For more: --eval-sequences, "
+            "--eval-pool, --eval-train (0: all)"
         )
-    return judged
+    return evaluated
 
 
 def what_ran(model: OCPMambaLVM, dataset: Dataset, config: TrainConfig) -> dict[str, object]:

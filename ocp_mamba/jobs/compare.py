@@ -1,4 +1,4 @@
-"""Read judged runs back from the tracking store, to compare them."""
+"""Read evaluated runs back from the tracking store, to compare them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LISTED = 5
 
 
 def load_candidates(words: Sequence[str]) -> list[Candidate]:
-    """Return the judged runs that the words name, from the store in use.
+    """Return the evaluated runs that the words name, from the store in use.
 
     Args:
         words: run ids or run names, of any experiment.
 
     Raises:
         CompareError: a run does not exist, its name is another's too, it is named twice, or it has
-            no judgement.
+            no evaluation.
     """
     runs = [find_run(word) for word in words]
     for run_id, times in Counter(run.info.run_id for run in runs).items():
@@ -84,7 +84,7 @@ def _candidate(run: Run, *, alone: bool) -> Candidate:
                 per_example = dict(arrays)
         except (MlflowException, OSError, ValueError) as error:
             raise CompareError(
-                f"run {name} ({run_id}) has no judgement to compare, {FIGURES} and {NUMBERS}: "
-                f"{first_line(error)}. Judge its model: ocp-mamba evaluate --model ... --data ..."
+                f"run {name} ({run_id}) has no evaluation to compare, {FIGURES} and {NUMBERS}: "
+                f"{first_line(error)}. Evaluate its model: ocp-mamba evaluate --model ... --data ..."
             ) from error
     return Candidate(run_id, name if alone else f"{name} ({run_id[:8]})", evaluation, per_example)

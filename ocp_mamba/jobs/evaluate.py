@@ -1,4 +1,4 @@
-"""The evaluation job: judge a model or a baseline beside the cheap baselines, and track it."""
+"""The evaluation job: evaluate a model or a baseline beside the cheap baselines, and track it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ocp_mamba.baselines.simple import Predictor, cheap_baselines
-from ocp_mamba.data.analysis.sample import JudgeLimits
+from ocp_mamba.data.analysis.sample import EvalLimits
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.decoders import Decoder, Vec2TextDecoder
 from ocp_mamba.embeddings.encoders import Encoder, SentenceTransformerEncoder
@@ -20,8 +20,8 @@ from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.latency import inference_latency
 from ocp_mamba.evaluation.result import Evaluation
-from ocp_mamba.jobs.artifacts import log_judgement
-from ocp_mamba.jobs.common import Echo, check_aloud, judged_aloud, open_data
+from ocp_mamba.jobs.artifacts import log_evaluation
+from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, open_data
 from ocp_mamba.jobs.open_model import (
     BASELINE_PREFIX,
     open_predictor,
@@ -30,7 +30,7 @@ from ocp_mamba.jobs.open_model import (
 )
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.model.quantize import quantise
+from ocp_mamba.model.quantize import quantize
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.reports.tables import baseline_table, result_table
 from ocp_mamba.tracking.run import TrackedRun
@@ -56,7 +56,7 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """What to judge, on what, and with what.
+    """What to evaluate, on what, and with what.
 
     Attributes:
         model: see `job_open.open_predictor`.
@@ -65,11 +65,11 @@ class EvaluationJob:
         output: folder for the page, the figures and ``gates.json``, made where it does not exist.
         encoder: name or folder of the echo loop's encoder; None lets the bank stand in for it.
         index: one of `retrieval.KINDS`.
-        weights: one of `quantise.WEIGHTS`, how the model's matrices are stored.
-        against: judge the cheap baselines too; gates that compare are ``not-run`` without them.
+        weights: one of `quantize.WEIGHTS`, how the model's matrices are stored.
+        against: evaluate the cheap baselines too; gates that compare are ``not-run`` without them.
         decoder: "vec2text" to close the echo loop with it too; None leaves it out.
         allow_pickle: see `open_data`.
-        judge: up to what size data are judged whole.
+        evaluate: up to what size data are evaluated whole.
         progress: show progress bars.
     """
 
@@ -83,7 +83,7 @@ class EvaluationJob:
     against: bool = True
     decoder: str | None = None
     allow_pickle: bool = False
-    judge: JudgeLimits = field(default_factory=JudgeLimits)
+    limits: EvalLimits = field(default_factory=EvalLimits)
     progress: bool = False
 
 
@@ -98,8 +98,8 @@ class EvaluationOutcome:
     page: Path
 
 
-def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
-    """Judge a model on a split, track it, and write its page, its figures and its gates.
+def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
+    """Evaluate a model on a split, track it, and write its page, its figures and its gates.
 
     Raises:
         DatasetError: the split has no examples, or see `open_data`.
@@ -107,10 +107,10 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         EncoderError: the encoder cannot be loaded.
         EncoderMismatchError: the model's or the live encoder is not the bank's. A run tells of it.
     """
-    whole = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    whole = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
     if whole.n_examples(job.split) == 0:
-        raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to judge on")
-    dataset = judged_aloud(whole, job.judge, echo, job.progress)
+        raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to evaluate on")
+    dataset = evaluation_dataset(whole, job.limits, log, job.progress)
     compared = job.against or job.model.startswith(BASELINE_PREFIX)
     cheap = cheap_baselines(dataset) if compared else {}
     opened = open_predictor(job.model, dataset, cheap)
@@ -118,10 +118,10 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
         if not isinstance(opened.predictor, OCPMambaLVM):
             raise JobError(f"{job.model} has no weights to store as {job.weights}")
         # The tracked model has other weights: these figures are not its.
-        opened = replace(opened, predictor=quantise(opened.predictor, job.weights), model_id=None)
+        opened = replace(opened, predictor=quantize(opened.predictor, job.weights), model_id=None)
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
-    decoder, no_decoder = _open_decoder(job, dataset, echo)
-    leaks = check_aloud(dataset, echo)
+    decoder, no_decoder = _open_decoder(job, dataset, log)
+    leaks = check_dataset_and_log(dataset, log)
     job.output.mkdir(parents=True, exist_ok=True)
     with track(
         whole,
@@ -132,79 +132,79 @@ def run_evaluation(job: EvaluationJob, echo: Echo) -> EvaluationOutcome:
             "evaluated.model": job.model,
             "evaluated.split": job.split,
             "evaluated.weights": job.weights,
-            **config_params(judge=job.judge),
+            **config_params(limits=job.limits),
         },
-        tags={"kind": "evaluation", "test_split_judged": str(job.split == "test").lower()},
+        tags={"kind": "evaluation", "test_split_evaluated": str(job.split == "test").lower()},
         inputs={job.split: "evaluation"},
-        judged=dataset,
+        evaluated=dataset,
         system_metrics=False,
     ) as run:
         if opened.model_id is not None:
             run.link_model(opened.model_id)
         with _mismatch_tracked(run):
             require_one_encoder(job.model, opened.encoder, dataset)
-            judged, baselines = _judge_all(
-                job, opened.predictor, cheap, dataset, encoder, decoder, echo
+            evaluated, baselines = _evaluate_all(
+                job, opened.predictor, cheap, dataset, encoder, decoder, log
             )
         timing = {}
         if isinstance(opened.predictor, NextVectorModel):
             timing = inference_latency(opened.predictor)
         ceiling = leaks.figures().get(f"data/{job.split}_top1_ceiling")
-        numbers = judged.flat() | timing
-        verdicts = gates.judge(
-            judged,
+        numbers = evaluated.flat() | timing
+        verdicts = gates.evaluate_gates(
+            evaluated,
             baselines,
             leaks=leaks.leaks,
             same_encoder=gates.same_encoder(opened.encoder, dataset.meta.get("encoder", {})),
         )
         run.log_results(
-            judged.headline() | timing | {"retrieval_top1_ceiling": ceiling},
+            evaluated.headline() | timing | {"retrieval_top1_ceiling": ceiling},
             verdicts,
-            judged.tags() | no_decoder,
+            evaluated.tags() | no_decoder,
             split=job.split,
         )
         report = Report(
-            title=f"Judgement of {judged.predictor} on the {job.split} split",
-            judged=judged,
+            title=f"Evaluation of {evaluated.predictor} on the {job.split} split",
+            evaluated=evaluated,
             dataset=dataset,
             baselines=baselines,
             gates=verdicts,
-            facts={"run": run.run_id, "margin": margin_note(judged)},
+            facts={"run": run.run_id, "margin": margin_note(evaluated)},
             warnings=leaks.warnings,
         )
-        page = log_judgement(run, report, job.output)
+        page = log_evaluation(run, report, job.output)
         written = job.output / "gates.json"
         written.write_text(json.dumps(verdicts, indent=1) + "\n", encoding="utf-8")
         run.log_artifact(written, "reports")
-    echo(baseline_table({**baselines, judged.predictor: judged}))
-    echo("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
-    echo(f"\nmargin {margin_note(judged)}")
-    echo(f"\nwrote {page}, run {run.run_id}")
-    return EvaluationOutcome(run.run_id, judged, baselines, verdicts, page)
+    log(baseline_table({**baselines, evaluated.predictor: evaluated}))
+    log("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
+    log(f"\nmargin {margin_note(evaluated)}")
+    log(f"\nwrote {page}, run {run.run_id}")
+    return EvaluationOutcome(run.run_id, evaluated, baselines, verdicts, page)
 
 
-def margin_note(judged: Evaluation) -> str:
+def margin_note(evaluated: Evaluation) -> str:
     """Return the margin beside the context mean's, in words that keep it from misleading."""
-    ours, mean = (judged.figures[name] for name in ("margin", "context_mean_margin"))
+    ours, mean = (evaluated.figures[name] for name in ("margin", "context_mean_margin"))
     return (
         f"{ours}; the untrained context mean has {mean} on the same examples. Below 0 is no fault "
         "by itself: a good regressor that is unsure stays near its input (docs/metrics.md)"
     )
 
 
-def _judge_all(
+def _evaluate_all(
     job: EvaluationJob,
     predictor: Predictor,
     cheap: Mapping[str, Predictor],
     dataset: Dataset,
     encoder: Encoder | None,
     decoder: Decoder | None,
-    echo: Echo,
+    log: Log,
 ) -> tuple[Evaluation, dict[str, Evaluation]]:
-    """Judge the predictor, then the baselines (but the one that it is), with the same index."""
+    """Evaluate the predictor, then the baselines (but the one that it is), with the same index."""
     index = BankIndex(dataset.bank, job.index)
-    echo(f"judging {job.model} on {dataset.n_examples(job.split):,} sequences of {job.split}")
-    judged = evaluate(
+    log(f"evaluating {job.model} on {dataset.n_examples(job.split):,} sequences of {job.split}")
+    evaluated = evaluate(
         predictor,
         dataset,
         job.split,
@@ -216,13 +216,13 @@ def _judge_all(
     baselines = {}
     for name, baseline in cheap.items() if job.against else ():
         if baseline is not predictor:
-            echo(f"judging {BASELINE_PREFIX}{name}")
+            log(f"evaluating {BASELINE_PREFIX}{name}")
             baselines[name] = evaluate(baseline, dataset, job.split, name=name, index=index)
-    return judged, baselines
+    return evaluated, baselines
 
 
 def _open_decoder(
-    job: EvaluationJob, dataset: Dataset, echo: Echo
+    job: EvaluationJob, dataset: Dataset, log: Log
 ) -> tuple[Decoder | None, dict[str, str]]:
     """The decoder asked for; or None, and the tag with the reason."""
     reason = "not asked for (--decoder vec2text)"
@@ -236,7 +236,7 @@ def _open_decoder(
             return Vec2TextDecoder(str(dataset.meta.get("encoder", {}).get("name"))), {}
         except DecoderError as error:
             reason = str(error)
-            echo(f"WARNING: {job.decoder} not run: {reason}")
+            log(f"WARNING: {job.decoder} not run: {reason}")
     return None, {"vec2text.reason": reason}
 
 

@@ -1,4 +1,4 @@
-"""Opening what is to be judged: a baseline by name, a file, a registered model, a run's file."""
+"""Opening what is to be evaluated: a baseline by name, a file, a registered model, a run's file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREFIXES = (BASELINE_PREFIX, MODELS_PREFIX, RUNS_PREFIX)
 
 @dataclass(frozen=True)
 class Opened:
-    """What is to be judged.
+    """What is to be evaluated.
 
     Attributes:
         predictor: in evaluation mode.
@@ -42,7 +42,7 @@ def open_predictor(model: str, dataset: Dataset, cheap: Mapping[str, Predictor])
     Args:
         model: the path of a ``.pt`` of the model or of a trained baseline; the same among a run's
             artifacts, ``runs:/RUN_ID/model.gru.pt``; ``models:/…``; or ``baseline:NAME``.
-        dataset: what it is to be judged on.
+        dataset: what it is to be evaluated on.
         cheap: the baselines by name.
 
     Raises:
@@ -54,7 +54,7 @@ def open_predictor(model: str, dataset: Dataset, cheap: Mapping[str, Predictor])
         if name not in cheap:
             raise JobError(
                 f"baseline {name!r} is unknown; choose one of {', '.join(cheap)}. A trained one "
-                "is judged by the file that `ocp-mamba train --baselines full` writes, as "
+                "is evaluated by the file that `ocp-mamba train --baselines full` writes, as "
                 "--model outputs/model.gru.pt"
             )
         return Opened(cheap[name], dataset.meta.get("encoder", {}))

@@ -1,4 +1,4 @@
-"""The main job, whole: train, judge, track and register a model; and the check of a dataset.
+"""The main job, whole: train, evaluate, track and register a model; and the check of a dataset.
 
 This is where training and evaluation, which know no tracker, meet MLflow.
 """
@@ -14,7 +14,7 @@ import torch
 
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.analysis.leakage import LeakReport
-from ocp_mamba.data.analysis.sample import JudgeLimits
+from ocp_mamba.data.analysis.sample import EvalLimits
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import BackendError
@@ -27,12 +27,18 @@ from ocp_mamba.jobs.artifacts import log_training
 from ocp_mamba.jobs.baselines import (
     CHEAP,
     FULL,
-    judge_cheap,
+    evaluate_cheap,
     log_baseline,
-    train_and_judge,
+    train_and_evaluate,
     trained_gates,
 )
-from ocp_mamba.jobs.common import Echo, check_aloud, judged_aloud, open_data, what_ran
+from ocp_mamba.jobs.common import (
+    Log,
+    check_dataset_and_log,
+    evaluation_dataset,
+    open_data,
+    what_ran,
+)
 from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.kernels.backend import resolve_device, use_backend
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
@@ -50,7 +56,7 @@ from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.state import FitResult
 from ocp_mamba.training.trainer import fit
 
-SEED_METRICS = (
+HEADLINE_METRICS = (
     "next_vec_cosine",
     "faiss_retrieval_p1",
     "echo_loop_similarity",
@@ -64,7 +70,7 @@ READY_TOLERANCE = 1e-5
 class TrainJob:
     """Everything that a training run is started with.
 
-    ``baselines`` is "cheap" or "full". ``judge`` says up to what size data are judged whole.
+    ``baselines`` is "cheap" or "full". ``evaluate`` says up to what size data are evaluated whole.
     ``relations`` has the model know the dataset's relations.
     """
 
@@ -78,7 +84,7 @@ class TrainJob:
     baselines: str = CHEAP
     experiment: str = EXPERIMENT
     run_name: str | None = None
-    judge: JudgeLimits = field(default_factory=JudgeLimits)
+    limits: EvalLimits = field(default_factory=EvalLimits)
     checkpoint_every: int = 0
     resume: bool = False
     allow_pickle: bool = False
@@ -98,8 +104,8 @@ class TrainOutcome:
     version: ModelVersion | None
 
 
-def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcome:
-    """Train, judge, track and register one model.
+def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
+    """Train, evaluate, track and register one model.
 
     Args:
         job: what to train.
@@ -109,20 +115,22 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
     Raises:
         DatasetError, ConfigError, TrainingError, TrackingError, RegistryError: see their modules.
     """
-    dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
     if job.relations:
         job = replace(job, model=with_relations(job.model, dataset, job.data))
     require_trainable(dataset, job.data, job.model)
-    ground = _break_ground(dataset, judged_aloud(dataset, job.judge, echo, job.progress), echo)
+    prepared = _check_and_evaluate_baselines(
+        dataset, evaluation_dataset(dataset, job.limits, log, job.progress), log
+    )
     torch.manual_seed(job.train.seed)
     model = OCPMambaLVM(job.model)
     world = _placed(job, world)
     model.to(world.device)
-    params = config_params(model=job.model, train=job.train, judge=job.judge)
+    params = config_params(model=job.model, train=job.train, limits=job.limits)
     params |= what_ran(model, dataset, job.train)
     params["ran.backend"] = use_backend(job.backend, world.device)
     params |= {"ran.baselines": job.baselines, "ran.processes": world.size}
-    echo(
+    log(
         f"\nTraining {model.num_parameters():,} parameters, {params['ran.precision']}, "
         f"compile {params['ran.compile']}"
     )
@@ -135,46 +143,46 @@ def run_training(job: TrainJob, echo: Echo, world: World = ALONE) -> TrainOutcom
         params=params,
         tags={"metrics.version": METRICS_VERSION} | dict(job.tags) | world.tags(),
         checkpoint_every=job.checkpoint_every,
-        judged=ground.judged,
+        evaluated=prepared.evaluated,
     ) as run:
-        for name, judged in ground.baselines.items():
-            log_baseline(run, name, judged)
-        with world.losses_named():
+        for name, evaluated in prepared.baselines.items():
+            log_baseline(run, name, evaluated)
+        with world.name_lost_workers():
             fitted = fit(
                 model,
                 dataset,
                 job.train,
-                validate=validator(ground.judged, ground.index),
+                validate=validator(prepared.evaluated, prepared.index),
                 output=job.output,
                 resume=job.resume,
                 on_epoch=run.on_epoch,
                 progress=job.progress,
                 world=world,
             )
-        # Judged on the CPU wherever it was trained, so that figures compare between machines.
-        return _conclude(run, job, model.cpu().eval(), ground, fitted, echo, world.device)
+        # Evaluated on the CPU wherever it was trained, so that figures compare between machines.
+        return _conclude(run, job, model.cpu().eval(), prepared, fitted, log, world.device)
 
 
 @dataclass(frozen=True)
-class _Ground:
-    """What is known of a dataset, and of what is judged of it, before a model is trained on it."""
+class _Prepared:
+    """What is known of a dataset, and of what is evaluated of it, before a model is trained on it."""
 
     dataset: Dataset
-    judged: Dataset
+    evaluated: Dataset
     index: BankIndex
     leaks: LeakReport
     baselines: Mapping[str, Evaluation]
 
 
-def _break_ground(dataset: Dataset, judged: Dataset, echo: Echo) -> _Ground:
-    """Check what is judged, aloud where it leaks, and judge the baselines on its val split."""
-    leaks = check_aloud(judged, echo)
-    index = BankIndex(judged.bank, "auto")
-    echo(f"Judging the baselines on {judged.n_examples('val'):,} validation sequences")
-    baselines = judge_cheap(judged, index)
-    echo(baseline_table(baselines))
+def _check_and_evaluate_baselines(dataset: Dataset, evaluated: Dataset, log: Log) -> _Prepared:
+    """Check what is evaluated, aloud where it leaks, and evaluate the baselines on its val split."""
+    leaks = check_dataset_and_log(evaluated, log)
+    index = BankIndex(evaluated.bank, "auto")
+    log(f"Evaluating the baselines on {evaluated.n_examples('val'):,} validation sequences")
+    baselines = evaluate_cheap(evaluated, index)
+    log(baseline_table(baselines))
     give_back_freed()
-    return _Ground(dataset, judged, index, leaks, baselines)
+    return _Prepared(dataset, evaluated, index, leaks, baselines)
 
 
 def _placed(job: TrainJob, world: World) -> World:
@@ -197,74 +205,74 @@ def _conclude(
     run: TrackedRun,
     job: TrainJob,
     model: OCPMambaLVM,
-    ground: _Ground,
+    prepared: _Prepared,
     fitted: FitResult,
-    echo: Echo,
+    log: Log,
     device: torch.device,
 ) -> TrainOutcome:
-    """Judge the best epoch, train baselines if asked, log all, register, say where to look."""
-    judged = evaluate(model, ground.judged, "val", name="model", index=ground.index)
+    """Evaluate the best epoch, train baselines if asked, log all, register, say where to look."""
+    evaluated = evaluate(model, prepared.evaluated, "val", name="model", index=prepared.index)
     saved = load_checkpoint(job.output)
     minutes = fitted.train_minutes
     timing = inference_latency(model) | {"train_time_minutes": minutes}
-    numbers = judged.flat() | timing
-    verdicts = gates.judge(
-        judged,
-        ground.baselines,
+    numbers = evaluated.flat() | timing
+    verdicts = gates.evaluate_gates(
+        evaluated,
+        prepared.baselines,
         cosines=[r.val["next_vec_cosine"] for r in fitted.history],
         train_minutes=minutes,
-        inference_ready=_same_predictions(model, saved, ground.judged),
-        leaks=ground.leaks.leaks,
-        same_encoder=gates.same_encoder(saved.encoder, ground.dataset.meta.get("encoder", {})),
+        inference_ready=_same_predictions(model, saved, prepared.evaluated),
+        leaks=prepared.leaks.leaks,
+        same_encoder=gates.same_encoder(saved.encoder, prepared.dataset.meta.get("encoder", {})),
     )
     model_id = run.log_models(job.output, fitted.best_epoch)
     trained: dict[str, Evaluation] = {}
     if job.baselines == FULL:
-        trained = train_and_judge(
+        trained = train_and_evaluate(
             run,
             model,
-            ground.dataset,
-            ground.judged,
-            ground.index,
+            prepared.dataset,
+            prepared.evaluated,
+            prepared.index,
             job.train,
             job.output,
-            echo=echo,
+            log=log,
             progress=job.progress,
             device=device,
         )
-    verdicts |= trained_gates(judged, trained)
-    ground = replace(ground, baselines={**ground.baselines, **trained})
+    verdicts |= trained_gates(evaluated, trained)
+    prepared = replace(prepared, baselines={**prepared.baselines, **trained})
     run.log_results(
-        judged.headline()
+        evaluated.headline()
         | timing
-        | {"retrieval_top1_ceiling": ground.leaks.figures().get("data/val_top1_ceiling")},
+        | {"retrieval_top1_ceiling": prepared.leaks.figures().get("data/val_top1_ceiling")},
         verdicts,
-        judged.tags(),
+        evaluated.tags(),
         epoch=fitted.best_epoch,
     )
     summary = "\n\n".join(
         [
             f"{epoch_table(fitted.history)}\n\n{alarms.listing(fitted.alarms)}",
-            baseline_table({**ground.baselines, "this model": judged}),
-            result_table(numbers, verdicts, SEED_METRICS),
+            baseline_table({**prepared.baselines, "this model": evaluated}),
+            result_table(numbers, verdicts, HEADLINE_METRICS),
         ]
     )
     report = Report(
         title=f"Training run {run.name}: epoch {fitted.best_epoch} on the val split",
-        judged=judged,
-        dataset=ground.judged,
-        baselines=ground.baselines,
+        evaluated=evaluated,
+        dataset=prepared.evaluated,
+        baselines=prepared.baselines,
         gates=verdicts,
         facts={"run": run.run_id, "training": f"{minutes:.1f} minutes"},
         history=fitted.history,
-        warnings=ground.leaks.warnings,
+        warnings=prepared.leaks.warnings,
     )
-    page = log_training(run, report, ground.leaks, summary, job.output.parent / run.run_id)
+    page = log_training(run, report, prepared.leaks, summary, job.output.parent / run.run_id)
     version = register_best(model_id) if model_id is not None else None
     run.log_cost()
-    echo(f"\n{summary}")
-    echo(_where_to_look(run, job, version, page))
-    return TrainOutcome(run.run_id, fitted, judged, numbers, verdicts, version)
+    log(f"\n{summary}")
+    log(_where_to_look(run, job, version, page))
+    return TrainOutcome(run.run_id, fitted, evaluated, numbers, verdicts, version)
 
 
 def _same_predictions(model: OCPMambaLVM, saved: Checkpoint, dataset: Dataset) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ocp_mamba.errors import ConfigError, WorkerLostError
-from ocp_mamba.jobs.common import Echo, open_data
+from ocp_mamba.jobs.common import Log, open_data
 from ocp_mamba.jobs.train import TrainJob, run_training
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.system.process import stop_signals
@@ -18,7 +18,7 @@ from ocp_mamba.training.trainer import fit
 WORKER_SEED_STRIDE = 7_919
 
 
-def run(job: TrainJob, echo: Echo) -> None:
+def run(job: TrainJob, log: Log) -> None:
     """Train as one of the processes that torchrun started, or alone.
 
     Raises:
@@ -28,12 +28,12 @@ def run(job: TrainJob, echo: Echo) -> None:
     """
     with join() as world:
         _require(job, world)
-        job = _restarted(job, world, echo)
+        job = _restarted(job, world, log)
         if not world.main:
             _assist(job, world)
             return
         try:
-            run_training(job, echo, world)
+            run_training(job, log, world)
         except WorkerLostError as error:
             raise WorkerLostError(f"{error}; {_way_out(job, world)}") from error
 
@@ -46,20 +46,20 @@ def _require(job: TrainJob, world: World) -> None:
         )
 
 
-def _restarted(job: TrainJob, world: World, echo: Echo) -> TrainJob:
+def _restarted(job: TrainJob, world: World, log: Log) -> TrainJob:
     """Under ``torchrun --max-restarts`` a training goes on from its last state, if there is one."""
     state = resume_path(job.output)
-    if not world.may_restart or not world.from_main(state.exists):
+    if not world.may_restart or not world.broadcast(state.exists):
         return job
     if world.main:
-        echo(f"restart {world.restarts} of this training by torchrun: going on from {state}")
+        log(f"restart {world.restarts} of this training by torchrun: going on from {state}")
     return replace(job, resume=True)
 
 
 def _assist(job: TrainJob, world: World) -> None:
     """Take this rank's share of every batch, until rank 0 says that training has ended."""
-    with stop_signals(), world.losses_named():
-        dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=_silence)
+    with stop_signals(), world.name_lost_workers():
+        dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=_silence)
         model = OCPMambaLVM(job.model).to(world.device)
         torch.manual_seed(job.train.seed + WORKER_SEED_STRIDE * world.rank)  # dropout's
         fit(

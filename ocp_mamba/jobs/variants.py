@@ -1,4 +1,4 @@
-"""The variants job: train the base and each planned variant, judge them on val, write the table.
+"""The variants job: train the base and each planned variant, evaluate them on val, write the table.
 
 A training leaves one ``.pt`` in the output folder, named after everything that it depends on. One
 that is there is not trained again, so that a job that was cut off goes on where it was.
@@ -26,7 +26,7 @@ from ocp_mamba.errors import ConfigError, DatasetError, VariantsError
 from ocp_mamba.evaluation.evaluate import evaluate, validator
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.result import Evaluation
-from ocp_mamba.jobs.common import Echo, check_aloud, open_data, what_ran
+from ocp_mamba.jobs.common import Log, check_dataset_and_log, open_data, what_ran
 from ocp_mamba.jobs.preconditions import require_trainable
 from ocp_mamba.model.checkpoint import load_checkpoint, save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
@@ -85,19 +85,19 @@ class VariantsJob:
 
 @dataclass(frozen=True)
 class _Trained:
-    """The trainings of one variant, a seed each, judged on val."""
+    """The trainings of one variant, a seed each, evaluated on val."""
 
-    judged: Sequence[Evaluation]
+    evaluated: Sequence[Evaluation]
     parameters: int
     steps: int
     minutes: float
 
     def row(self, name: str) -> Row:
-        return Row(name, self.judged, self.parameters, self.minutes)
+        return Row(name, self.evaluated, self.parameters, self.minutes)
 
 
-def run_variants(job: VariantsJob, echo: Echo) -> Comparison:
-    """Train what is missing, judge the base and each variant on val, track and write the table.
+def run_variants(job: VariantsJob, log: Log) -> Comparison:
+    """Train what is missing, evaluate the base and each variant on val, track and write the table.
 
     The base comes first; a variant that fails is a row that says so, and the others go on.
 
@@ -106,9 +106,9 @@ def run_variants(job: VariantsJob, echo: Echo) -> Comparison:
             `open_data`.
         VariantsError: after all is written, where a variant failed.
     """
-    dataset = open_data(job.data, allow_pickle=job.allow_pickle, echo=echo)
+    dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
     require_trainable(dataset, job.data, job.model)
-    leaks = check_aloud(dataset, echo)
+    leaks = check_dataset_and_log(dataset, log)
     with track(
         dataset,
         job.data,
@@ -124,7 +124,7 @@ def run_variants(job: VariantsJob, echo: Echo) -> Comparison:
         system_metrics=False,
     ) as run:
         run.log_results(leaks.figures())
-        bench = _Bench(job, run, echo)
+        bench = _Bench(job, run, log)
         comparison = _compare(bench, dataset)
         if comparison.failed:
             raise VariantsError(f"failed variants: {', '.join(comparison.failed)}")
@@ -132,7 +132,7 @@ def run_variants(job: VariantsJob, echo: Echo) -> Comparison:
 
 
 def _compare(bench: _Bench, dataset: Dataset) -> Comparison:
-    """Train and judge all; after each variant the table is written as it stands."""
+    """Train and evaluate all; after each variant the table is written as it stands."""
     job = bench.job
     index = BankIndex(dataset.bank)
     bench.plan(1 + sum(_says_something(job, name, dataset) for name in job.only))
@@ -218,13 +218,13 @@ def _scale(bench: _Bench, dataset: Dataset, base: _Trained) -> Scaling:
 
 def _scaling(dataset: Dataset, half: Subset, whole: _Trained, halved: _Trained) -> Scaling:
     """Put the whole's model beside the half's on the half's val examples."""
-    first = whole.judged[0]
+    first = whole.evaluated[0]
     shared = np.isin(first.chains, half.chains)
-    assert np.array_equal(first.chains[shared], half.chains[halved.judged[0].chains])
+    assert np.array_equal(first.chains[shared], half.chains[halved.evaluated[0].chains])
     values = {
         name: (
-            np.stack([e.per_example[metric][shared] for e in whole.judged]),
-            np.stack([e.per_example[metric] for e in halved.judged]),
+            np.stack([e.per_example[metric][shared] for e in whole.evaluated]),
+            np.stack([e.per_example[metric] for e in halved.evaluated]),
         )
         for name, metric in SCALING_METRICS.items()
     }
@@ -236,10 +236,10 @@ def _scaling(dataset: Dataset, half: Subset, whole: _Trained, halved: _Trained) 
 
 
 class _Bench:
-    """Where variants are trained and judged, one after the other, each tracked as a child run."""
+    """Where variants are trained and evaluated, one after the other, each tracked as a child run."""
 
-    def __init__(self, job: VariantsJob, run: TrackedRun, echo: Echo) -> None:
-        self.job, self.run_id, self.echo = job, run.run_id, echo
+    def __init__(self, job: VariantsJob, run: TrackedRun, log: Log) -> None:
+        self.job, self.run_id, self.log = job, run.run_id, log
         self._run = run
         self._left = 0
         self._seconds: list[float] = []
@@ -252,12 +252,12 @@ class _Bench:
     def train(
         self, name: str, model: ModelConfig, config: TrainConfig, data: Dataset, index: BankIndex
     ) -> _Trained:
-        """Train a variant with each seed, unless its file is there, and judge it on val."""
-        judged, minutes = [], []
+        """Train a variant with each seed, unless its file is there, and evaluate it on val."""
+        evaluated, minutes = [], []
         for seed in self.job.seeds:
             settings = replace(config, seed=seed)
             path = self._path(name, model, settings, data)
-            self.echo(f"\n{name}, seed {seed}: {self._ahead(path)}")
+            self.log(f"\n{name}, seed {seed}: {self._ahead(path)}")
             started = time.perf_counter()
             if not path.exists():
                 train_to_file(path, model, settings, data, index, progress=self.job.progress)
@@ -268,7 +268,7 @@ class _Bench:
             figures = evaluate(loaded, data, "val", name=f"{name}, seed {seed}", index=index)
             history = [EpochRecord(**record) for record in saved.loop["history"]]
             steps = sum(make_plan(data, settings).steps[: len(history)])
-            judged.append(figures)
+            evaluated.append(figures)
             minutes.append(float(saved.loop["minutes"]))
             self._run.log_child(
                 f"{name} seed {seed}",
@@ -284,14 +284,14 @@ class _Bench:
                 {"kind": "variant", **figures.tags(), **saved.loop["alarms"]},
                 history=history,
             )
-        return _Trained(judged, loaded.num_parameters(), steps, float(np.mean(minutes)))
+        return _Trained(evaluated, loaded.num_parameters(), steps, float(np.mean(minutes)))
 
     def guard(self, name: str, attempt: Callable[[], T], otherwise: Callable[[str, str], T]) -> T:
         """Attempt a variant; what says nothing here, or fails, becomes what ``otherwise`` makes.
 
         Args:
             name: of the variant.
-            attempt: trains and judges it.
+            attempt: trains and evaluates it.
             otherwise: makes a result out of a state and its reason.
         """
         left = self._left
@@ -306,7 +306,7 @@ class _Bench:
             trace = self.job.output / f"failed_{name}.txt"
             trace.write_text(traceback.format_exc(), encoding="utf-8")
             self._run.log_artifact(trace, "reports")
-        self.echo(f"\n{name}: {state}: {reason}")
+        self.log(f"\n{name}: {state}: {reason}")
         return otherwise(state, reason)
 
     def write(self, comparison: Comparison) -> list[Path]:
@@ -335,8 +335,8 @@ class _Bench:
                 for name, metric in SCALING_METRICS.items()
             }
         self._run.log_results(variant_table.numbers(comparison), verdicts, states)
-        self.echo(f"\n{variant_table.to_markdown(comparison)}")
-        self.echo(f"\nwrote {', '.join(map(str, files))}, run {self.run_id}")
+        self.log(f"\n{variant_table.to_markdown(comparison)}")
+        self.log(f"\nwrote {', '.join(map(str, files))}, run {self.run_id}")
 
     def _ahead(self, path: Path) -> str:
         if path.exists():

@@ -17,7 +17,7 @@ SHORTEST = 1e-12
 """Shorter rows are divided by this."""
 
 
-def unit(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def normalize(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return rows ``(..., D)`` of length 1, as `torch.nn.functional.normalize` does.
 
     Args:
@@ -25,7 +25,7 @@ def unit(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         dtype: what they are computed and given in; None for their own.
     """
     if torch.is_grad_enabled() and rows.requires_grad:
-        return _Unit.apply(rows, dtype or rows.dtype)
+        return _Normalize.apply(rows, dtype or rows.dtype)
     return F.normalize(rows if dtype is None else rows.to(dtype), dim=-1)
 
 
@@ -37,7 +37,7 @@ def cosine_to(targets: Tensor, rows: Tensor) -> Tensor:
     return _CosineTo.apply(targets.expand_as(rows), rows)
 
 
-class _Unit(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """``x / |x|``; what of a gradient lies along the row is lost, the rest divided by ``|x|``."""
 
     @staticmethod

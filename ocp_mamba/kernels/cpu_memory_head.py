@@ -1,7 +1,7 @@
 """What a model recalls for one new vector, on a CPU: one pass over what is remembered.
 
 The home of `ssm_cpu_recall.h`, which `ssm_cpu` compiles. The plain torch version is
-`readout.Readout.mixture`, which this must equal; torch's compiler makes several loops of that.
+`MemoryHead.mixture`, which this must equal; torch's compiler makes several loops of that.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def takes(queries: Tensor, memory: Tensor) -> bool:
     )
 
 
-def recall(queries: Tensor, memory: Tensor, temperature: float) -> Tensor:
+def read_memory(queries: Tensor, memory: Tensor, temperature: float) -> Tensor:
     """Return the mean over M queries of ``softmax(queries @ memory.T / temperature) @ memory``.
 
     Args:
@@ -62,5 +62,5 @@ def recall(queries: Tensor, memory: Tensor, temperature: float) -> Tensor:
 @functools.cache
 def _register() -> None:
     """Make `recall` an operation of torch's, which its compiler calls as it is."""
-    made = torch.library.custom_op("ocp_mamba::recall", recall, mutates_args=())
+    made = torch.library.custom_op("ocp_mamba::read_memory", read_memory, mutates_args=())
     made.register_fake(lambda queries, memory, temperature: queries.new_empty(queries.shape[1]))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocp_mamba.model.memory_head import Readout
+from ocp_mamba.model.memory_head import MemoryHead
 
 
 class NextVectorModel(nn.Module):
     """What the training loop needs of a model: its predictions, and which parameters decay.
 
-    What its members predict is taught; `predict_all` is what they come to, and what is judged.
+    What its members predict is taught; `predict_all` is what they come to, and what is evaluated.
     """
 
     d_tmd: int = 0
@@ -22,7 +22,7 @@ class NextVectorModel(nn.Module):
     def __init__(self) -> None:
         """Create a model that remembers nothing."""
         super().__init__()
-        self.readout: Readout | None = None
+        self.memory_head: MemoryHead | None = None
 
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return what each of M members predicts, ``(M, B, L, 768)`` unit rows; M may be 1."""
@@ -34,14 +34,18 @@ class NextVectorModel(nn.Module):
 
     def conclude(self, members: Tensor) -> Tensor:
         """Return the model's prediction, ``(..., 768)``, from its members', ``(M, ..., 768)``."""
-        return mean_direction(members) if self.readout is None else self.readout.mixture(members)
+        return (
+            mean_direction(members)
+            if self.memory_head is None
+            else self.memory_head.mixture(members)
+        )
 
-    def recall(self, members: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Return what each member's prediction comes to by what is remembered; see `Readout`."""
-        if self.readout is None:
+    def read_memory(self, members: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Return what each member's prediction comes to by what is remembered; see `MemoryHead`."""
+        if self.memory_head is None:
             return members, None
-        recalled: tuple[Tensor, Tensor | None] = self.readout(members, temperature)
-        return recalled
+        retrieved: tuple[Tensor, Tensor | None] = self.memory_head(members, temperature)
+        return retrieved
 
     def num_parameters(self) -> int:
         """Return the number of trainable numbers."""

@@ -120,7 +120,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if content["kind"] != KIND:
         raise CheckpointError(
             f"checkpoint {path}: holds a baseline of kind {content['kind']!r}, {KIND!r} wanted; "
-            "`ocp-mamba evaluate --model` judges either"
+            "`ocp-mamba evaluate --model` evaluates either"
         )
     try:
         config = ModelConfig(**content["model_config"])

@@ -79,7 +79,7 @@ def _compiled(
 ) -> FastStep:
     """The step by torch's compiler, ahead of time: the shapes never change, so none is checked."""
     vector, tmd, relation = inputs
-    if model.readout is not None and len(model.readout.memory):
+    if model.memory_head is not None and len(model.memory_head.memory):
         cpu_memory_head.prepare()
     step = torch.compile(
         rollout.step, fullgraph=True, dynamic=False, options={"size_asserts": False}

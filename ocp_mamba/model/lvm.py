@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba.config import ModelConfig
-from ocp_mamba.kernels.cosine import unit
+from ocp_mamba.kernels.cosine import normalize
 from ocp_mamba.model import linear, rollout
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.cache import InferenceCache
 from ocp_mamba.model.conditioning import RelationAdapter, check_lengths, check_relations
 from ocp_mamba.model.mamba2 import Mamba2Layer, RMSNorm
-from ocp_mamba.model.memory_head import Readout
+from ocp_mamba.model.memory_head import MemoryHead
 
 
 class OCPMambaLVM(NextVectorModel):
@@ -41,7 +41,7 @@ class OCPMambaLVM(NextVectorModel):
         self.layers = nn.ModuleList(Mamba2Layer(c) for _ in range(c.n_layers))
         self.norm_f = RMSNorm(c.d_model)
         self.output = nn.Linear(c.d_model, c.d_vector)
-        self.readout = Readout(c) if c.n_memory else None
+        self.memory_head = MemoryHead(c) if c.n_memory else None
         for linear in (self.input, self.tmd_adapter, self.output):
             if isinstance(linear, nn.Linear):
                 nn.init.xavier_uniform_(linear.weight)
@@ -135,7 +135,7 @@ class OCPMambaLVM(NextVectorModel):
     def head(self, x: Tensor, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """Return unit rows ``(..., 768)`` from what the last layer gave, ``(..., d_model)``."""
         normed, _ = self.norm_f.add(x, residual)
-        return unit(linear.linear(self.output, normed), dtype)
+        return normalize(linear.linear(self.output, normed), dtype)
 
     def allocate_inference_cache(self, batch: int) -> InferenceCache:
         """Return the memory of ``batch`` sequences of which nothing has been seen yet."""

@@ -48,11 +48,11 @@ class RMSNorm(nn.Module):
 class Mamba2Mixer(nn.Module):
     """The Mamba-2 mixer; parameter names and shapes are those of ``mamba_ssm``'s ``Mamba2``.
 
-    Source: Dao and Gu, "Transformers are SSMs", 2024; the initialisation is mamba_ssm's.
+    Source: Dao and Gu, "Transformers are SSMs", 2024; the initialization is mamba_ssm's.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Create a mixer of the config's widths, initialised by `reset_parameters`."""
+        """Create a mixer of the config's widths, initialized by `reset_parameters`."""
         super().__init__()
         self.config = config
         d_inner, N, H = config.d_inner, config.d_state, config.nheads

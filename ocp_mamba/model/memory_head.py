@@ -15,7 +15,7 @@ from ocp_mamba.kernels import cpu_memory_head
 from ocp_mamba.model.linear import inner_products
 
 
-class Readout(nn.Module):
+class MemoryHead(nn.Module):
     """Moves predictions towards the mean of the remembered concepts that they are near to.
 
     With memory ``M (n, 768)``, temperature T and weight w, a unit row h becomes the direction of
@@ -30,13 +30,13 @@ class Readout(nn.Module):
     memory: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
-        """Create a readout that remembers nothing: it leaves predictions as they are."""
+        """Create a memory head that remembers nothing: it leaves predictions as they are."""
         super().__init__()
         self.most = config.n_memory
-        self.temperature, self.weight = config.readout_temperature, config.readout_weight
+        self.temperature, self.weight = config.memory_temperature, config.memory_weight
         self.register_buffer("memory", torch.zeros(0, config.d_vector))
 
-    def remember(self, vectors: Tensor) -> None:
+    def set_memory(self, vectors: Tensor) -> None:
         """Remember unit rows ``(n, 768)`` in the place of all before.
 
         Raises:
@@ -54,12 +54,12 @@ class Readout(nn.Module):
 
         For training: the rows' lengths are as they come, as a cosine does not see them.
         ``temperature`` stands in for the config's: what a model is taught by. The second is the
-        softmax's log sum ``(...)``, or None of a readout that remembers nothing.
+        softmax's log sum ``(...)``, or None of a memory head that remembers nothing.
         """
         if not len(self.memory):
             return queries, None
-        recalled, log_sum = softmax_mean(queries, self.memory, temperature)
-        return torch.add(queries, recalled, alpha=self.weight), log_sum
+        retrieved, log_sum = softmax_mean(queries, self.memory, temperature)
+        return torch.add(queries, retrieved, alpha=self.weight), log_sum
 
     def mixture(self, queries: Tensor) -> Tensor:
         """Return what M members' queries come to, unit rows ``(..., 768)`` from ``(M, ..., 768)``.
@@ -69,23 +69,23 @@ class Readout(nn.Module):
         """
         mean = queries.mean(dim=0)
         if len(self.memory):
-            mean = mean + self.weight * self._recalled(queries).to(mean.dtype)
+            mean = mean + self.weight * self._read(queries).to(mean.dtype)
         return F.normalize(mean, dim=-1)
 
-    def _recalled(self, queries: Tensor) -> Tensor:
+    def _read(self, queries: Tensor) -> Tensor:
         """The mean of what is remembered by the members' mean probabilities, ``(..., 768)``."""
         if cpu_memory_head.takes(queries, self.memory):
             rows = queries.flatten(0, -2)
-            recalled: Tensor = torch.ops.ocp_mamba.recall(rows, self.memory, self.temperature)
-            return recalled.view(queries.shape[1:])
-        likely = self._likely(queries, self.temperature).mean(dim=0)
-        return likely @ self.memory.to(likely.dtype)
+            retrieved: Tensor = torch.ops.ocp_mamba.read_memory(rows, self.memory, self.temperature)
+            return retrieved.view(queries.shape[1:])
+        probs = self._probs(queries, self.temperature).mean(dim=0)
+        return probs @ self.memory.to(probs.dtype)
 
-    def _likely(self, queries: Tensor, temperature: float) -> Tensor:
+    def _probs(self, queries: Tensor, temperature: float) -> Tensor:
         """How likely each remembered concept comes next, ``(..., n)``."""
-        near = inner_products(queries, self.memory)
+        logits = inner_products(queries, self.memory)
         # autocast would have it in float32: several times as much memory as all else takes
-        return (near / temperature).softmax(dim=-1, dtype=near.dtype)
+        return (logits / temperature).softmax(dim=-1, dtype=logits.dtype)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -127,14 +127,14 @@ class _SoftmaxMean(torch.autograd.Function):
         kind = queries.device.type
         low = torch.is_autocast_enabled(kind) and queries.dtype == torch.float32
         dtype = torch.get_autocast_dtype(kind) if low else queries.dtype
-        rows, sharp = rows.to(dtype), (rows / temperature).to(dtype)
-        near = queries.to(dtype) @ sharp.T
-        likely = near.softmax(dim=-1, dtype=dtype)
+        rows, scaled = rows.to(dtype), (rows / temperature).to(dtype)
+        logits = queries.to(dtype) @ scaled.T
+        probs = logits.softmax(dim=-1, dtype=dtype)
         # the likeliest row's logit less the logarithm of its share
-        log_sum = near.amax(dim=-1).to(queries.dtype) - likely.amax(dim=-1).to(queries.dtype).log()
-        mean = (likely @ rows).to(queries.dtype)
+        log_sum = logits.amax(dim=-1).to(queries.dtype) - probs.amax(dim=-1).to(queries.dtype).log()
+        mean = (probs @ rows).to(queries.dtype)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(likely, rows, sharp, mean)
+        ctx.save_for_backward(probs, rows, scaled, mean)
         ctx.temperature = temperature
         return mean, log_sum
 
@@ -143,12 +143,12 @@ class _SoftmaxMean(torch.autograd.Function):
     def backward(
         ctx: Any, dmean: Tensor | None, dlog_sum: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
-        likely, rows, sharp, mean = ctx.saved_tensors
+        probs, rows, scaled, mean = ctx.saved_tensors
         dqueries = None
         if dmean is not None:
             along = torch.linalg.vecdot(dmean, mean)[:, None].to(rows.dtype)
-            dnear = (dmean.to(rows.dtype) @ rows.T).sub_(along).mul_(likely)
-            dqueries = (dnear @ sharp).to(mean.dtype)
+            dlogits = (dmean.to(rows.dtype) @ rows.T).sub_(along).mul_(probs)
+            dqueries = (dlogits @ scaled).to(mean.dtype)
         if dlog_sum is not None:
             share = dlog_sum[:, None] / ctx.temperature
             dqueries = mean * share if dqueries is None else dqueries.addcmul_(mean, share)

@@ -48,7 +48,7 @@ class PackedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def quantise(model: Model, weights: str) -> Model:
+def quantize(model: Model, weights: str) -> Model:
     """Return a copy of a model for inference whose matrices are stored as `WEIGHTS` says.
 
     It has no parameters left to train in these places, and cannot be saved as a ``.pt``: keep the
@@ -65,9 +65,9 @@ def quantise(model: Model, weights: str) -> Model:
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(child, weights))
-        readout = getattr(model, "readout", None)
-        if readout is not None:
-            readout.memory = readout.memory.to(torch.bfloat16)
+        memory_head = getattr(model, "memory_head", None)
+        if memory_head is not None:
+            memory_head.memory = memory_head.memory.to(torch.bfloat16)
     return model
 
 

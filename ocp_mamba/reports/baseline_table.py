@@ -24,24 +24,24 @@ COLUMNS: dict[str, tuple[str, str | None]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A predictor, judged once for each seed of its training.
+    """A predictor, evaluated once for each seed of its training.
 
     Attributes:
         name: how the table calls it.
-        judged: its judgements, one a seed; a single one where nothing is trained.
+        evaluated: its evaluations, one a seed; a single one where nothing is trained.
         parameters: how many it has; None where nothing is trained.
         minutes: mean time of a training; None where nothing is trained.
     """
 
     name: str
-    judged: Sequence[Evaluation]
+    evaluated: Sequence[Evaluation]
     parameters: int | None = None
     minutes: float | None = None
 
     def values(self, metric: str, stratum: str | None) -> np.ndarray:
         """Numbers of the stratum's examples, ``(n_seeds, n)``."""
-        chosen = slice(None) if stratum is None else self.judged[0].strata[stratum]
-        return np.stack([e.per_example[metric][chosen] for e in self.judged])
+        chosen = slice(None) if stratum is None else self.evaluated[0].strata[stratum]
+        return np.stack([e.per_example[metric][chosen] for e in self.evaluated])
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Quality:
     facts: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for rows that were not judged alike."""
-        first = self.model.judged[0]
+        """Raise `ValueError` for rows that were not evaluated alike."""
+        first = self.model.evaluated[0]
         for row in (self.model, *self.others):
-            if len(row.judged) not in (1, len(self.model.judged)):
-                raise ValueError(f"{row.name} has {len(row.judged)} seeds")
-            for judged in row.judged:
-                require_comparable(first, judged, P1)
+            if len(row.evaluated) not in (1, len(self.model.evaluated)):
+                raise ValueError(f"{row.name} has {len(row.evaluated)} seeds")
+            for evaluated in row.evaluated:
+                require_comparable(first, evaluated, P1)
 
     @property
     def rows(self) -> list[Row]:
@@ -105,13 +105,13 @@ class Quality:
         return f"does not beat every row: {'; '.join(parts)}"
 
     def _families(self, stratum: str | None) -> np.ndarray:
-        first = self.model.judged[0]
+        first = self.model.evaluated[0]
         return first.families if stratum is None else first.families[first.strata[stratum]]
 
 
 def to_markdown(quality: Quality) -> str:
     """Return the table, what it was taken over, and a verdict for each column."""
-    first = quality.model.judged[0]
+    first = quality.model.evaluated[0]
     n = {c: quality.figure(quality.model, c).n for c in COLUMNS}
     titles = [
         f"P@1 in {first.pool_size:,}" if c == "P@1" else f"{c} ({n[c]:,})" if "unseen" in c else c
@@ -138,7 +138,7 @@ def to_markdown(quality: Quality) -> str:
 
 def note(quality: Quality) -> str:
     """Say what the figures were taken over, and what their intervals cover."""
-    first, seeds = quality.model.judged[0], quality.seeds
+    first, seeds = quality.model.evaluated[0], quality.seeds
     over = (
         f"mean over the seeds {listed([str(s) for s in seeds])} of training [95% interval over "
         "families and seeds]"
@@ -158,7 +158,7 @@ def note(quality: Quality) -> str:
 
 def to_dict(quality: Quality) -> dict[str, Any]:
     """Return the table as plain values: figures, differences and verdicts by row and column."""
-    first = quality.model.judged[0]
+    first = quality.model.evaluated[0]
     return {
         "split": first.split,
         "dataset_fingerprint": first.dataset_fingerprint,

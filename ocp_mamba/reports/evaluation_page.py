@@ -1,4 +1,4 @@
-"""The report of one judgement as a self-contained HTML page."""
+"""The report of one evaluation as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Report:
 
     Attributes:
         title: the page's title.
-        judged: the judgement.
-        dataset: what it was judged on; its texts are shown.
-        baselines: judgements of the baselines on the same examples; may be empty.
+        evaluated: the evaluation.
+        dataset: what it was evaluated on; its texts are shown.
+        baselines: evaluations of the baselines on the same examples; may be empty.
         gates: verdicts by name.
         facts: more to say at the top, by name: the run, the training time.
-        history: the epochs of a training; empty for a judgement alone.
+        history: the epochs of a training; empty for an evaluation alone.
         warnings: what the leak report warns of; None where none was made.
         seed: draws the random examples.
     """
 
     title: str
-    judged: Evaluation
+    evaluated: Evaluation
     dataset: Dataset
     baselines: Mapping[str, Evaluation] = field(default_factory=dict)
     gates: Mapping[str, str] = field(default_factory=dict)
@@ -59,10 +59,10 @@ class Report:
     seed: int = 0
 
     @property
-    def all_judged(self) -> dict[str, Evaluation]:
+    def all_evaluated(self) -> dict[str, Evaluation]:
         """The model first, then its baselines."""
-        return {self.judged.predictor: self.judged} | {
-            name: e for name, e in self.baselines.items() if name != self.judged.predictor
+        return {self.evaluated.predictor: self.evaluated} | {
+            name: e for name, e in self.baselines.items() if name != self.evaluated.predictor
         }
 
 
@@ -70,7 +70,7 @@ def html_report(report: Report) -> str:
     """Return the whole page; it fetches nothing and needs no script.
 
     Raises:
-        ValueError: a baseline was not judged on the same examples.
+        ValueError: a baseline was not evaluated on the same examples.
     """
     return page(
         report.title,
@@ -82,23 +82,23 @@ def html_report(report: Report) -> str:
         section("Warnings about the data", _warnings(report.warnings)),
         *_drawings(report),
         section("Examples", *_examples(report)),
-        section("Every figure", _every_figure(report.judged)),
+        section("Every figure", _every_figure(report.evaluated)),
     )
 
 
-def write_judgement(report: Report, folder: Path) -> list[Path]:
+def write_evaluation(report: Report, folder: Path) -> list[Path]:
     """Write ``report.html`` and what `write_figures` writes; returns the files, the page first."""
-    figures = write_figures(report.judged, folder)
+    figures = write_figures(report.evaluated, folder)
     path = folder / "report.html"
     path.write_text(html_report(report), encoding="utf-8")
     return [path, *figures]
 
 
-def write_figures(judged: Evaluation, folder: Path) -> list[Path]:
-    """Write a judgement's figures, and the numbers behind them, by which it can be compared.
+def write_figures(evaluated: Evaluation, folder: Path) -> list[Path]:
+    """Write an evaluation's figures, and the numbers behind them, by which it can be compared.
 
     Args:
-        judged: the judgement.
+        evaluated: the evaluation.
         folder: where to write; made where it does not exist.
 
     Returns:
@@ -108,40 +108,42 @@ def write_figures(judged: Evaluation, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "evaluation.json", folder / "per_example.npz"]
-    files[0].write_text(json.dumps(judged.to_dict(), indent=1) + "\n", encoding="utf-8")
+    files[0].write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n", encoding="utf-8")
     arrays: dict[str, np.ndarray] = {
-        **{name: values.astype(np.float32) for name, values in judged.per_example.items()},
-        **{f"stratum/{name}": mask for name, mask in judged.strata.items()},
+        **{name: values.astype(np.float32) for name, values in evaluated.per_example.items()},
+        **{f"stratum/{name}": mask for name, mask in evaluated.strata.items()},
     }
-    groups = {"chains": judged.chains, "families": judged.families}
+    groups = {"chains": evaluated.chains, "families": evaluated.families}
     np.savez_compressed(files[1], allow_pickle=False, **groups, **arrays)
     return files
 
 
 def _head(report: Report) -> str:
-    judged, encoder = report.judged, report.dataset.meta.get("encoder", {})
+    evaluated, encoder = report.evaluated, report.dataset.meta.get("encoder", {})
     values = {
-        "judged": judged.predictor,
-        "split": judged.split,
-        "sequences": f"{judged.n_examples:,} of {judged.n_chains:,} chains",
-        "families": f"{judged.n_families:,}",
-        "retrieval pool": f"{judged.pool_size:,} concepts",
-        "P@1 by chance": f"{judged.chance_p1:.5f}",
-        "metric version": judged.metrics_version,
+        "evaluated": evaluated.predictor,
+        "split": evaluated.split,
+        "sequences": f"{evaluated.n_examples:,} of {evaluated.n_chains:,} chains",
+        "families": f"{evaluated.n_families:,}",
+        "retrieval pool": f"{evaluated.pool_size:,} concepts",
+        "P@1 by chance": f"{evaluated.chance_p1:.5f}",
+        "metric version": evaluated.metrics_version,
         "encoder": str(encoder.get("name", "unknown")),
         "encoder weights": str(encoder.get("weight_hash", "unknown"))[:16],
-        "echo loop encodes by": judged.echo_encoder,
-        "dataset fingerprint": judged.dataset_fingerprint,
-        **({"judged on": str(judged.sample)} if judged.sample else {}),
+        "echo loop encodes by": evaluated.echo_encoder,
+        "dataset fingerprint": evaluated.dataset_fingerprint,
+        **({"evaluated on": str(evaluated.sample)} if evaluated.sample else {}),
         **report.facts,
     }
     return f"<h1>{escape(report.title)}</h1>\n" + facts(values)
 
 
 def _verdict(report: Report) -> str:
-    found = statements(report.judged, report.baselines, report.dataset)
+    found = statements(report.evaluated, report.baselines, report.dataset)
     if not found:
-        return section("Verdict", text("There are no sequences in this split: nothing was judged."))
+        return section(
+            "Verdict", text("There are no sequences in this split: nothing was evaluated.")
+        )
     failed = [name for name, verdict in report.gates.items() if verdict == "fail"]
     closing = f" Failed gates: {', '.join(failed)}." if failed else ""
     cards = "".join(
@@ -154,44 +156,44 @@ def _verdict(report: Report) -> str:
 
 
 def _headline_table(report: Report) -> str:
-    judged = report.all_judged
-    columns = {h: m for h, m in HEADLINE.items() if m in report.judged.figures}
-    best = {m: _best(judged, m) for m in columns.values()}
+    evaluated = report.all_evaluated
+    columns = {h: m for h, m in HEADLINE.items() if m in report.evaluated.figures}
+    best = {m: _best(evaluated, m) for m in columns.values()}
     rows = [
         [
             escape(name),
             *(figure_cell(e.figures.get(m), best=name == best[m]) for m in columns.values()),
         ]
-        for name, e in judged.items()
+        for name, e in evaluated.items()
     ]
-    unseen = report.judged.figures.get(f"unseen/{COSINE}")
+    unseen = report.evaluated.figures.get(f"unseen/{COSINE}")
     caption = (
         "[95% interval, bootstrap by family]; bold: highest. Margin: cosine to the next vector "
         "minus cosine to the last one. P@k and MRR over "
-        f"{_pool(report.judged)} concepts. {unseen.n if unseen else 0:,} transitions (last "
+        f"{_pool(report.evaluated)} concepts. {unseen.n if unseen else 0:,} transitions (last "
         "concept, next concept) do not occur in train: unseen."
     )
     return table(["", *columns], rows, caption, ours=0)
 
 
-def _pool(judged: Evaluation) -> str:
-    if judged.sample is None:
-        return f"the whole bank of {judged.pool_size:,}"
-    return f"a pool of {judged.pool_size:,} of the bank's {judged.sample.concepts[1]:,}"
+def _pool(evaluated: Evaluation) -> str:
+    if evaluated.sample is None:
+        return f"the whole bank of {evaluated.pool_size:,}"
+    return f"a pool of {evaluated.pool_size:,} of the bank's {evaluated.sample.concepts[1]:,}"
 
 
-def _best(judged: Mapping[str, Evaluation], metric: str) -> str:
-    values = {n: e.figures[metric].value for n, e in judged.items() if metric in e.figures}
+def _best(evaluated: Mapping[str, Evaluation], metric: str) -> str:
+    values = {n: e.figures[metric].value for n, e in evaluated.items() if metric in e.figures}
     known = {n: v for n, v in values.items() if v is not None}
     return max(known, key=known.__getitem__, default="")
 
 
 def _difference_table(report: Report) -> str:
-    judged = report.judged
-    if not report.baselines or judged.n_examples == 0:
+    evaluated = report.evaluated
+    if not report.baselines or evaluated.n_examples == 0:
         return ""
     columns = {
-        f"{label}{where}": differences(judged, report.baselines, metric, stratum)
+        f"{label}{where}": differences(evaluated, report.baselines, metric, stratum)
         for where, stratum in (("", None), (", unseen", "unseen"))
         for label, metric in (("cosine", COSINE), ("P@1", P1))
     }
@@ -223,7 +225,7 @@ def _gate_table(gates: Mapping[str, str]) -> str:
 
 def _warnings(warnings: Sequence[str] | None) -> str:
     if warnings is None:
-        return text("No leak report was made for this judgement.", "soft")
+        return text("No leak report was made for this evaluation.", "soft")
     if not warnings:
         return text("None: no sequence stands in two splits, and nothing else was found.", "good")
     return "<ul>" + "".join(f"<li>{escape(w)}</li>" for w in warnings) + "</ul>"
@@ -235,12 +237,12 @@ def _drawings(report: Report) -> Iterator[str]:
         drawn = plots.epochs_figure(report.history, report.baselines)
         alt = "validation cosine and P@1 per epoch with a line for each baseline"
         yield section("Training", image(drawn, alt))
-    judged = report.all_judged
-    if report.judged.n_examples == 0:
+    evaluated = report.all_evaluated
+    if report.evaluated.n_examples == 0:
         return
     yield section(
         "Seen and unseen",
-        image(plots.strata_figure(judged), "cosine and P@1 per stratum with intervals"),
+        image(plots.strata_figure(evaluated), "cosine and P@1 per stratum with intervals"),
         text(
             "seen: the transition is a step of a train chain. unseen: it is not. unseen target: no "
             "step of a train chain leads to the next concept.",
@@ -249,28 +251,28 @@ def _drawings(report: Report) -> Iterator[str]:
     )
     yield section(
         "Rank of the truth",
-        image(plots.rank_figure(judged), "histogram of the rank of the true next concept"),
+        image(plots.rank_figure(evaluated), "histogram of the rank of the true next concept"),
     )
-    positions = report.dataset.examples(report.judged.split).position
-    drawn = plots.position_figure(judged, positions)
+    positions = report.dataset.examples(report.evaluated.split).position
+    drawn = plots.position_figure(evaluated, positions)
     yield section("Length of the context", image(drawn, "cosine and P@1 by context length"))
 
 
 def _examples(report: Report) -> Iterator[str]:
     """Tables of the random, the worst and the best examples."""
-    judged, dataset = report.judged, report.dataset
-    if judged.n_examples == 0:
+    evaluated, dataset = report.evaluated, report.dataset
+    if evaluated.n_examples == 0:
         return
-    cosines = judged.per_example[COSINE]
+    cosines = evaluated.per_example[COSINE]
     rng = np.random.default_rng(report.seed)
     order = np.argsort(-cosines, kind="stable")
     groups = {
-        f"Drawn at random (seed {report.seed})": rng.permutation(judged.n_examples),
-        "Best of the unseen transitions, by cosine": order[judged.strata["unseen"][order]],
+        f"Drawn at random (seed {report.seed})": rng.permutation(evaluated.n_examples),
+        "Best of the unseen transitions, by cosine": order[evaluated.strata["unseen"][order]],
         "Worst, by cosine": order[::-1],
         "Best, by cosine": order,
     }
-    targets = dataset.examples(judged.split).target
+    targets = dataset.examples(evaluated.split).target
     for title, candidates in groups.items():
         chosen = _distinct(candidates, targets)
         if len(chosen):
@@ -286,32 +288,32 @@ def _distinct(candidates: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _example(report: Report, i: int) -> list[str]:
-    judged, dataset = report.judged, report.dataset
-    examples = dataset.examples(judged.split)
+    evaluated, dataset = report.evaluated, report.dataset
+    examples = dataset.examples(evaluated.split)
     context = dataset.chain(int(examples.chain[i]))[: examples.position[i]]
     truth = int(examples.target[i])
-    names = [escape(str(dataset.texts[c])) for c in judged.found[i, :SHOWN]]
+    names = [escape(str(dataset.texts[c])) for c in evaluated.found[i, :SHOWN]]
     items = "".join(
         f'<li class="hit">{n}</li>' if c == truth else f"<li>{n}</li>"
-        for c, n in zip(judged.found[i, :SHOWN], names, strict=True)
+        for c, n in zip(evaluated.found[i, :SHOWN], names, strict=True)
     )
     return [
         " &rarr; ".join(escape(str(dataset.texts[c])) for c in context),
         f"<b>{escape(str(dataset.texts[truth]))}</b>",
         f"<ol>{items}</ol>",
-        f"{judged.per_example[COSINE][i]:.3f}",
-        f"{int(judged.per_example['rank'][i]):,}",
+        f"{evaluated.per_example[COSINE][i]:.3f}",
+        f"{int(evaluated.per_example['rank'][i]):,}",
     ]
 
 
-def _every_figure(judged: Evaluation) -> str:
+def _every_figure(evaluated: Evaluation) -> str:
     rows = [
         [f"<code>{escape(name)}</code>", figure_cell(figure), f"{figure.n:,}"]
-        for name, figure in judged.figures.items()
+        for name, figure in evaluated.figures.items()
     ]
     rows += [
         [f"<code>{escape(name)}</code>", f"{value:.4g}", ""]
-        for name, value in judged.scalars.items()
+        for name, value in evaluated.scalars.items()
     ]
     listed = table(["", "value", "n"], rows)
     return f"<details><summary>{len(rows)} figures</summary>{listed}</details>"

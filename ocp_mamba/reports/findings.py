@@ -1,4 +1,4 @@
-"""What the figures of a judgement say, in plain words."""
+"""What the figures of an evaluation say, in plain words."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Statement:
 
 
 def differences(
-    judged: Evaluation,
+    evaluated: Evaluation,
     baselines: Mapping[str, Evaluation],
     metric: str,
     stratum: str | None = None,
@@ -39,15 +39,15 @@ def differences(
     """Return the model minus each baseline, paired, with its interval by family.
 
     Args:
-        judged: the model's judgement.
-        baselines: judgements over the same examples.
+        evaluated: the model's evaluation.
+        baselines: evaluations over the same examples.
         metric: a name of ``per_example``.
         stratum: a stratum's name; None for all examples.
 
     Raises:
-        ValueError: a baseline was not judged on the same data with the same definitions.
+        ValueError: a baseline was not evaluated on the same data with the same definitions.
     """
-    return {n: paired_difference(judged, b, metric, stratum) for n, b in baselines.items()}
+    return {n: paired_difference(evaluated, b, metric, stratum) for n, b in baselines.items()}
 
 
 def outcome(difference: Figure) -> str:
@@ -58,39 +58,39 @@ def outcome(difference: Figure) -> str:
 
 
 def statements(
-    judged: Evaluation, baselines: Mapping[str, Evaluation], dataset: Dataset
+    evaluated: Evaluation, baselines: Mapping[str, Evaluation], dataset: Dataset
 ) -> list[Statement]:
     """Return what the figures say: learned, beats the baselines, generalises, copies, collapsed.
 
     Raises:
-        ValueError: a baseline was not judged on the same data with the same definitions.
+        ValueError: a baseline was not evaluated on the same data with the same definitions.
     """
-    if judged.n_examples == 0:
+    if evaluated.n_examples == 0:
         return []
-    found = [_headline(judged)]
+    found = [_headline(evaluated)]
     for metric, label in ((COSINE, "cosine"), (P1, "P@1")):
-        gains = differences(judged, baselines, metric)
+        gains = differences(evaluated, baselines, metric)
         found += _against(gains, f"Better than the baselines on {label}?", label, "")
-    if judged.strata["unseen"].any():
+    if evaluated.strata["unseen"].any():
         for metric, label in ((COSINE, "cosine"), (P1, "P@1")):
-            gains = differences(judged, baselines, metric, "unseen")
+            gains = differences(evaluated, baselines, metric, "unseen")
             question = f"Better on unseen transitions, {label}?"
             found += _against(gains, question, label, "on unseen transitions ")
-        found.append(_memory(judged))
-    return [*found, _copies(judged, dataset), _collapsed(judged, dataset)]
+        found.append(_memory(evaluated))
+    return [*found, _copies(evaluated, dataset), _collapsed(evaluated, dataset)]
 
 
-def _headline(judged: Evaluation) -> Statement:
-    cosine, p1 = judged.figures[COSINE], judged.figures[P1]
+def _headline(evaluated: Evaluation) -> Statement:
+    cosine, p1 = evaluated.figures[COSINE], evaluated.figures[P1]
     assert p1.value is not None
-    learned = p1.low is not None and p1.low > judged.chance_p1
+    learned = p1.low is not None and p1.low > evaluated.chance_p1
     return Statement(
         "Does it find the next concept?",
         f"{p1.value:.1%} of the time",
-        f"It finds the next concept in {p1.value:.1%} of cases (chance: {judged.chance_p1:.2%}).",
-        f"Over {judged.n_examples:,} sequences of the {judged.split} split, the predicted vector "
+        f"It finds the next concept in {p1.value:.1%} of cases (chance: {evaluated.chance_p1:.2%}).",
+        f"Over {evaluated.n_examples:,} sequences of the {evaluated.split} split, the predicted vector "
         f"has a cosine of {cosine} to the true next one; the truth is the nearest of "
-        f"{judged.pool_size:,} concepts with a rate of {p1}.",
+        f"{evaluated.pool_size:,} concepts with a rate of {p1}.",
         GOOD if learned else BAD,
     )
 
@@ -116,9 +116,9 @@ def _against(gains: Mapping[str, Figure], question: str, label: str, where: str)
     return [Statement(question, answer, sentence, figures, BAD)]
 
 
-def _memory(judged: Evaluation) -> Statement:
+def _memory(evaluated: Evaluation) -> Statement:
     parts = {
-        (stratum, metric): judged.figures[f"{stratum}/{metric}"].value
+        (stratum, metric): evaluated.figures[f"{stratum}/{metric}"].value
         for stratum in ("seen", "unseen")
         for metric in (COSINE, P1)
     }
@@ -142,9 +142,9 @@ def _memory(judged: Evaluation) -> Statement:
     )
 
 
-def _copies(judged: Evaluation, dataset: Dataset) -> Statement:
-    last = dataset.examples(judged.split).last
-    share = float((judged.found[:, 0] == last).mean())
+def _copies(evaluated: Evaluation, dataset: Dataset) -> Statement:
+    last = dataset.examples(evaluated.split).last
+    share = float((evaluated.found[:, 0] == last).mean())
     return Statement(
         "Does it copy its input?",
         "yes" if share > COPIES_FROM else "no",
@@ -155,17 +155,19 @@ def _copies(judged: Evaluation, dataset: Dataset) -> Statement:
     )
 
 
-def _collapsed(judged: Evaluation, dataset: Dataset) -> Statement:
+def _collapsed(evaluated: Evaluation, dataset: Dataset) -> Statement:
     """What the gate `gates.collapse_gate` says, so that page and gates never differ."""
-    verdict = gates.collapse_gate(judged)
+    verdict = gates.collapse_gate(evaluated)
     answer, sentence, tone = {
         gates.FAIL: ("yes", "It has collapsed towards one prediction.", BAD),
         gates.PASS: ("no", "It has not collapsed.", GOOD),
         gates.NOT_RUN: ("cannot be told", "Whether it has collapsed cannot be told.", OPEN),
     }[verdict]
-    truth = dataset.examples(judged.split).target
-    share = judged.scalars["prediction_variance"] / max(judged.scalars["target_variance"], EPS)
-    mean = judged.figures.get("cosine_to_global_mean")
+    truth = dataset.examples(evaluated.split).target
+    share = evaluated.scalars["prediction_variance"] / max(
+        evaluated.scalars["target_variance"], EPS
+    )
+    mean = evaluated.figures.get("cosine_to_global_mean")
     return Statement(
         "Has it collapsed?",
         answer,
@@ -173,7 +175,7 @@ def _collapsed(judged: Evaluation, dataset: Dataset) -> Statement:
         f"Its predictions have {share:.0%} of the targets' variance (below "
         f"{gates.MIN_VARIANCE_SHARE:.0%} is collapse) and a cosine of "
         f"{mean or 'unknown size'} to the mean train target. They name "
-        f"{len(np.unique(judged.found[:, 0])):,} different concepts; the truth has "
+        f"{len(np.unique(evaluated.found[:, 0])):,} different concepts; the truth has "
         f"{len(np.unique(truth)):,}.",
         tone,
     )

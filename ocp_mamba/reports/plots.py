@@ -1,4 +1,4 @@
-"""Plots of judgements: each draws one figure and returns it, or writes it with its numbers."""
+"""Plots of evaluations: each draws one figure and returns it, or writes it with its numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plot_cosine(
 
     Args:
         history: the epochs.
-        baselines: judgements on the same split by the baseline's name.
+        baselines: evaluations on the same split by the baseline's name.
         path: a ``.png``; the numbers go beside it as ``.json``.
 
     Returns:
@@ -45,9 +45,9 @@ def plot_cosine(
         name: {
             metric: figure.value
             for metric in PANELS.values()
-            if (figure := judged.figures.get(metric)) and figure.value is not None
+            if (figure := evaluated.figures.get(metric)) and figure.value is not None
         }
-        for name, judged in baselines.items()
+        for name, evaluated in baselines.items()
     }
     numbers = {
         "epoch": [r.epoch for r in history],
@@ -67,8 +67,10 @@ def epochs_figure(history: Sequence[EpochRecord], baselines: Mapping[str, Evalua
     for axes, (label, metric), source in zip(panels, PANELS.items(), sources, strict=True):
         points = [(r.epoch, r.val[source]) for r in history if source in r.val]
         lines = []
-        for (name, judged), colour in zip(baselines.items(), _colours(len(baselines)), strict=True):
-            found = judged.figures.get(metric)
+        for (name, evaluated), colour in zip(
+            baselines.items(), _colours(len(baselines)), strict=True
+        ):
+            found = evaluated.figures.get(metric)
             if found is None or found.value is None or found.low is None or found.high is None:
                 continue
             axes.axhspan(found.low, found.high, color=colour, alpha=0.15, linewidth=0)
@@ -116,26 +118,26 @@ def plot_losses(history: Sequence[EpochRecord], path: Path) -> list[Path]:
     return _write(figure, {"epoch": epochs, "losses": losses}, path)
 
 
-def strata_figure(judged: Mapping[str, Evaluation]) -> Figure:
+def strata_figure(evaluated: Mapping[str, Evaluation]) -> Figure:
     """Draw cosine and P@1 per stratum, a bar with its interval for each predictor.
 
     Args:
-        judged: the model first, then its baselines, all on the same examples.
+        evaluated: the model first, then its baselines, all on the same examples.
     """
     figure, panels = _figure(2, height=6.4, sharex=True)
-    colours = (MODEL_COLOUR, *_colours(len(judged) - 1))
-    width = 0.84 / len(judged)
-    first = next(iter(judged.values()))
+    colours = (MODEL_COLOUR, *_colours(len(evaluated) - 1))
+    width = 0.84 / len(evaluated)
+    first = next(iter(evaluated.values()))
     for axes, (label, metric) in zip(panels, PANELS.items(), strict=True):
         for number, ((name, evaluation), colour) in enumerate(
-            zip(judged.items(), colours, strict=True)
+            zip(evaluated.items(), colours, strict=True)
         ):
             for group, prefix in enumerate(STRATA.values()):
                 found = evaluation.figures.get(prefix + metric)
                 if found is None or found.value is None or found.low is None or found.high is None:
                     continue
                 axes.bar(
-                    group + (number - (len(judged) - 1) / 2) * width,
+                    group + (number - (len(evaluated) - 1) / 2) * width,
                     found.value,
                     width * 0.92,
                     yerr=[[found.value - found.low], [found.high - found.value]],
@@ -181,13 +183,13 @@ def plot_variants(rows: Mapping[str, Mapping[str, stats.Figure]], path: Path) ->
     return path
 
 
-def rank_figure(judged: Mapping[str, Evaluation]) -> Figure | None:
+def rank_figure(evaluated: Mapping[str, Evaluation]) -> Figure | None:
     """Draw where the truth ranks in the bank: the share of examples per doubling of the rank.
 
     Args:
-        judged: the model first; of the others the one with the best P@1 is drawn as an outline.
+        evaluated: the model first; of the others the one with the best P@1 is drawn as an outline.
     """
-    (name, model), *others = judged.items()
+    (name, model), *others = evaluated.items()
     if "rank" not in model.per_example or model.n_examples == 0:
         return None
     edges = 2 ** np.arange(int(np.log2(model.pool_size)) + 2)
@@ -195,11 +197,15 @@ def rank_figure(judged: Mapping[str, Evaluation]) -> Figure | None:
     at = np.arange(len(shares))
     figure, (axes,) = _figure(1, height=3.8)
     axes.bar(at, shares, 0.9, color=MODEL_COLOUR, label=name)
-    rivals = {n: _rank_shares(e, edges) for n, e in others if "rank" in e.per_example}
-    if rivals:
-        rival = max(rivals, key=lambda n: rivals[n][0])
+    negative_pool = {n: _rank_shares(e, edges) for n, e in others if "rank" in e.per_example}
+    if negative_pool:
+        rival = max(negative_pool, key=lambda n: negative_pool[n][0])
         axes.stairs(
-            rivals[rival], np.arange(len(at) + 1) - 0.5, color="#222222", linewidth=1.4, label=rival
+            negative_pool[rival],
+            np.arange(len(at) + 1) - 0.5,
+            color="#222222",
+            linewidth=1.4,
+            label=rival,
         )
     ends = np.minimum(edges[1:] - 1, model.pool_size)
     axes.set_xticks(
@@ -219,20 +225,20 @@ def _rank_shares(evaluation: Evaluation, edges: np.ndarray) -> np.ndarray:
     return np.histogram(ranks, bins=np.append(edges[:-1], edges[-1] + 1))[0] / len(ranks)
 
 
-def position_figure(judged: Mapping[str, Evaluation], positions: np.ndarray) -> Figure:
+def position_figure(evaluated: Mapping[str, Evaluation], positions: np.ndarray) -> Figure:
     """Draw cosine and P@1 against the number of concepts in the context.
 
     Args:
-        judged: the model first, then its baselines, all on the same examples.
+        evaluated: the model first, then its baselines, all on the same examples.
         positions: int (n,), the context's length of each example.
     """
     from matplotlib.ticker import MaxNLocator
 
     lengths = [k for k in np.unique(positions) if (positions == k).sum() >= MIN_AT_POSITION]
     figure, panels = _figure(2, height=6.0, sharex=True)
-    colours = (MODEL_COLOUR, *_colours(len(judged) - 1))
+    colours = (MODEL_COLOUR, *_colours(len(evaluated) - 1))
     for axes, (label, metric) in zip(panels, PANELS.items(), strict=True):
-        for (name, evaluation), colour in zip(judged.items(), colours, strict=True):
+        for (name, evaluation), colour in zip(evaluated.items(), colours, strict=True):
             values, chains = evaluation.per_example[metric], evaluation.families
             curve = [
                 stats.bootstrap_mean(values[positions == k], chains[positions == k])

@@ -1,4 +1,4 @@
-"""Ranking of judged runs that refuses to rank what is not comparable."""
+"""Ranking of evaluated runs that refuses to rank what is not comparable."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ocp_mamba.reports.html import facts, figure_cell, image, page, section, tab
 from ocp_mamba.reports.plots import intervals_figure
 from ocp_mamba.stats import Figure, bootstrap_mean
 
-SAME = {
+COMPARABLE_KEYS = {
     "dataset_fingerprint": "evaluation data",
     "split": "split",
-    "sample_fingerprint": "sample judged",
+    "sample_fingerprint": "sample evaluated",
     "pool_size": "bank (pool size)",
     "metrics_version": "metric version",
 }
@@ -30,12 +30,12 @@ SEARCHED = {"index": "search index"}
 ECHOED = {"echo_encoder": "echo encoder"}
 """What further must be the same for retrieval figures, and for the echo loop's."""
 ENDINGS = {"beats": "significant", "loses to": "significant", "ties with": "not significant"}
-HEADERS = ("run", "judged", "value", "minus the best", "")
+HEADERS = ("run", "evaluated", "value", "minus the best", "")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A judged run.
+    """An evaluated run.
 
     Attributes:
         run_id: its id.
@@ -83,9 +83,9 @@ class Comparison:
         """What the figures were taken over."""
         shared = self.rows[0].candidate.evaluation
         sample = shared.get("sample")
-        judged = f"Judged on {sample['said']}. " if sample else ""
+        evaluated = f"Evaluated on {sample['said']}. " if sample else ""
         return (
-            judged
+            evaluated
             + f"{self.label} on {self.rows[0].figure.n:,} sequences of the {shared['split']} split "
             f"of dataset {shared['dataset_fingerprint'][:12]}, pool {shared['pool_size']:,}, "
             f"metric version {shared['metrics_version']}. [95% interval, by family]. A difference "
@@ -126,7 +126,7 @@ def compare(candidates: Sequence[Candidate], metric: str, stratum: str = "all") 
 
 def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
     """Refuse runs that differ from the first in what a figure depends on; names all of them."""
-    wanted = SAME | (SEARCHED if metric.startswith(("faiss", "echo")) else {})
+    wanted = COMPARABLE_KEYS | (SEARCHED if metric.startswith(("faiss", "echo")) else {})
     wanted |= ECHOED if metric.startswith("echo") else {}
     first, *others = candidates
     found = [
@@ -140,17 +140,17 @@ def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
         raise CompareError(
             "these runs are not ranked: their figures were not taken over the same thing\n"
             + "\n".join(found)
-            + "\nJudge them anew on one dataset and split: ocp-mamba evaluate --help"
+            + "\nEvaluate them anew on one dataset and split: ocp-mamba evaluate --help"
         )
     if first.evaluation.get("metrics_version") != METRICS_VERSION:
         raise CompareError(
-            f"these runs were judged by metric version {first.evaluation.get('metrics_version')}; "
-            f"this version of ocp-mamba ranks figures of version {METRICS_VERSION}: judge them anew"
+            f"these runs were evaluated by metric version {first.evaluation.get('metrics_version')}; "
+            f"this version of ocp-mamba ranks figures of version {METRICS_VERSION}: evaluate them anew"
         )
 
 
 def _known(candidate: Candidate, key: str) -> object:
-    """What a judgement says of itself; one from before there were samples was of the whole."""
+    """What an evaluation says of itself; one from before there were samples was of the whole."""
     return candidate.evaluation.get(key, WHOLE if key == "sample_fingerprint" else None)
 
 
@@ -166,11 +166,11 @@ def _examples(
     chains = first.per_example["chains"]
     for candidate in candidates:
         if metric not in candidate.per_example:
-            raise CompareError(f"{candidate.name} was not judged by {metric}")
+            raise CompareError(f"{candidate.name} was not evaluated by {metric}")
         if not np.array_equal(candidate.per_example["chains"], chains):
             raise CompareError(
-                f"{candidate.name} and {first.name} say that they were judged on the same data, "
-                "yet their sequences differ; judge them anew with one version of ocp-mamba"
+                f"{candidate.name} and {first.name} say that they were evaluated on the same data, "
+                "yet their sequences differ; evaluate them anew with one version of ocp-mamba"
             )
     everything = np.ones(len(chains), bool)
     chosen = everything if stratum == "all" else first.per_example[f"stratum/{stratum}"]
@@ -229,7 +229,7 @@ def _html(comparison: Comparison, title: str) -> str:
         for row in comparison.rows
     ]
     first = comparison.rows[0].candidate
-    values = {words: str(_known(first, key)) for key, words in SAME.items()}
+    values = {words: str(_known(first, key)) for key, words in COMPARABLE_KEYS.items()}
     return page(
         title,
         f"<h1>{escape(title)}</h1>\n{facts(values)}",

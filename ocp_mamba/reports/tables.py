@@ -29,7 +29,7 @@ def epoch_table(history: Sequence[EpochRecord]) -> str:
     return tabulate(rows, headers=headers, floatfmt=floats, missingval="-")
 
 
-def baseline_table(judged: Mapping[str, Evaluation]) -> str:
+def baseline_table(evaluated: Mapping[str, Evaluation]) -> str:
     """Return one row a predictor: cosine and P@1, overall and on unseen transitions.
 
     The last line says what the figures were taken over: a P@1 means nothing without its pool.
@@ -45,9 +45,9 @@ def baseline_table(judged: Mapping[str, Evaluation]) -> str:
             name,
             *(str(e.figures[key]) if key in e.figures else "not run" for key in columns.values()),
         ]
-        for name, e in judged.items()
+        for name, e in evaluated.items()
     ]
-    first = next(iter(judged.values()))
+    first = next(iter(evaluated.values()))
     unseen = first.figures.get("unseen/next_vec_cosine")
     note = (
         f"{first.split} split: {first.n_examples:,} sequences of {first.n_chains:,} chains in "
@@ -56,7 +56,7 @@ def baseline_table(judged: Mapping[str, Evaluation]) -> str:
         "[95% interval, by family]"
     )
     if first.sample:
-        note += f"\njudged on {first.sample}"
+        note += f"\nevaluated on {first.sample}"
     table = tabulate(rows, headers=["predictor", *columns], disable_numparse=True)
     return f"{table}\n{note}"
 

@@ -27,8 +27,8 @@ class Variant:
     Attributes:
         name: of its preset.
         title: a word or two on what it changes.
-        row: its judgements; None where there are none.
-        steps: optimiser steps of one training.
+        row: its evaluations; None where there are none.
+        steps: optimizer steps of one training.
         state: `RAN`, `NOT_RUN` or `FAILED`.
         reason: why it did not run, or what failed; of one that ran, what a reader has to know.
     """
@@ -48,7 +48,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The base on the whole dataset and on half of its concepts, judged on the same examples.
+    """The base on the whole dataset and on half of its concepts, evaluated on the same examples.
 
     These are the val examples of the half. The half's model searches the half's bank, the whole's
     model the whole one.
@@ -94,11 +94,11 @@ class Comparison:
     seeds: Sequence[int]
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for rows that were not judged alike."""
+        """Raise `ValueError` for rows that were not evaluated alike."""
         assert self.base.row is not None
         for variant in self.variants:
-            for judged in variant.row.judged if variant.row else ():
-                require_comparable(self.base.row.judged[0], judged, P1)
+            for evaluated in variant.row.evaluated if variant.row else ():
+                require_comparable(self.base.row.evaluated[0], evaluated, P1)
 
     @property
     def failed(self) -> list[str]:
@@ -123,7 +123,7 @@ class Comparison:
 
     def _families(self, stratum: str | None) -> np.ndarray:
         assert self.base.row is not None
-        first = self.base.row.judged[0]
+        first = self.base.row.evaluated[0]
         return first.families if stratum is None else first.families[first.strata[stratum]]
 
 
@@ -187,7 +187,7 @@ def scaling_text(scaling: Scaling) -> str:
     sizes = "; ".join(f"{name} {n:,} and {half:,}" for name, (n, half) in scaling.sizes.items())
     return (
         f"Scaling coefficient, the base on all concepts over the base on half of them ("
-        f"{SCALING_PASSES} or more passes): {'; '.join(said)}. Both are judged on the half's "
+        f"{SCALING_PASSES} or more passes): {'; '.join(said)}. Both are evaluated on the half's "
         f"{len(scaling.families):,} val sequences, each in its own bank ({sizes}); "
         f"{scaling.minutes:.1f} minutes on the half."
     )
@@ -196,7 +196,7 @@ def scaling_text(scaling: Scaling) -> str:
 def note(comparison: Comparison) -> str:
     """Say what the figures were taken over, and what their intervals cover."""
     assert comparison.base.row is not None
-    first, seeds = comparison.base.row.judged[0], comparison.seeds
+    first, seeds = comparison.base.row.evaluated[0], comparison.seeds
     over = (
         f"mean over the seeds {listed([str(s) for s in seeds])} of training [95% interval over "
         "families and seeds]"
@@ -255,7 +255,7 @@ def _with_interval(name: str, figure: Figure) -> dict[str, float | None]:
 def to_dict(comparison: Comparison) -> dict[str, Any]:
     """Return everything as plain values."""
     assert comparison.base.row is not None
-    first, scaling = comparison.base.row.judged[0], comparison.scaling
+    first, scaling = comparison.base.row.evaluated[0], comparison.scaling
     return {
         "split": first.split,
         "dataset_fingerprint": first.dataset_fingerprint,

@@ -32,7 +32,7 @@ from ocp_mamba.system.process import mlflow_run_ancestor, stop_signals
 from ocp_mamba.tracking.session import EXPERIMENT, RUN_VARIABLE
 from ocp_mamba.tracking.store import ui_link, use_store
 
-Echo = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def space_text(path: str | None) -> str:
     return load_space(Path(path) if path else DEFAULT_SPACE).text
 
 
-def run_sweep(job: SweepJob, echo: Echo) -> Sweep:
+def run_sweep(job: SweepJob, log: Log) -> Sweep:
     """Work on a study until it is whole or this worker's time is over.
 
     Raises:
@@ -89,7 +89,7 @@ def run_sweep(job: SweepJob, echo: Echo) -> Sweep:
     address = job.storage or str(default_journal(store, caller_folder()))
     storage = open_storage(address, tracking_uri=store, grace=job.grace)
     data = job.data or study_data(job.study, storage)
-    dataset = open_data(data, allow_pickle=job.allow_pickle, echo=echo)
+    dataset = open_data(data, allow_pickle=job.allow_pickle, log=log)
     if settings is not None and job.wanted is not None:
         if job.wanted.relations:
             model = with_relations(settings.model, dataset, data)
@@ -97,20 +97,20 @@ def run_sweep(job: SweepJob, echo: Echo) -> Sweep:
         require_trainable(dataset, data, settings.model)
     watched = mlflow_run_ancestor() if os.environ.get(RUN_VARIABLE) else None
     with stop_signals(watched), storage.named_errors():
-        sweep = _open(job, settings, storage, data, dataset, store, echo)
+        sweep = _open(job, settings, storage, data, dataset, store, log)
         _require_data(sweep, dataset, data)
-        echo(f"study {job.study} in {storage.shown}, {sweep.counts().done} of {sweep.n_trials} "
+        log(f"study {job.study} in {storage.shown}, {sweep.counts().done} of {sweep.n_trials} "
              f"trials; objectives {', '.join(sweep.settings.objectives)}, "
              f"pruner {sweep.settings.pruner}")  # fmt: skip
         if sweep.counts().done >= sweep.n_trials:
-            echo("nothing left to try; for more: --n-trials")
+            log("nothing left to try; for more: --n-trials")
         folder = job.output / job.study
         worker = Worker(dataset, data, folder, store, job.grace, job.timeout, job.threads,
-                        echo, job.progress)  # fmt: skip
+                        log, job.progress)  # fmt: skip
         work(sweep, worker)
-        echo(_result(sweep, folder))
+        log(_result(sweep, folder))
         if job.retrain:
-            _retrain(sweep, job, data, echo)
+            _retrain(sweep, job, data, log)
     return sweep
 
 
@@ -151,7 +151,7 @@ def _open(
     data: Path,
     dataset: Dataset,
     store: str,
-    echo: Echo,
+    log: Log,
 ) -> Sweep:
     if settings is None or job.wanted is None:
         return join(job.study, storage, n_trials=job.n_trials, store=store)
@@ -164,7 +164,7 @@ def _open(
         n_trials=job.n_trials,
         warm_start=job.wanted.warm_start,
         store=store,
-        echo=echo,
+        log=log,
     )
 
 
@@ -202,7 +202,7 @@ def _result(sweep: Sweep, folder: Path) -> str:
     return "\n".join([*lines, f"then look at {link}"])
 
 
-def _retrain(sweep: Sweep, job: SweepJob, data: Path, echo: Echo) -> None:
+def _retrain(sweep: Sweep, job: SweepJob, data: Path, log: Log) -> None:
     """Train the best configuration again as the main job does, and register it."""
     best = sweep.best()
     if best is None:
@@ -210,7 +210,7 @@ def _retrain(sweep: Sweep, job: SweepJob, data: Path, echo: Echo) -> None:
     model, train = sweep.configs(best)
     epochs = job.retrain_epochs or max(train.max_epochs, TrainConfig().max_epochs)
     name = f"best of {job.study}"
-    echo(f"\nTraining the configuration of trial {first_number(best)} again, {epochs} epochs")
+    log(f"\nTraining the configuration of trial {first_number(best)} again, {epochs} epochs")
     outcome = run_training(
         TrainJob(
             data=data,
@@ -227,7 +227,7 @@ def _retrain(sweep: Sweep, job: SweepJob, data: Path, echo: Echo) -> None:
                 "sweep.best_trial": str(first_number(best)),
             },
         ),
-        echo,
+        log,
     )
     registered = outcome.version
     sweep.parent.log(

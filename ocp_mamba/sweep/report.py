@@ -222,9 +222,9 @@ def _bind(
 class Progress:
     """A line for each trial that this worker ends, and on a terminal a bar over all of them."""
 
-    def __init__(self, sweep: Sweep, echo: Callable[[str], None], *, enabled: bool) -> None:
+    def __init__(self, sweep: Sweep, log: Callable[[str], None], *, enabled: bool) -> None:
         """Begin with what the study has already."""
-        self._sweep, self._echo = sweep, echo
+        self._sweep, self._log = sweep, log
         self._done = sweep.counts().done
         self._began = time.monotonic()
         self._spoke = self._began
@@ -293,5 +293,5 @@ class Progress:
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()
         self._bar.clear()
-        self._echo(line)
+        self._log(line)
         self._bar.refresh()

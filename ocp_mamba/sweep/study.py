@@ -212,7 +212,7 @@ def start(
     n_trials: int | None,
     warm_start: Sequence[str],
     store: str,
-    echo: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Sweep:
     """Make a study with its parent run, or go on with the study of this name.
 
@@ -224,7 +224,7 @@ def start(
             study = optuna.load_study(study_name=name, storage=storage.optuna)
             _require_same(study, settings)
             if warm_start:
-                echo(f"study {name} exists already: its warm start is left as it was")
+                log(f"study {name} exists already: its warm start is left as it was")
         else:
             found = {old: _earlier(old, storage, settings) for old in warm_start}
             study = optuna.create_study(
@@ -235,7 +235,7 @@ def start(
             study.set_user_attr(ID, uuid.uuid4().hex)
             study.set_user_attr(SETTINGS, asdict(settings))
             for old, trials in found.items():
-                _enqueue(study, old, trials, settings, echo)
+                _enqueue(study, old, trials, settings, log)
         if n_trials is not None or N_TRIALS not in study.user_attrs:
             study.set_user_attr(N_TRIALS, n_trials or DEFAULT_TRIALS)
         if PARENT not in study.user_attrs:
@@ -345,9 +345,9 @@ def _enqueue(
     old: str,
     trials: Sequence[FrozenTrial],
     settings: SweepSettings,
-    echo: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Let a study begin with earlier configurations; each is trained and judged anew."""
+    """Let a study begin with earlier configurations; each is trained and evaluated anew."""
     space = parse_space(settings.space, settings.space_name)
     queued = 0
     for trial in trials:
@@ -356,7 +356,7 @@ def _enqueue(
             note = {WARM_START: f"{old}, trial {trial.number}"}
             study.enqueue_trial(params, user_attrs=note, skip_if_exists=True)
             queued += 1
-    echo(f"warm start: {queued} of the best configurations of {old} are tried first")
+    log(f"warm start: {queued} of the best configurations of {old} are tried first")
 
 
 def _sampler(seed: int) -> TPESampler:

@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from ocp_mamba.data.analysis.sample import JudgeLimits, judged_part, sample_of
+from ocp_mamba.data.analysis.sample import EvalLimits, evaluation_part, sample_of
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import SweepError, TrackingError, first_line
@@ -78,7 +78,7 @@ class Worker:
     grace: int
     timeout: float
     threads: int
-    echo: Callable[[str], None]
+    log: Callable[[str], None]
     progress: bool
 
 
@@ -92,14 +92,16 @@ def work(sweep: Sweep, worker: Worker) -> None:
         SweepError: too many trials failed one after another.
     """
     until = time.monotonic() + worker.timeout if worker.timeout else math.inf
-    judged = judged_part(worker.dataset, JudgeLimits(), progress=worker.progress)
-    if sample_of(judged):
-        worker.echo(f"too large to be judged whole; trials are judged on {sample_of(judged)}")
-    validate = validator(judged, BankIndex(judged.bank))
+    evaluated = evaluation_part(worker.dataset, EvalLimits(), progress=worker.progress)
+    if sample_of(evaluated):
+        worker.log(
+            f"too large to be evaluated whole; trials are evaluated on {sample_of(evaluated)}"
+        )
+    validate = validator(evaluated, BankIndex(evaluated.bank))
     report = SweepReport(sweep, worker.output)
     ended = ("FINISHED", "time limit")
     try:
-        with Progress(sweep, worker.echo, enabled=worker.progress) as progress:
+        with Progress(sweep, worker.log, enabled=worker.progress) as progress:
             _loop(sweep, worker, validate, report, progress, until)
     except (KeyboardInterrupt, Killed) as error:
         ended = ("KILLED", error.reason if isinstance(error, Killed) else "Ctrl-C")

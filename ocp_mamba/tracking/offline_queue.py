@@ -20,14 +20,14 @@ from ocp_mamba.errors import QueueError, first_line
 Operation = dict[str, Any]
 Apply = Callable[[Operation], Any]
 
-SPOOL_VERSION = 1
+QUEUE_VERSION = 1
 RETRY_SECONDS = 10.0
 """How long after a failure the store is left alone; each try may block for seconds."""
 
 log = logging.getLogger(__name__)
 
 
-class Spool:
+class OfflineQueue:
     """Applies operations in order; keeps those that fail in a file and tries again later."""
 
     def __init__(
@@ -105,7 +105,7 @@ class Spool:
         if not self.pending:
             self.path.unlink(missing_ok=True)
             return
-        header = {"spool_version": SPOOL_VERSION, "store": self._store}
+        header = {"spool_version": QUEUE_VERSION, "store": self._store}
         lines = [json.dumps(line) for line in [header, *self.pending]]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".partial")
@@ -116,53 +116,53 @@ class Spool:
         partial.replace(self.path)
 
 
-def read_spool(path: Path) -> tuple[str, list[Operation]]:
-    """Return the store's URI and the waiting operations of a spool file.
+def read_queue(path: Path) -> tuple[str, list[Operation]]:
+    """Return the store's URI and the waiting operations of a offline queue file.
 
     Raises:
-        QueueError: the file is missing, or a line is not what a spool holds.
+        QueueError: the file is missing, or a line is not what a offline queue holds.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise QueueError(f"spool {path}: {error}") from error
+        raise QueueError(f"offline queue {path}: {error}") from error
     parsed = []
     for number, line in enumerate(lines, 1):
         try:
             parsed.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise QueueError(f"spool {path}, line {number}: not JSON ({error})") from error
+            raise QueueError(f"offline queue {path}, line {number}: not JSON ({error})") from error
         if not isinstance(parsed[-1], dict):
-            raise QueueError(f"spool {path}, line {number}: wanted a JSON object")
-    if not parsed or parsed[0].get("spool_version") != SPOOL_VERSION or "store" not in parsed[0]:
+            raise QueueError(f"offline queue {path}, line {number}: wanted a JSON object")
+    if not parsed or parsed[0].get("spool_version") != QUEUE_VERSION or "store" not in parsed[0]:
         raise QueueError(
-            f"spool {path}, line 1: wanted an object with spool_version {SPOOL_VERSION} and store"
+            f"offline queue {path}, line 1: wanted an object with spool_version {QUEUE_VERSION} and store"
         )
     for number, operation in enumerate(parsed[1:], 2):
         if not isinstance(operation.get("op"), str):
-            raise QueueError(f"spool {path}, line {number}: key op is missing")
+            raise QueueError(f"offline queue {path}, line {number}: key op is missing")
     return parsed[0]["store"], parsed[1:]
 
 
-def replay_spool(
+def replay_queue(
     path: Path, apply: Apply, *, store: str, failures: tuple[type[Exception], ...]
 ) -> int:
-    """Apply a spool file's operations in order and delete the file; returns how many there were.
+    """Apply a offline queue file's operations in order and delete the file; returns how many there were.
 
     Raises:
         QueueError: the file cannot be read, or an operation fails; the file then holds it and
             what follows it, so that the next replay goes on there.
     """
-    _, operations = read_spool(path)
-    spool = Spool(path, apply, store=store, failures=failures)
+    _, operations = read_queue(path)
+    queue = OfflineQueue(path, apply, store=store, failures=failures)
     for done, operation in enumerate(operations):
         try:
             apply(operation)
         except failures as error:
-            spool.pending = operations[done:]
-            spool._write()
+            queue.pending = operations[done:]
+            queue._write()
             raise QueueError(
-                f"spool {path}: {done} of {len(operations)} operations sent to {store}, then "
+                f"offline queue {path}: {done} of {len(operations)} operations sent to {store}, then "
                 f"{operation['op']} failed: {first_line(error)}"
             ) from error
     path.unlink()

@@ -17,7 +17,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.tracking.dataset_input import DatasetInput
-from ocp_mamba.tracking.offline_queue import Operation, Spool
+from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
 from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
 from ocp_mamba.tracking.store import STORE_FAILURES
 from ocp_mamba.training.history import EpochRecord
@@ -36,7 +36,7 @@ Numbers = Mapping[str, float | None]
 class TrackedRun:
     """An open MLflow run; made by `tracking.track`.
 
-    Everything is sent through a `Spool`: where the store does not answer, it waits in a file.
+    Everything is sent through a `Offline queue`: where the store does not answer, it waits in a file.
     """
 
     has_rows = True
@@ -51,22 +51,22 @@ class TrackedRun:
         output_dir: Path,
         checkpoint_every: int = 0,
         inputs: Mapping[str, str] = TRAINING_INPUTS,
-        judged: Dataset | None = None,
+        evaluated: Dataset | None = None,
     ) -> None:
         """Wrap an active run and log splits of the dataset as its inputs, each in its context.
 
-        All but what is trained on are those of ``judged``, where that is given.
+        All but what is trained on are those of ``evaluated``, where that is given.
         """
         self.run_id: str = active.info.run_id
         self.experiment_id: str = active.info.experiment_id
         self.name: str = active.info.run_name
         self.store = store
-        self.spool_path = output_dir / f"{self.run_id}.spool.jsonl"
-        self._spool = Spool(self.spool_path, apply, store=store, failures=STORE_FAILURES)
+        self.spool_path = output_dir / f"{self.run_id}.queue.jsonl"
+        self._queue = OfflineQueue(self.spool_path, apply, store=store, failures=STORE_FAILURES)
         self._logged_params: dict[str, str] = dict(active.data.params)
         self._dataset = dataset
         self._inputs = {
-            s: DatasetInput(dataset if use == TRAINED_ON else judged or dataset, s, data_path)
+            s: DatasetInput(dataset if use == TRAINED_ON else evaluated or dataset, s, data_path)
             for s, use in inputs.items()
         }
         self._output_dir = output_dir
@@ -158,7 +158,7 @@ class TrackedRun:
         """Store the best and the last epoch's whole models, each in its epoch's own row.
 
         Returns:
-            The best one's LoggedModel id, or None if it waits in the spool.
+            The best one's LoggedModel id, or None if it waits in the offline queue.
         """
         with self._cost:
             if best_epoch not in self._model_ids:
@@ -172,7 +172,7 @@ class TrackedRun:
         return self._model_ids[best_epoch]
 
     def link_model(self, model_id: str) -> None:
-        """Say that the run judged a LoggedModel, so that each leads to the other."""
+        """Say that the run evaluated a LoggedModel, so that each leads to the other."""
         self._send({"op": "model_input", "model_id": model_id})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -228,13 +228,13 @@ class TrackedRun:
         return cost
 
     def end(self, status: str, reason: str = "") -> None:
-        """End the run; what could not be sent stays in the spool, and a hint is printed."""
+        """End the run; what could not be sent stays in the offline queue, and a hint is printed."""
         if reason:
             self._send({"op": "log", "tags": {"ended.reason": reason}})
-        drained = self._spool.drain(now=True)
+        drained = self._queue.drain(now=True)
         ended = self._terminate(status)
         if not (drained and ended):
-            self._spool.append(
+            self._queue.append(
                 {"op": "end", "run_id": self.run_id, "status": status, "time": _now()}
             )
             print(
@@ -247,7 +247,7 @@ class TrackedRun:
 
     def _send(self, operation: Operation) -> Any:
         with self._cost:
-            return self._spool.send({**operation, "run_id": self.run_id})
+            return self._queue.send({**operation, "run_id": self.run_id})
 
     def _entries(
         self, numbers: Numbers, step: int, measured_on: Callable[[str], str | None]

@@ -22,7 +22,7 @@ from ocp_mamba.system.process import (
     stop_signals,
     undisturbed,
 )
-from ocp_mamba.tracking.offline_queue import read_spool, replay_spool
+from ocp_mamba.tracking.offline_queue import read_queue, replay_queue
 from ocp_mamba.tracking.operations import apply
 from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun, end_active_run
 from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, use_store
@@ -63,7 +63,7 @@ def track(
     store: str | None = None,
     system_metrics: bool = True,
     inputs: Mapping[str, str] = TRAINING_INPUTS,
-    judged: Dataset | None = None,
+    evaluated: Dataset | None = None,
 ) -> Iterator[TrackedRun]:
     """Open an MLflow run for the block and end it as FINISHED, FAILED or KILLED.
 
@@ -74,7 +74,7 @@ def track(
     Args:
         dataset: logged as the run's inputs.
         data_path: the file that it came from; only its name is logged.
-        output_dir: where the spool, and the last epoch's ``.pt`` until it is stored, are kept.
+        output_dir: where the offline queue, and the last epoch's ``.pt`` until it is stored, are kept.
         experiment: name of the experiment, made where it does not exist.
         run_name: name of the run; MLflow invents one for None.
         params: what the run was started with, and what really ran.
@@ -83,7 +83,7 @@ def track(
         store: tracking URI, see `use_store`.
         system_metrics: log CPU, memory, disk and network of this machine.
         inputs: which splits the run reads, and as what.
-        judged: the sample that it is judged on, of a dataset too large to be judged whole.
+        evaluated: the sample that it is evaluated on, of a dataset too large to be evaluated whole.
 
     Raises:
         TrackingError: the store cannot be used or refuses the run.
@@ -99,7 +99,14 @@ def track(
                 log_system_metrics=system_metrics,
             )
             run = TrackedRun(
-                active, uri, dataset, data_path, Path(output_dir), checkpoint_every, inputs, judged
+                active,
+                uri,
+                dataset,
+                data_path,
+                Path(output_dir),
+                checkpoint_every,
+                inputs,
+                evaluated,
             )
         except BaseException as error:
             with undisturbed():
@@ -170,7 +177,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 
 def replay(path: Path, store: str | None = None) -> int:
-    """Send what waits in a spool file and delete it; returns the number of operations.
+    """Send what waits in a offline queue file and delete it; returns the number of operations.
 
     Args:
         path: the file.
@@ -179,6 +186,6 @@ def replay(path: Path, store: str | None = None) -> int:
     Raises:
         QueueError: the file cannot be read, or the store does not answer; nothing is lost then.
     """
-    written_for, _ = read_spool(path)
+    written_for, _ = read_queue(path)
     uri = use_store(store or os.environ.get(STORE_VARIABLE) or written_for)
-    return replay_spool(path, apply, store=uri, failures=STORE_FAILURES)
+    return replay_queue(path, apply, store=uri, failures=STORE_FAILURES)

@@ -17,7 +17,7 @@ OLDER_THAN_MINUTES = 10.0
 
 
 @dataclass(frozen=True)
-class Zombie:
+class StaleRun:
     """A run that nothing will end, the status it should have, and why."""
 
     run_id: str
@@ -28,7 +28,7 @@ class Zombie:
     reason: str
 
 
-def find_zombies(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[Zombie]:
+def find_stale_runs(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[StaleRun]:
     """Find runs of this project that are RUNNING with nothing behind them.
 
     Three kinds: runs whose process, by the tags that it left, has ended on this host (any age);
@@ -43,33 +43,33 @@ def find_zombies(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[Zombie]
         page = client.search_runs(
             experiments, "attributes.status = 'RUNNING'", page_token=token, max_results=1000
         )
-        found += [z for run in page if (z := _judge(run, older_than_minutes)) is not None]
+        found += [z for run in page if (z := _examine(run, older_than_minutes)) is not None]
         token = page.token
         if not token:
             break
     return found
 
 
-def end_zombies(zombies: list[Zombie]) -> None:
+def end_stale_runs(runs: list[StaleRun]) -> None:
     """End each run with its status and a tag that says why."""
     client = mlflow.MlflowClient()
-    for zombie in zombies:
-        client.set_tag(zombie.run_id, REASON_TAG, zombie.reason)
-        client.set_terminated(zombie.run_id, zombie.status)
+    for stale in runs:
+        client.set_tag(stale.run_id, REASON_TAG, stale.reason)
+        client.set_terminated(stale.run_id, stale.status)
 
 
-def _judge(run: Run, older_than_minutes: float) -> Zombie | None:
+def _examine(run: Run, older_than_minutes: float) -> StaleRun | None:
     tags = run.data.tags
     minutes = (time.time() - run.info.start_time / 1000) / 60
     if PID_TAG in tags:
         if process_is_gone(tags):
             reason = f"process {tags[PID_TAG]} on {tags[HOST_TAG]} is gone"
-            return _zombie(run, minutes, "KILLED", reason)
+            return _stale(run, minutes, "KILLED", reason)
         return None
     if tags.get("kind") == "sweep":
         gone = all(process_is_gone(worker) for worker in workers_of(tags))
         if gone and minutes >= older_than_minutes:
-            return _zombie(run, minutes, "KILLED", "no worker of this sweep is left")
+            return _stale(run, minutes, "KILLED", "no worker of this sweep is left")
         return None
     never_started = (
         tags.get("mlflow.source.type") == "PROJECT"
@@ -78,13 +78,13 @@ def _judge(run: Run, older_than_minutes: float) -> Zombie | None:
         and not processes_with("MLFLOW_RUN_ID", run.info.run_id)
     )
     if never_started:
-        return _zombie(run, minutes, "FAILED", "mlflow run made this run, but nothing started")
+        return _stale(run, minutes, "FAILED", "mlflow run made this run, but nothing started")
     return None
 
 
-def _zombie(run: Run, minutes: float, status: str, reason: str) -> Zombie:
+def _stale(run: Run, minutes: float, status: str, reason: str) -> StaleRun:
     info = run.info
-    return Zombie(info.run_id, info.run_name, info.experiment_id, minutes, status, reason)
+    return StaleRun(info.run_id, info.run_name, info.experiment_id, minutes, status, reason)
 
 
 def _is_ours(source: str) -> bool:

@@ -77,7 +77,7 @@ class World:
             return {}
         return {"distributed.backend": self.backend, "distributed.restarts": str(self.restarts)}
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Let a module's backward pass average its gradients over all processes.
 
         The module starts from rank 0's parameters on every process.
@@ -88,7 +88,7 @@ class World:
             module, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
-    def total(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def all_reduce(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add scalars by name over all processes."""
         if self.size == 1:
             return dict(parts)
@@ -96,7 +96,7 @@ class World:
         dist.all_reduce(together)
         return dict(zip(parts, together, strict=True))
 
-    def from_main(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """Return on every process what rank 0 makes; the others wait for it."""
         box: list[Any] = [make() if self.main else None]
         if self.size > 1:
@@ -105,7 +105,7 @@ class World:
         return made
 
     @contextmanager
-    def losses_named(self) -> Iterator[None]:
+    def name_lost_workers(self) -> Iterator[None]:
         """Within the block, the end of another process raises a `WorkerLostError` that names it.
 
         It shows as an error of a collective operation, or as torchrun's SIGTERM to those left. A

@@ -13,8 +13,7 @@ from ocp_mamba.kernels.cosine import cosine_to
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.conditioning import conditions
 from ocp_mamba.model.memory_head import softmax_mean
-from ocp_mamba.training import loss
-from ocp_mamba.training.negatives import NO_RIVALS, Rivals
+from ocp_mamba.training.negatives import NO_NEGATIVES, NegativePool
 
 
 def batch_losses(
@@ -22,7 +21,7 @@ def batch_losses(
     batch: Batch,
     bank: Tensor,
     config: TrainConfig,
-    rivals: Rivals = NO_RIVALS,
+    negative_pool: NegativePool = NO_NEGATIVES,
 ) -> dict[str, Tensor]:
     """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
 
@@ -38,7 +37,7 @@ def batch_losses(
         batch: B chains, padded to L.
         bank: float32 ``(n_concepts, 768)`` unit rows on the batch's device.
         config: weights and temperature.
-        rivals: what InfoNCE tells the targets from beside the batch's other targets.
+        negatives: what InfoNCE tells the targets from beside the batch's other targets.
     """
     taken = conditions(model, batch.tmd, batch.relations)
     members = model.predict_members(batch.vectors, **taken)
@@ -49,20 +48,20 @@ def batch_losses(
     if batch.mix is not None:
         weight, others = batch.mix.weight[batch.mask], batch.mix.targets[batch.mask]
         targets = torch.lerp(bank[others], targets, weight[:, None])
-    recalled, log_sum = model.recall(members, config.temperature)
-    terms = {"cosine": loss.cosine_loss(recalled, targets)}
+    retrieved, log_sum = model.read_memory(members, config.temperature)
+    terms = {"cosine": cosine_loss(retrieved, targets)}
     if config.infonce_weight:
-        candidate_ids = rivals.candidates(batch.all_targets)
-        if log_sum is None or not rivals.remembered:
-            candidates = rivals.vectors(candidate_ids, bank)
+        candidate_ids = negative_pool.candidates(batch.all_targets)
+        if log_sum is None or not negative_pool.is_memory:
+            candidates = negative_pool.vectors(candidate_ids, bank)
             _, log_sum = softmax_mean(members, candidates, config.temperature)
         hard = counted = None
-        if rivals.hard is not None:
-            hard_ids = rivals.hard.of(batch.inputs[batch.mask], target_ids)
+        if negative_pool.hard is not None:
+            hard_ids = negative_pool.hard.of(batch.inputs[batch.mask], target_ids)
             hard = bank[hard_ids.clamp_min(0)]
             counted = (hard_ids >= 0) & ~torch.isin(hard_ids, candidate_ids)
         given = (targets, log_sum, config.temperature, hard, counted)
-        terms["infonce"] = loss.info_nce(members, *given)
+        terms["infonce"] = info_nce(members, *given)
     share = len(members) * len(batch.all_targets)
     losses = {name: term.sum() / share for name, term in terms.items()}
     weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]
@@ -82,10 +81,10 @@ class Objective(nn.Module):
         batch: Batch,
         bank: Tensor,
         config: TrainConfig,
-        rivals: Rivals = NO_RIVALS,
+        negative_pool: NegativePool = NO_NEGATIVES,
     ) -> dict[str, Tensor]:
         """Return what `batch_losses` does."""
-        return batch_losses(self.model, batch, bank, config, rivals)
+        return batch_losses(self.model, batch, bank, config, negative_pool)
 
 
 def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -123,7 +122,7 @@ def info_nce(
         ``(..., M)``, in nats; the logarithm of the number of candidates is chance.
     """
     if hard is not None and counted is not None:
-        near = torch.einsum("...md,mkd->...mk", predictions, hard) / temperature
-        near = near.masked_fill(~counted, -math.inf).to(log_sum.dtype)
-        log_sum = torch.cat([log_sum[..., None], near], dim=-1).logsumexp(dim=-1)
+        logits = torch.einsum("...md,mkd->...mk", predictions, hard) / temperature
+        logits = logits.masked_fill(~counted, -math.inf).to(log_sum.dtype)
+        log_sum = torch.cat([log_sum[..., None], logits], dim=-1).logsumexp(dim=-1)
     return log_sum - (predictions * targets).sum(dim=-1) / temperature

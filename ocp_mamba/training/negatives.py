@@ -3,7 +3,7 @@
 Hard negatives are bank rows near a target that do not follow its prefix-end, mined before training.
 A *true continuation* of a prefix-end (the context's last concept) is a concept that follows it
 somewhere in the train split. What follows it in val or test is not looked at: to spare those would
-tell the model what it is judged on.
+tell the model what it is evaluated on.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ocp_mamba.config import TrainConfig
-from ocp_mamba.data.analysis.duplicates import join_same
+from ocp_mamba.data.analysis.duplicates import find_duplicates
 from ocp_mamba.data.chunks import count_examples, train_targets
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import ConfigError
-from ocp_mamba.model.memory_head import Readout
+from ocp_mamba.model.memory_head import MemoryHead
 
 CHUNK = 1024
 MOST_CANDIDATES = 16_384
@@ -66,7 +66,7 @@ class HardNegatives:
 
 
 @dataclass(frozen=True)
-class Rivals:
+class NegativePool:
     """What the targets of a batch are told from.
 
     Attributes:
@@ -83,7 +83,7 @@ class Rivals:
     hard: HardNegatives | None = None
     targets: Tensor | None = None
     rows: Tensor | None = None
-    remembered: bool = False
+    is_memory: bool = False
 
     def vectors(self, ids: Tensor, bank: Tensor) -> Tensor:
         """Return candidates' vectors, float32 ``(C, 768)``; those that are kept, from memory."""
@@ -109,7 +109,7 @@ class Rivals:
         drawn = torch.randint(len(self.targets), (MOST_CANDIDATES,), generator=drawing)
         return torch.unique(torch.cat([batch_targets, self.targets[drawn.to(self.targets.device)]]))
 
-    def to(self, device: torch.device) -> Rivals:
+    def to(self, device: torch.device) -> NegativePool:
         """Return them on a device."""
         return replace(
             self,
@@ -119,33 +119,35 @@ class Rivals:
         )
 
 
-NO_RIVALS = Rivals()
+NO_NEGATIVES = NegativePool()
 
 
-def find_rivals(dataset: Dataset, config: TrainConfig, readout: Readout | None = None) -> Rivals:
+def build_negative_pool(
+    dataset: Dataset, config: TrainConfig, memory_head: MemoryHead | None = None
+) -> NegativePool:
     """Return what a training by this config tells its targets from.
 
-    A readout remembers the train split's targets from here on: of more than it has room for as
+    A memory head remembers the train split's targets from here on: of more than it has room for as
     many, drawn the same for every training.
     """
     k, least = config.hard_negatives, config.min_context
     wanted = bool(config.infonce_weight) and config.infonce_candidates == "train"
-    rivals = NO_RIVALS
+    negative_pool = NO_NEGATIVES
     if config.infonce_weight and k:
-        rivals = Rivals(mine_negatives(dataset, k, least))
-    if not wanted and readout is None:
-        return rivals
+        negative_pool = NegativePool(mine_negatives(dataset, k, least))
+    if not wanted and memory_head is None:
+        return negative_pool
     targets = train_targets(dataset, least)
     told_apart = targets if dataset.in_memory else some_of(targets, MOST_KEPT, config.seed)
     if wanted:
         rows = None if dataset.in_memory else torch.from_numpy(dataset.rows(told_apart))
-        rivals = replace(rivals, targets=torch.from_numpy(told_apart), rows=rows)
-    if readout is not None:
-        answers = some_of(targets, readout.most)
-        readout.remember(torch.from_numpy(dataset.rows(answers)))
+        negative_pool = replace(negative_pool, targets=torch.from_numpy(told_apart), rows=rows)
+    if memory_head is not None:
+        answers = some_of(targets, memory_head.most)
+        memory_head.set_memory(torch.from_numpy(dataset.rows(answers)))
         same = wanted and len(answers) <= MOST_CANDIDATES and np.array_equal(answers, told_apart)
-        rivals = replace(rivals, remembered=same)
-    return rivals
+        negative_pool = replace(negative_pool, is_memory=same)
+    return negative_pool
 
 
 def some_of(ids: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
@@ -180,7 +182,7 @@ def mine_negatives(dataset: Dataset, k: int, min_context: int | None = None) -> 
     examples = dataset.examples("train", min_context)
     keys = np.unique(examples.last.astype(np.int64) * n + examples.target)
     last, target = np.divmod(keys, n)
-    same, _ = join_same(dataset.bank)
+    same, _ = find_duplicates(dataset.bank)
     continued = np.unique(last * n + same[target])
     continuations = np.searchsorted(last, last, "right") - np.searchsorted(last, last, "left")
     index = BankIndex(dataset.bank)

@@ -24,7 +24,7 @@ class Plan:
 
     Attributes:
         longest: of each epoch, the most concepts that a chain may have; None for no limit.
-        steps: of each epoch, its optimiser steps.
+        steps: of each epoch, its optimizer steps.
     """
 
     longest: tuple[int | None, ...]

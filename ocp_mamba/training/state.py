@@ -11,7 +11,7 @@ from ocp_mamba.training.alarms import Alarm
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.loss import Objective
-from ocp_mamba.training.negatives import NO_RIVALS, Rivals
+from ocp_mamba.training.negatives import NO_NEGATIVES, NegativePool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class TrainState:
     model: NextVectorModel
     optimizer: torch.optim.Optimizer
     precision: str
-    rivals: Rivals = NO_RIVALS
+    negative_pool: NegativePool = NO_NEGATIVES
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
     world: World = ALONE
 
     def __post_init__(self) -> None:
         """Wrap the loss for gradients of all processes."""
-        self.objective = self.world.wrap(Objective(self.model))
+        self.objective = self.world.wrap_ddp(Objective(self.model))
 
     @property
     def best(self) -> EpochRecord | None:

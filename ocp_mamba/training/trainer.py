@@ -28,7 +28,7 @@ from ocp_mamba.training.checkpointing import StateFiles
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.history import EpochRecord
-from ocp_mamba.training.negatives import find_rivals
+from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.schedule import Plan, learning_rate, make_plan, mixup_of
 from ocp_mamba.training.state import EpochResult, FitResult, TrainState
 
@@ -65,7 +65,7 @@ def make_optimizer(model: NextVectorModel, config: TrainConfig) -> torch.optim.O
 def train_step(
     state: TrainState, batch: Batch, bank: Tensor, lr: float, config: TrainConfig
 ) -> dict[str, float]:
-    """One optimiser step; returns the loss terms and ``grad_norm`` (before clipping).
+    """One optimizer step; returns the loss terms and ``grad_norm`` (before clipping).
 
     Raises:
         TrainingError: the loss or the gradient is not finite.
@@ -73,10 +73,10 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
-        losses = state.objective(batch, bank, config, state.rivals)
+        losses = state.objective(batch, bank, config, state.negative_pool)
     (losses["total"] * state.world.size).backward()  # DDP averages; the parts are to be added
     norm = _clip(state.model, config.grad_clip)
-    losses = state.world.total(losses)
+    losses = state.world.all_reduce(losses)
     values = {name: loss.item() for name, loss in losses.items()} | {"grad_norm": norm}
     if not all(math.isfinite(v) for v in values.values()):
         raise TrainingError(
@@ -115,13 +115,13 @@ def fit(
 ) -> FitResult:
     """Train a model on a dataset's train split and leave it with the best epoch's weights.
 
-    A model with a readout remembers the train split's targets from the start.
+    A model with a memory head remembers the train split's targets from the start.
 
     Args:
         model: trained in place, on its own device.
         dataset: its train split is learnt.
         config: schedule, loss, seed, precision.
-        validate: judges the model after each epoch, in the precision of training; must give
+        validate: evaluates the model after each epoch, in the precision of training; must give
             ``next_vec_cosine``.
         output: where the best epoch's ``.pt`` is kept; beside it ``<stem>.last.pt`` holds the
             state to resume from until training ends. Only an `OCPMambaLVM` has such a file.
@@ -142,7 +142,7 @@ def fit(
     bank = torch.from_numpy(dataset.bank).to(next(model.parameters()).device)
     precision = resolve_precision(config.precision, bank.device)
     state = TrainState(model, make_optimizer(model, config), precision, world=world)
-    state.rivals = find_rivals(dataset, config, model.readout).to(bank.device)
+    state.negative_pool = build_negative_pool(dataset, config, model.memory_head).to(bank.device)
     start_kernels(model, dataset, config)
     plan = make_plan(dataset, config)
     files = StateFiles(output, model, dataset, config)
@@ -215,7 +215,7 @@ def _run_epoch(
     train_seconds = time.perf_counter() - started
     state.model.eval()
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
-        val = state.world.from_main(lambda: validate(state.model))
+        val = state.world.broadcast(lambda: validate(state.model))
     cosines = [r.val["next_vec_cosine"] for r in state.history] + [val["next_vec_cosine"]]
     is_best = state.best is None or cosines[-1] > state.best.val["next_vec_cosine"]
     since_best = 0 if is_best or state.best is None else epoch - state.best.epoch

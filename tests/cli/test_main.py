@@ -30,7 +30,7 @@ def last_run():
     )[0]  # fmt: skip
 
 
-def test_train_tracks_judges_registers_and_says_where_to_look(file, store, tmp_path):
+def test_train_tracks_evaluates_registers_and_says_where_to_look(file, store, tmp_path):
     said = run(
         "train", "--data", file, *TRAIN, "--max-epochs", 3, "--early-stopping",
         "--infonce-weight", 0.1, "--output", tmp_path / "out" / "model.pt",
@@ -77,28 +77,28 @@ def test_train_tracks_judges_registers_and_says_where_to_look(file, store, tmp_p
 
     said = run("evaluate", "--model", "models:/ocp-mamba-lvm@candidate", "--data", file)
     assert "wrote" in said
-    judged = last_run()
-    assert judged.data.metrics["next_vec_cosine"] == pytest.approx(metrics["next_vec_cosine"])
-    assert judged.data.tags["kind"] == "evaluation"
+    evaluated = last_run()
+    assert evaluated.data.metrics["next_vec_cosine"] == pytest.approx(metrics["next_vec_cosine"])
+    assert evaluated.data.tags["kind"] == "evaluation"
     written = json.loads((tmp_path / "outputs/evaluation/evaluation.json").read_text())
     assert written["split"] == "val"
-    assert "Judgement of models:/" in (tmp_path / "outputs/evaluation/report.html").read_text()
-    (linked,) = client.get_run(judged.info.run_id).inputs.model_inputs
+    assert "Evaluation of models:/" in (tmp_path / "outputs/evaluation/report.html").read_text()
+    (linked,) = client.get_run(evaluated.info.run_id).inputs.model_inputs
     version = client.get_model_version("ocp-mamba-lvm", "1")
     assert linked.model_id == version.tags["model_id"]
-    (read,) = judged.inputs.dataset_inputs
+    (read,) = evaluated.inputs.dataset_inputs
     assert read.dataset.name == "small-val"
 
     run("evaluate", "--model", tmp_path / "out/model.pt", "--data", file, "--split", "test")
-    judged = last_run()
-    (read,) = judged.inputs.dataset_inputs
+    evaluated = last_run()
+    (read,) = evaluated.inputs.dataset_inputs
     assert (read.dataset.name, read.tags[0].value) == ("small-test", "evaluation")
-    assert judged.data.tags["test_split_judged"] == "true"
+    assert evaluated.data.tags["test_split_evaluated"] == "true"
     page = (tmp_path / "outputs/evaluation/report.html").read_text()
-    assert "Judgement of model.pt on the test split" in page
+    assert "Evaluation of model.pt on the test split" in page
 
 
-def test_evaluate_judges_a_baseline_and_a_file(file, store, tmp_path):
+def test_evaluate_evaluates_a_baseline_and_a_file(file, store, tmp_path):
     run("evaluate", "--model", "baseline:persistence", "--data", file, "--split", "test")
     tracked = last_run()
     assert tracked.data.metrics["faiss_retrieval_p1"] <= 0.2

@@ -23,9 +23,9 @@ from packaging.utils import canonicalize_name
 from sweeps import Files, require_exactly, runs_of
 
 from ocp_mamba.cli.main import main
-from ocp_mamba.cli.options import judge_limits
+from ocp_mamba.cli.options import eval_limits
 from ocp_mamba.config import MODEL_SIZES, TrainConfig
-from ocp_mamba.data.analysis.sample import JudgeLimits
+from ocp_mamba.data.analysis.sample import EvalLimits
 from ocp_mamba.data.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,8 +86,8 @@ def test_the_defaults_are_those_of_the_package() -> None:
     assert flags["tmd"] is None
     assert flags["preset_name"] == "base"
     assert flags["baselines"] == "cheap"
-    for limits in (judge_limits(flags), judge_limits(parsed("evaluate"))):
-        assert limits == JudgeLimits()
+    for limits in (eval_limits(flags), eval_limits(parsed("evaluate"))):
+        assert limits == EvalLimits()
     assert (ROOT / flags["data"]).is_file(), "the default dataset ships with the project"
 
 

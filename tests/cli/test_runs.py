@@ -30,7 +30,7 @@ def test_link_to_an_unknown_experiment_is_an_error(store: str) -> None:
     assert done.output == f"Error: tracking store {store} has no experiment 'absent'\n"
 
 
-@pytest.mark.parametrize("command", ["link", "zombies"])
+@pytest.mark.parametrize("command", ["link", "stale runs"])
 def test_store_that_does_not_answer_is_an_error(
     store: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +50,7 @@ def test_replay_sends_and_deletes(store: str, tmp_path: Path) -> None:
         {"op": "log", "run_id": run_id, "metrics": [metric]},
         {"op": "end", "run_id": run_id, "status": "KILLED", "time": 3},
     ]
-    path = tmp_path / "s.spool.jsonl"
+    path = tmp_path / "s.queue.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     done = invoke("replay", str(path))
     assert (done.exit_code, done.output) == (0, f"2 operations sent; {path} deleted\n")
@@ -61,7 +61,7 @@ def test_replay_sends_and_deletes(store: str, tmp_path: Path) -> None:
 def test_replay_of_an_unknown_operation_is_an_error_and_keeps_the_file(
     store: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "s.spool.jsonl"
+    path = tmp_path / "s.queue.jsonl"
     path.write_text(json.dumps({"spool_version": 1, "store": store}) + '\n{"op": "dance"}\n')
     done = invoke("replay", str(path))
     assert done.exit_code == 1
@@ -69,7 +69,7 @@ def test_replay_of_an_unknown_operation_is_an_error_and_keeps_the_file(
     assert path.exists()
 
 
-@pytest.mark.parametrize("command", [[], ["replay"], ["zombies"], ["link"]])
+@pytest.mark.parametrize("command", [[], ["replay"], ["stale runs"], ["link"]])
 def test_help_has_examples(command: list[str]) -> None:
     done = invoke(*command, "--help")
     assert done.exit_code == 0

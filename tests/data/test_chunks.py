@@ -18,20 +18,20 @@ def data():
 
 
 def test_the_pieces_are_the_whole(data):
-    found = list(chunks.pieces(data))
+    found = list(chunks.chain_chunks(data))
     np.testing.assert_array_equal(np.concatenate([p.chains for p in found]), np.arange(200))
     np.testing.assert_array_equal(np.concatenate([p.values for p in found]), data.chain_values)
-    for piece in found:
-        for row, chain in enumerate(piece.chains):
-            begin = piece.starts[row]
-            mine = piece.values[begin : begin + piece.lengths[row]]
+    for chunk in found:
+        for row, chain in enumerate(chunk.chains):
+            begin = chunk.starts[row]
+            mine = chunk.values[begin : begin + chunk.lengths[row]]
             np.testing.assert_array_equal(mine, data.chain(int(chain)))
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_examples_of_all_pieces_are_those_of_the_split(data, split):
     examples = data.examples(split)
-    last, target = zip(*(p.examples(split) for p in chunks.pieces(data)), strict=True)
+    last, target = zip(*(p.examples(split) for p in chunks.chain_chunks(data)), strict=True)
     np.testing.assert_array_equal(np.concatenate(last), examples.last)
     np.testing.assert_array_equal(np.concatenate(target), examples.target)
     assert chunks.count_examples(data)[split] == data.n_examples(split)

@@ -56,28 +56,28 @@ def vec2text(monkeypatch, data):
 
 
 def test_a_decoder_closes_the_echo_loop_on_a_sample(data, vec2text):
-    judged = evaluate(
+    evaluated = evaluate(
         Ridge(data), data, "val", name="ridge", encoder=CountingEncoder(),
         decoder=Vec2TextDecoder(GTR),
     )  # fmt: skip
-    n = min(100, judged.n_examples)
+    n = min(100, evaluated.n_examples)
     assert vec2text == {
         "embedder": "gtr-base", "corrector": "corrector", "steps": 20, "shape": (n, 768),
     }  # fmt: skip
     for name, bank in {"echo_similarity": "echo_loop_similarity",
                        "echo_to_prediction": "echo_to_prediction"}.items():  # fmt: skip
-        figure = judged.figures[f"vec2text_{name}"]
+        figure = evaluated.figures[f"vec2text_{name}"]
         assert figure.n == n
-        if n == judged.n_examples:
-            assert figure.value == pytest.approx(judged.figures[bank].value, abs=1e-5)
-    assert judged.tags()["metric.vec2text"] == "ran"
-    assert judged.headline()["vec2text_echo_similarity"] is not None
+        if n == evaluated.n_examples:
+            assert figure.value == pytest.approx(evaluated.figures[bank].value, abs=1e-5)
+    assert evaluated.tags()["metric.vec2text"] == "ran"
+    assert evaluated.headline()["vec2text_echo_similarity"] is not None
 
 
 def test_without_it_the_figure_is_not_run(data):
-    judged = evaluate(Ridge(data), data, "val", name="ridge", encoder=CountingEncoder())
-    assert "vec2text_echo_similarity" not in judged.figures
-    assert judged.tags()["metric.vec2text"] == "not-run"
+    evaluated = evaluate(Ridge(data), data, "val", name="ridge", encoder=CountingEncoder())
+    assert "vec2text_echo_similarity" not in evaluated.figures
+    assert evaluated.tags()["metric.vec2text"] == "not-run"
 
 
 def test_what_is_absent_is_named(vec2text, monkeypatch):

@@ -91,6 +91,6 @@ def test_the_echo_is_really_encoded_and_not_looked_up(data):
     assert 1e-5 < np.abs(gap).max() < 0.05
 
 
-def test_judging_with_another_encoder_stops(data):
+def test_evaluating_with_another_encoder_stops(data):
     with pytest.raises(EncoderMismatchError, match="encoder mismatch"):
         evaluate(ContextMean(), data, "val", name="mean", encoder=CountingEncoder("3" * 64))

@@ -75,9 +75,9 @@ def test_each_prediction_is_that_of_its_own_prefix_alone(data):
 
 
 def test_an_oracle_scores_one_and_persistence_scores_what_it_must(counting):
-    judged = evaluate(Oracle(counting.bank), counting, "val", name="oracle")
+    evaluated = evaluate(Oracle(counting.bank), counting, "val", name="oracle")
     for metric in ("next_vec_cosine", "faiss_retrieval_p1", "echo_loop_similarity"):
-        assert judged.figures[metric].value == pytest.approx(1.0, abs=1e-5)
+        assert evaluated.figures[metric].value == pytest.approx(1.0, abs=1e-5)
     lazy = evaluate(Persistence(), counting, "val", name="persistence")
     examples = counting.examples("val")
     cosines = (counting.bank[examples.last] * counting.bank[examples.target]).sum(1)
@@ -88,14 +88,14 @@ def test_an_oracle_scores_one_and_persistence_scores_what_it_must(counting):
 
 def test_targets_off_by_one_are_seen_in_the_figures(counting):
     for ahead in (0, 2):
-        judged = evaluate(Oracle(counting.bank, ahead), counting, "val", name="off by one")
-        assert judged.figures["faiss_retrieval_p1"].value == 0.0
-        assert judged.figures["next_vec_cosine"].value < 0.2
+        evaluated = evaluate(Oracle(counting.bank, ahead), counting, "val", name="off by one")
+        assert evaluated.figures["faiss_retrieval_p1"].value == 0.0
+        assert evaluated.figures["next_vec_cosine"].value < 0.2
 
 
 def test_figures_carry_pool_chance_strata_and_interval(data):
-    judged = evaluate(ContextMean(), data, "val", name="context_mean")
-    numbers = judged.flat()
+    evaluated = evaluate(ContextMean(), data, "val", name="context_mean")
+    numbers = evaluated.flat()
     assert numbers["retrieval_pool_size"] == 80
     assert numbers["retrieval_chance_p1"] == 1 / 80
     chosen = strata(data, "val")
@@ -103,24 +103,24 @@ def test_figures_carry_pool_chance_strata_and_interval(data):
         assert numbers[f"n/{stratum}/next_vec_cosine"] == members.sum()
     low, high = (numbers[f"interval/next_vec_cosine_{end}"] for end in ("low", "high"))
     assert low <= numbers["next_vec_cosine"] <= high
-    written = judged.to_dict()
-    assert written["figures"]["next_vec_cosine"]["n"] == judged.n_examples
+    written = evaluated.to_dict()
+    assert written["figures"]["next_vec_cosine"]["n"] == evaluated.n_examples
     assert written["dataset_fingerprint"] == data.fingerprint
 
 
 def test_found_and_rank_stand_in_the_order_of_the_examples(data):
-    judged = evaluate(GlobalMean(data), data, "val", name="global_mean")
+    evaluated = evaluate(GlobalMean(data), data, "val", name="global_mean")
     examples = data.examples("val")
-    assert judged.found.shape == (len(examples.target), 10)
-    rank = judged.per_example["rank"]
-    where = judged.found == examples.target[:, None]
+    assert evaluated.found.shape == (len(examples.target), 10)
+    rank = evaluated.per_example["rank"]
+    where = evaluated.found == examples.target[:, None]
     inside = where.any(axis=1)
     assert 0 < inside.sum() < len(inside)
     np.testing.assert_array_equal(rank[inside], where[inside].argmax(axis=1) + 1)
     assert (rank[~inside] > 10).all()
-    assert judged.figures["mrr"].value == pytest.approx((1 / rank).mean())
-    assert "rank" not in judged.figures
-    assert "found" not in judged.to_dict()
+    assert evaluated.figures["mrr"].value == pytest.approx((1 / rank).mean())
+    assert "rank" not in evaluated.figures
+    assert "found" not in evaluated.to_dict()
 
 
 def test_a_copied_input_has_the_lowest_margin_and_the_context_mean_stands_beside_it(data):
@@ -154,19 +154,19 @@ def test_collapse_shows_in_variance_and_in_the_cosine_to_the_global_mean(countin
 
 
 def test_positions_and_sources_part_the_examples(data):
-    judged = evaluate(ContextMean(), data, "val", name="context_mean")
+    evaluated = evaluate(ContextMean(), data, "val", name="context_mean")
     examples = data.examples("val")
     for family in ("position/", "source/"):
-        parts = {k: f for k, f in judged.figures.items() if k.startswith(family)}
+        parts = {k: f for k, f in evaluated.figures.items() if k.startswith(family)}
         cosines = {k: f for k, f in parts.items() if k.endswith("_cosine")}
         assert 2 * len(cosines) == len(parts)
-        assert sum(f.n for f in cosines.values()) == judged.n_examples
-        whole = sum(f.n * f.value for f in cosines.values()) / judged.n_examples
-        assert whole == pytest.approx(judged.figures["next_vec_cosine"].value)
-    at_four = judged.per_example["faiss_retrieval_p1"][examples.position == 4]
-    assert judged.figures["position/k4_p1"].value == at_four.mean()
+        assert sum(f.n for f in cosines.values()) == evaluated.n_examples
+        whole = sum(f.n * f.value for f in cosines.values()) / evaluated.n_examples
+        assert whole == pytest.approx(evaluated.figures["next_vec_cosine"].value)
+    at_four = evaluated.per_example["faiss_retrieval_p1"][examples.position == 4]
+    assert evaluated.figures["position/k4_p1"].value == at_four.mean()
     assert set(data.meta["sources"]) == {"wordnet", "swo"}
-    assert {"source/wordnet_p1", "source/swo_p1"} <= set(judged.figures)
+    assert {"source/wordnet_p1", "source/swo_p1"} <= set(evaluated.figures)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -183,21 +183,23 @@ def test_an_approximate_index_reports_its_recall_and_is_not_paired_with_exact(da
 
 def test_an_empty_split_is_not_run_everywhere(data):
     emptied = make_dataset(n_chains=120, n_concepts=80, seed=5, split=np.zeros(120, np.uint8))
-    judged = evaluate(Persistence(), emptied, "val", name="persistence")
-    assert judged.n_examples == 0
-    assert judged.flat()["retrieval_pool_size"] == 80
-    assert set(gates.judge(judged, {"persistence": judged}).values()) == {gates.NOT_RUN}
+    evaluated = evaluate(Persistence(), emptied, "val", name="persistence")
+    assert evaluated.n_examples == 0
+    assert evaluated.flat()["retrieval_pool_size"] == 80
+    assert set(gates.evaluate_gates(evaluated, {"persistence": evaluated}).values()) == {
+        gates.NOT_RUN
+    }
     with pytest.raises(ValueError, match="val split has no examples"):
         validator(emptied, BankIndex(emptied.bank))
 
 
-def test_validator_agrees_with_the_whole_judgement(data):
+def test_validator_agrees_with_the_whole_evaluation(data):
     torch.manual_seed(0)
     model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16)).eval()
     quick = validator(data, BankIndex(data.bank))(model)
-    judged = evaluate(model, data, "val", name="model")
-    assert quick["next_vec_cosine"] == pytest.approx(judged.figures["next_vec_cosine"].value)
-    assert quick["retrieval_p1"] == pytest.approx(judged.figures["faiss_retrieval_p1"].value)
+    evaluated = evaluate(model, data, "val", name="model")
+    assert quick["next_vec_cosine"] == pytest.approx(evaluated.figures["next_vec_cosine"].value)
+    assert quick["retrieval_p1"] == pytest.approx(evaluated.figures["faiss_retrieval_p1"].value)
 
 
 def test_paired_difference_is_by_example_and_refuses_other_data(data, counting):
@@ -234,13 +236,13 @@ def test_latency_is_positive_and_ordered():
 def test_gates_pass_and_fail_on_what_they_name(counting):
     oracle = evaluate(Oracle(counting.bank), counting, "val", name="oracle")
     lazy = evaluate(Persistence(), counting, "val", name="persistence")
-    good = gates.judge(
+    good = gates.evaluate_gates(
         oracle, {"persistence": lazy}, cosines=[0.1, 0.2, 0.3], train_minutes=5.0,
         inference_ready=True, leaks=False, same_encoder=True,
     )  # fmt: skip
     assert good.pop("unseen_beats_ridge") == gates.NOT_RUN
     assert set(good.values()) == {gates.PASS}
-    bad = gates.judge(
+    bad = gates.evaluate_gates(
         lazy, {"oracle": oracle}, cosines=[0.3, 0.2, 0.1], train_minutes=500.0,
         inference_ready=False, leaks=True, same_encoder=False,
     )  # fmt: skip
@@ -248,7 +250,7 @@ def test_gates_pass_and_fail_on_what_they_name(counting):
     assert bad.pop("not_collapsed") == gates.PASS
     assert set(bad.values()) == {gates.FAIL}
     assert gates.beats_gate(oracle, {"itself": oracle}, "next_vec_cosine") == gates.FAIL
-    unknown = gates.judge(oracle, {}, cosines=[0.1, 0.2])
+    unknown = gates.evaluate_gates(oracle, {}, cosines=[0.1, 0.2])
     assert unknown["improvement_trend"] == gates.NOT_RUN
     assert unknown["beats_baselines_cosine"] == gates.NOT_RUN
     assert unknown["train_time"] == unknown["inference_ready"] == unknown["no_leak"] == "not-run"
@@ -256,6 +258,6 @@ def test_gates_pass_and_fail_on_what_they_name(counting):
 
 
 def test_random_vectors_score_chance(data):
-    judged = evaluate(Noise(), data, "val", name="noise")
-    assert abs(judged.figures["next_vec_cosine"].value) < 0.02
-    assert judged.figures["faiss_retrieval_p1"].value < 0.06
+    evaluated = evaluate(Noise(), data, "val", name="noise")
+    assert abs(evaluated.figures["next_vec_cosine"].value) < 0.02
+    assert evaluated.figures["faiss_retrieval_p1"].value < 0.06

@@ -42,12 +42,12 @@ def counting():
     )
 
 
-def judged(predictor, data, name="it"):
+def evaluated(predictor, data, name="it"):
     return evaluate(predictor, data, "val", name=name)
 
 
 def with_unseen(evaluation, per_example):
-    """The same judgement with every example unseen and other numbers behind its figures."""
+    """The same evaluation with every example unseen and other numbers behind its figures."""
     everything = np.ones(evaluation.n_examples, bool)
     return replace(
         evaluation,
@@ -57,7 +57,7 @@ def with_unseen(evaluation, per_example):
 
 
 def test_unseen_must_beat_ridge_in_cosine_and_in_p1(counting):
-    ridge = with_unseen(judged(Persistence(), counting, "ridge"), {})
+    ridge = with_unseen(evaluated(Persistence(), counting, "ridge"), {})
     n = ridge.n_examples
     better = {k: ridge.per_example[k] + 0.1 for k in ("next_vec_cosine", "faiss_retrieval_p1")}
     assert gates.unseen_gate(with_unseen(ridge, better), {"ridge": ridge}) == gates.PASS
@@ -70,7 +70,7 @@ def test_unseen_must_beat_ridge_in_cosine_and_in_p1(counting):
 
 
 def test_unseen_is_not_run_without_ridge_or_unseen_examples(counting):
-    ours = judged(Blend(counting.bank), counting)
+    ours = evaluated(Blend(counting.bank), counting)
     assert ours.strata["unseen"].any()
     assert gates.unseen_gate(ours, {"persistence": ours}) == gates.NOT_RUN
     none = replace(ours, strata={"unseen": np.zeros(ours.n_examples, bool)})
@@ -78,13 +78,13 @@ def test_unseen_is_not_run_without_ridge_or_unseen_examples(counting):
 
 
 def test_collapse_is_seen_in_all_its_degrees(counting):
-    assert gates.collapse_gate(judged(Blend(counting.bank), counting)) == gates.PASS
-    assert gates.collapse_gate(judged(GlobalMean(counting), counting)) == gates.FAIL
-    assert gates.collapse_gate(judged(Blend(counting.bank, 0.9), counting)) == gates.FAIL
+    assert gates.collapse_gate(evaluated(Blend(counting.bank), counting)) == gates.PASS
+    assert gates.collapse_gate(evaluated(GlobalMean(counting), counting)) == gates.FAIL
+    assert gates.collapse_gate(evaluated(Blend(counting.bank, 0.9), counting)) == gates.FAIL
 
 
 def test_either_sign_of_collapse_is_enough(counting):
-    ours = judged(Blend(counting.bank), counting)
+    ours = evaluated(Blend(counting.bank), counting)
     flat = ours.scalars | {"prediction_variance": 0.24 * ours.scalars["target_variance"]}
     assert gates.collapse_gate(replace(ours, scalars=flat)) == gates.FAIL
     middle = (1 + ours.figures["target_cosine_to_global_mean"].value) / 2

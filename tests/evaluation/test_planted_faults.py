@@ -91,8 +91,8 @@ def trained(data, tmp_path_factory):
 
 
 def verdicts(predictor, data, baselines, **known):
-    judged = evaluate(predictor, data, "val", name="it")
-    return gates.judge(judged, baselines, **known)
+    evaluated = evaluate(predictor, data, "val", name="it")
+    return gates.evaluate_gates(evaluated, baselines, **known)
 
 
 def test_a_clean_run_raises_nothing(data, baselines, trained):
@@ -143,7 +143,7 @@ def test_a_bank_of_another_encoder_fails_its_gate_and_says_so_in_the_figures(
     assert {"no_encoder_mismatch", "next_vec_cosine", "beats_baselines_p1"} <= set(found)
 
 
-def test_a_bank_that_is_not_of_the_encoder_it_names_ends_the_judgement(data, trained):
+def test_a_bank_that_is_not_of_the_encoder_it_names_ends_the_evaluation(data, trained):
     with pytest.raises(EncoderMismatchError, match="encoder mismatch: 64 bank texts"):
         evaluate(trained.model, data, "val", name="it", encoder=CountingEncoder())
 

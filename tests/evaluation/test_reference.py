@@ -13,9 +13,9 @@ from ocp_mamba.evaluation import metrics, predict, reference
 from ocp_mamba.evaluation.evaluate import evaluate
 
 
-def test_it_is_what_each_judgement_would_work_out():
+def test_it_is_what_each_evaluation_would_work_out():
     data = make_dataset(n_chains=120, n_concepts=80, seed=5)
-    found, examples = reference.yardstick(data, "val"), data.examples("val")
+    found, examples = reference.split_reference(data, "val"), data.examples("val")
     targets, last = (torch.from_numpy(data.bank[i]) for i in (examples.target, examples.last))
     untrained = predict.predict_examples(ContextMean(), data, "val")
     margin = metrics.cosine(untrained, targets) - metrics.cosine(untrained, last)
@@ -25,12 +25,12 @@ def test_it_is_what_each_judgement_would_work_out():
         np.testing.assert_array_equal(found.strata[name], mask)
     mean = data.bank[data.examples("train").target].mean(axis=0)
     np.testing.assert_allclose(found.global_mean, mean / np.linalg.norm(mean), atol=1e-6)
-    judged = evaluate(GlobalMean(data), data, "val", name="mean")
-    np.testing.assert_allclose(judged.per_example["cosine_to_global_mean"], 1, atol=1e-6)
-    assert judged.scalars["target_variance"] == found.target_variance
+    evaluated = evaluate(GlobalMean(data), data, "val", name="mean")
+    np.testing.assert_allclose(evaluated.per_example["cosine_to_global_mean"], 1, atol=1e-6)
+    assert evaluated.scalars["target_variance"] == found.target_variance
 
 
-def test_it_is_made_once_a_split_however_many_are_judged(monkeypatch):
+def test_it_is_made_once_a_split_however_many_are_evaluated(monkeypatch):
     data, made = make_dataset(), []
     make = reference._make
     monkeypatch.setattr(reference, "_make", lambda d, s: made.append(s) or make(d, s))
@@ -45,7 +45,7 @@ def test_it_is_made_once_a_split_however_many_are_judged(monkeypatch):
 
 def test_it_goes_with_its_dataset():
     data = make_dataset()
-    reference.yardstick(data, "val")
+    reference.split_reference(data, "val")
     kept = len(reference._MADE)
     del data
     gc.collect()
@@ -55,6 +55,6 @@ def test_it_goes_with_its_dataset():
 def test_an_empty_split_has_none():
     data = make_dataset(split=np.zeros(40, np.uint8))
     with pytest.raises(ValueError, match="val split has no examples"):
-        reference.yardstick(data, "val")
-    judged = evaluate(Persistence(), data, "val", name="x")
-    assert (judged.n_examples, judged.n_families, judged.figures) == (0, 0, {})
+        reference.split_reference(data, "val")
+    evaluated = evaluate(Persistence(), data, "val", name="x")
+    assert (evaluated.n_examples, evaluated.n_families, evaluated.figures) == (0, 0, {})

@@ -80,9 +80,9 @@ def test_each_step_counts_the_chains_that_reach_it(counting):
 
 
 def test_the_first_step_is_the_prediction_itself(counting):
-    judged = evaluate(ContextMean(), counting, "val", name="context_mean")
-    assert judged.n_examples < sensitivity.SAMPLE
-    assert judged.figures["rollout/h1_cosine"] == judged.figures["next_vec_cosine"]
+    evaluated = evaluate(ContextMean(), counting, "val", name="context_mean")
+    assert evaluated.n_examples < sensitivity.SAMPLE
+    assert evaluated.figures["rollout/h1_cosine"] == evaluated.figures["next_vec_cosine"]
 
 
 def test_a_rollout_by_hand(counting):

@@ -1,4 +1,4 @@
-"""Judgements to report on: a made-up history, and real judgements of baselines."""
+"""Evaluations to report on: a made-up history, and real evaluations of baselines."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ HISTORY = [
 ]
 
 
-def judge_baselines(dataset: Dataset, split: str = "val") -> dict[str, Evaluation]:
-    """Judge every cheap baseline on a split."""
+def evaluate_baselines(dataset: Dataset, split: str = "val") -> dict[str, Evaluation]:
+    """Evaluate every cheap baseline on a split."""
     return {
         name: evaluate(predictor, dataset, split, name=name)
         for name, predictor in cheap_baselines(dataset).items()

@@ -16,7 +16,7 @@ import torch
 import yaml
 from command import run
 from data_maker import make_dataset
-from judged import judge_baselines
+from evaluated import evaluate_baselines
 
 from ocp_mamba import stats
 from ocp_mamba.baselines.checkpoint import load_predictor
@@ -70,17 +70,17 @@ def test_an_interval_stays_within_what_examples_have():
 
 
 @pytest.fixture(scope="module")
-def judged():
-    return judge_baselines(make_dataset(n_chains=150, n_concepts=60, seed=3))
+def evaluated():
+    return evaluate_baselines(make_dataset(n_chains=150, n_concepts=60, seed=3))
 
 
-def shifted(judged, by):
-    cosines = judged.per_example["next_vec_cosine"] + by
-    return replace(judged, per_example=judged.per_example | {"next_vec_cosine": cosines})
+def shifted(evaluated, by):
+    cosines = evaluated.per_example["next_vec_cosine"] + by
+    return replace(evaluated, per_example=evaluated.per_example | {"next_vec_cosine": cosines})
 
 
-def test_a_verdict_says_whom_the_model_beats_ties_with_and_loses_to(judged):
-    ridge = judged["ridge"]
+def test_a_verdict_says_whom_the_model_beats_ties_with_and_loses_to(evaluated):
+    ridge = evaluated["ridge"]
     rng = np.random.default_rng(0)
     noise = rng.normal(size=len(ridge.chains)) * 0.2
     model = Row("ours", [shifted(ridge, 0.01 * s) for s in (-1, 0, 1)], 10, 1.0)
@@ -103,18 +103,18 @@ def test_a_verdict_says_whom_the_model_beats_ties_with_and_loses_to(judged):
     assert mixed.figure(model, "cosine").high > mixed.figure(below, "cosine").high + 0.5
 
 
-def test_rows_that_were_not_judged_alike_have_no_table(judged):
-    model, other = Row("ours", [judged["ridge"]] * 2), judged["persistence"]
+def test_rows_that_were_not_evaluated_alike_have_no_table(evaluated):
+    model, other = Row("ours", [evaluated["ridge"]] * 2), evaluated["persistence"]
     with pytest.raises(ValueError, match="differ in split: val and test"):
         Quality(model, [Row("p", [replace(other, split="test")])], (0, 1), {})
     with pytest.raises(ValueError, match="p has 3 seeds"):
         Quality(model, [Row("p", [other] * 3)], (0, 1), {})
 
 
-def test_an_empty_stratum_is_not_run(judged):
-    none = np.zeros(len(judged["ridge"].chains), bool)
+def test_an_empty_stratum_is_not_run(evaluated):
+    none = np.zeros(len(evaluated["ridge"].chains), bool)
     ridge, mean = (
-        replace(judged[n], strata=judged[n].strata | {"unseen": none})
+        replace(evaluated[n], strata=evaluated[n].strata | {"unseen": none})
         for n in ("ridge", "global_mean")
     )
     table = Quality(Row("ours", [ridge]), [Row("mean", [mean])], (7,), {})
@@ -165,7 +165,7 @@ def test_one_command_makes_the_table_and_goes_on_where_it_was_cut_off(file, stor
     runs = tracked()
     top = runs["quality test"]
     assert top.info.status == "FINISHED"
-    assert top.data.tags["test_split_judged"] == "true"
+    assert top.data.tags["test_split_evaluated"] == "true"
     assert top.data.tags["verdict.next_vec_cosine"] == table["verdicts"]["cosine"]
     assert top.data.params["train.seed"] == "0,1"
     children = {
@@ -188,12 +188,12 @@ def test_one_command_makes_the_table_and_goes_on_where_it_was_cut_off(file, stor
     assert (folder / "quality.md").read_text().strip() == written, "the same models, the same table"
 
 
-def test_other_settings_train_anew_and_val_is_what_is_judged_unasked(file, store, tmp_path):
+def test_other_settings_train_anew_and_val_is_what_is_evaluated_unasked(file, store, tmp_path):
     words = ("quality", "--data", file, *TINY, "--seeds", "3", "--output", "q")
     said = run(*words)
     assert "one seed of training, 3 [95% interval over families;" in said
     (top,) = [r for n, r in tracked().items() if n == "quality val"]
-    assert top.data.tags["test_split_judged"] == "false"
+    assert top.data.tags["test_split_evaluated"] == "false"
     run(*words, "--only", "table")
     said = run(*words, "--max-epochs", "2", "--only", "table", code=2)
     assert "has no model, seed 3" in said
@@ -255,16 +255,16 @@ def test_the_default_settings_are_those_of_make_run():
     assert our_train == replace(train, seed=our_train.seed)
 
 
-def test_the_table_is_pasted_between_its_markers(judged):
+def test_the_table_is_pasted_between_its_markers(evaluated):
     paste = runpy.run_path(str(ROOT / "scripts" / "paste_table.py"))
     begin, end = paste["markers"]("quality")
     table = to_markdown(
-        Quality(Row("ours", [judged["ridge"]]), [Row("m", [judged["ridge"]])], (0,), {})
+        Quality(Row("ours", [evaluated["ridge"]]), [Row("m", [evaluated["ridge"]])], (0,), {})
     )
     readme = f"a\n{begin}\nold\n{end}\nz\n"
     assert paste["pasted"]("quality", readme, table + "\n") == (f"a\n{begin}\n{table}\n{end}\nz\n")
     with pytest.raises(SystemExit, match="each once"):
         paste["pasted"]("quality", "a readme", table)
     with pytest.raises(SystemExit, match="is not the quality"):
-        paste["pasted"]("quality", readme, "| run | judged |")
+        paste["pasted"]("quality", readme, "| run | evaluated |")
     assert (ROOT / "README.md").read_text().count(begin) == 1

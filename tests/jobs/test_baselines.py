@@ -32,7 +32,7 @@ def train(file, *words):
     return result.output, top, {r.info.run_name: r for r in runs if r is not top}
 
 
-def test_full_trains_judges_and_tracks_each_beside_the_model(file, store, tmp_path):
+def test_full_trains_evaluates_and_tracks_each_beside_the_model(file, store, tmp_path):
     said, top, children = train(file, "--baselines", "full", "--seed", "3")
     size = int(top.data.params["ran.parameters"])
     for name in TRAINED_BASELINES:
@@ -52,7 +52,9 @@ def test_full_trains_judges_and_tracks_each_beside_the_model(file, store, tmp_pa
     assert set(TRAINED_BASELINES) <= set(json.loads(artifact)["baselines"])
 
 
-def test_a_trained_baseline_is_judged_from_its_file_and_from_its_child_run(file, store, tmp_path):
+def test_a_trained_baseline_is_evaluated_from_its_file_and_from_its_child_run(
+    file, store, tmp_path
+):
     _, _, children = train(file, "--baselines", "full", "--output", "out/m.pt")
     for name in TRAINED_BASELINES:
         child = children[f"baseline {name}"]
@@ -60,16 +62,18 @@ def test_a_trained_baseline_is_judged_from_its_file_and_from_its_child_run(file,
         assert [m.step for m in history] == [1, 2]
         for model in (tmp_path / f"out/m.{name}.pt", f"runs:/{child.info.run_id}/m.{name}.pt"):
             run("evaluate", "--model", model, "--data", file, "--against", "none")
-            judged = mlflow.search_runs(
+            evaluated = mlflow.search_runs(
                 experiment_names=["ocp_mamba"], output_format="list", max_results=1,
                 filter_string="tags.kind = 'evaluation'", order_by=["start_time DESC"],
             )[0].data  # fmt: skip
             for metric in ("next_vec_cosine", "faiss_retrieval_p1", "unseen_next_vec_cosine"):
-                assert judged.metrics[metric] == pytest.approx(child.data.metrics[metric]), metric
-            assert judged.metrics["inference_latency_ms"] > 0
-            assert judged.tags["gate.no_encoder_mismatch"] == "pass"
+                assert evaluated.metrics[metric] == pytest.approx(child.data.metrics[metric]), (
+                    metric
+                )
+            assert evaluated.metrics["inference_latency_ms"] > 0
+            assert evaluated.tags["gate.no_encoder_mismatch"] == "pass"
     said = run("evaluate", "--model", "baseline:gru", "--data", file, code=2)
-    assert "judged by the file" in said
+    assert "evaluated by the file" in said
     said = run("evaluate", "--model", f"runs:/{'0' * 32}/m.gru.pt", "--data", file, code=2)
     assert "no model to load" in said
 

@@ -68,7 +68,7 @@ def test_a_failed_gate_ends_with_1_after_all_is_written(file, store, tmp_path):
     assert tracked.data.tags["metric.vec2text"] == "not-run"
 
 
-def test_without_gate_the_same_judgement_ends_with_0(file, store):
+def test_without_gate_the_same_evaluation_ends_with_0(file, store):
     said = run("--model", "baseline:persistence", "--data", file)
     for name in ("baseline:persistence", "ridge", "nearest_neighbour", "not_collapsed"):
         assert name in said, name
@@ -78,7 +78,7 @@ def test_without_gate_the_same_judgement_ends_with_0(file, store):
 
 def test_gates_that_compare_are_not_run_without_baselines(file, store, tmp_path):
     said = run("--model", "baseline:persistence", "--data", file, "--against", "none")
-    assert "judging baseline:ridge" not in said
+    assert "evaluating baseline:ridge" not in said
     verdicts = json.loads((tmp_path / "outputs/evaluation/gates.json").read_text())
     assert verdicts["beats_baselines_p1"] == verdicts["unseen_beats_ridge"] == "not-run"
 
@@ -111,12 +111,12 @@ def test_an_encoder_that_did_not_make_the_bank_is_refused(file, store, tmp_path)
     assert "encoder mismatch: 60 bank texts" in tracked.data.tags["ended.reason"]
     assert f"mean {tracked.data.metrics['encoder_parity_mean']:.4f}, lowest" in said
     assert tracked.data.metrics["encoder_parity_lowest"] < 0.5
-    assert "next_vec_cosine" not in tracked.data.metrics, "nothing was judged"
+    assert "next_vec_cosine" not in tracked.data.metrics, "nothing was evaluated"
     said = run("--model", "baseline:ridge", "--data", file, "--encoder", tmp_path / "no", code=2)
     assert "cannot be loaded" in said
 
 
-def test_weights_are_rounded_before_the_judgement_and_logged(file, store, tmp_path):
+def test_weights_are_rounded_before_the_evaluation_and_logged(file, store, tmp_path):
     torch.manual_seed(0)
     model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16))
     save_checkpoint(

@@ -1,4 +1,4 @@
-"""`ocp-mamba` on a folder that exceeds the limits of what is judged whole."""
+"""`ocp-mamba` on a folder that exceeds the limits of what is evaluated whole."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from command import run
 from data_maker import make_dataset
 from mlflow.entities import Run
 
-from ocp_mamba.data.analysis.sample import JudgeLimits, SampledDataset, judged_part
+from ocp_mamba.data.analysis.sample import EvalLimits, SampledDataset, evaluation_part
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.data.shards.convert import shard
 
-LIMITS = ("--judge-sequences", 60, "--judge-train", 100, "--judge-pool", 60)
+LIMITS = ("--eval-sequences", 60, "--eval-train", 100, "--eval-pool", 60)
 SIZE = ("--n-layers", 1, "--members", 1, "--batch-size", 64, "--max-epochs", 1, "--quiet")
 
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def part(folder: Path) -> SampledDataset:
-    found = judged_part(load_dataset(folder), JudgeLimits(60, 100, 60))
+    found = evaluation_part(load_dataset(folder), EvalLimits(60, 100, 60))
     assert isinstance(found, SampledDataset)
     return found
 
@@ -46,7 +46,7 @@ def runs(filter_string: str = "") -> list[Run]:
     return found
 
 
-def judgement(run_id: str) -> dict[str, object]:
+def evaluation(run_id: str) -> dict[str, object]:
     path = mlflow.artifacts.download_artifacts(
         run_id=run_id, artifact_path="reports/evaluation.json"
     )
@@ -54,13 +54,13 @@ def judgement(run_id: str) -> dict[str, object]:
     return found
 
 
-def test_the_whole_command_judges_on_the_sample_and_says_so(folder, part, store, tmp_path):
+def test_the_whole_command_evaluates_on_the_sample_and_says_so(folder, part, store, tmp_path):
     said = run("train", "--data", folder, *LIMITS, *SIZE, "--output", "out/m.pt")
     n, of = part.sample.sequences["val"]
     assert n < of
-    assert f"Too large to be judged whole; judged on {part.sample}" in said
-    assert f"Judging the baselines on {n} validation sequences" in said
-    assert said.count(f"judged on {part.sample}") == 3, "as it starts and under both tables"
+    assert f"Too large to be evaluated whole; evaluated on {part.sample}" in said
+    assert f"Evaluating the baselines on {n} validation sequences" in said
+    assert said.count(f"evaluated on {part.sample}") == 3, "as it starts and under both tables"
     assert f"pool {part.n_concepts} concepts" in said
     trained = next(r for r in runs() if "mlflow.parentRunId" not in r.data.tags)
     baselines = runs("tags.kind = 'baseline'")
@@ -73,7 +73,7 @@ def test_the_whole_command_judges_on_the_sample_and_says_so(folder, part, store,
         assert re.fullmatch(r"\d+ of [\d,]+ sequences", tags["sample.train"])
         assert figures["retrieval_pool_size"] == part.n_concepts
     assert trained.data.tags["dataset.fingerprint"] == part.sample.of
-    assert trained.data.params["judge.sequences"] == "60"
+    assert trained.data.params["eval.sequences"] == "60"
     inputs = {i.dataset.name: i.dataset for i in trained.inputs.dataset_inputs}
     assert set(inputs) == {"large-train", "large-val-sample"}
     assert inputs["large-train"].digest == part.sample.of[:32]
@@ -90,27 +90,27 @@ def test_the_whole_command_judges_on_the_sample_and_says_so(folder, part, store,
     # The same flags give the same sample, and the best epoch its figures again.
     run("evaluate", "--data", folder, "--model", "out/m.pt", *LIMITS)
     again = runs("tags.kind = 'evaluation'")[0]
-    first, second = judgement(trained.info.run_id), judgement(again.info.run_id)
+    first, second = evaluation(trained.info.run_id), evaluation(again.info.run_id)
     assert second["sample"] == first["sample"]
     assert second["figures"] == first["figures"]
     ranked = run("compare", trained.info.run_id, again.info.run_id)
-    assert f"Judged on {part.sample}" in ranked.replace("\n", " ")
+    assert f"Evaluated on {part.sample}" in ranked.replace("\n", " ")
 
     # Other flags give another one, and the two are not ranked.
-    run("evaluate", "--data", folder, "--model", "out/m.pt", *LIMITS, "--judge-seed", 1)
+    run("evaluate", "--data", folder, "--model", "out/m.pt", *LIMITS, "--eval-seed", 1)
     other = runs("tags.kind = 'evaluation'")[0]
     refused = run("compare", trained.info.run_id, other.info.run_id, code=2)
     assert "differs from" in refused
-    assert "in sample judged: " in refused
+    assert "in sample evaluated: " in refused
     run("evaluate", "--data", folder, "--model", "out/m.pt")
     whole = runs("tags.kind = 'evaluation'")[0]
     assert "sample.val" not in whole.data.tags
-    assert "sample judged: whole, not " in run(
+    assert "sample evaluated: whole, not " in run(
         "compare", trained.info.run_id, whole.info.run_id, code=2
     )
 
 
-def test_trained_baselines_learn_the_whole_and_are_judged_on_the_sample(folder, part, store):
+def test_trained_baselines_learn_the_whole_and_are_evaluated_on_the_sample(folder, part, store):
     flags = ("--baselines", "full", "--output", "out/m.pt")
     said = run("train", "--data", folder, *LIMITS, *SIZE, *flags)
     assert "Training the gru baseline" in said
@@ -134,15 +134,15 @@ def test_the_limits_stand_in_the_help():
     for command in (("train",), ("evaluate",), ("data", "check")):
         said = " ".join(run(*command, "--help").split())
         for words in (
-            "--judge-sequences N",
+            "--eval-sequences N",
             "[default: 10000;",
-            "--judge-pool M",
+            "--eval-pool M",
             "40000",
             "100000",
         ):
             assert words in said, (command, words)
 
 
-def test_the_shipped_dataset_is_judged_whole():
+def test_the_shipped_dataset_is_evaluated_whole():
     data = Dataset.load(Path(__file__).resolve().parents[2] / "ocp_training_9k.npz")
-    assert judged_part(data, JudgeLimits()) is data
+    assert evaluation_part(data, EvalLimits()) is data

@@ -1,4 +1,4 @@
-"""``ocp-mamba variants``: trained and judged for real on a tiny dataset, tracked in sqlite."""
+"""``ocp-mamba variants``: trained and evaluated for real on a tiny dataset, tracked in sqlite."""
 
 from __future__ import annotations
 

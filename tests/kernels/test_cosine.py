@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocp_mamba.kernels.cosine import cosine_to, unit
+from ocp_mamba.kernels.cosine import cosine_to, normalize
 
 SHAPES = st.sampled_from([(1, 1), (3, 8), (2, 3, 5), (2, 2, 3, 16)])
 
@@ -27,11 +27,11 @@ def test_unit_and_its_gradient_are_those_of_torch(shape, seed, size):
     rows, weights = size * drawn(*shape, seed=seed), drawn(*shape, seed=seed + 1)
     ours, theirs = (
         with_gradient(function, rows, weights)
-        for function in (unit, lambda x: F.normalize(x, dim=-1))
+        for function in (normalize, lambda x: F.normalize(x, dim=-1))
     )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(unit(rows), ours[0], rtol=0, atol=1e-15)
+    torch.testing.assert_close(normalize(rows), ours[0], rtol=0, atol=1e-15)
 
 
 @given(shape=SHAPES, seed=st.integers(0, 99), size=st.floats(1e-3, 1e3))
@@ -48,8 +48,8 @@ def test_the_cosine_and_its_gradient_are_those_of_torch(shape, seed, size):
 
 def test_a_row_of_zeros_has_no_direction_and_a_finite_gradient():
     rows = torch.zeros(2, 4, requires_grad=True)
-    assert not unit(rows).any()
-    (along,) = torch.autograd.grad(unit(rows).sum(), rows)
+    assert not normalize(rows).any()
+    (along,) = torch.autograd.grad(normalize(rows).sum(), rows)
     found = cosine_to(torch.ones(2, 4), rows)
     (back,) = torch.autograd.grad(found.sum(), rows)
     assert not found.any()
@@ -60,10 +60,10 @@ def test_a_row_of_zeros_has_no_direction_and_a_finite_gradient():
 @pytest.mark.parametrize("learns", [False, True])
 def test_rows_of_half_precision_come_out_in_what_was_asked_for(learns):
     rows = drawn(3, 8, seed=0).bfloat16().requires_grad_(learns)
-    found = unit(rows, torch.float32)
+    found = normalize(rows, torch.float32)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, F.normalize(rows.float(), dim=-1))
-    assert unit(rows).dtype == torch.bfloat16
+    assert normalize(rows).dtype == torch.bfloat16
     if learns:
         (along,) = torch.autograd.grad(found.sum(), rows)
         assert along.dtype == torch.bfloat16

@@ -36,9 +36,9 @@ def test_recalling_in_one_pass_equals_plain_torch(n, M, width, temperature, thre
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        exact = cpu_memory_head.recall(queries, memory, temperature)
-        single = cpu_memory_head.recall(queries.float(), memory.float(), temperature)
-        rounded = cpu_memory_head.recall(queries.float(), memory.bfloat16(), temperature)
+        exact = cpu_memory_head.read_memory(queries, memory, temperature)
+        single = cpu_memory_head.read_memory(queries.float(), memory.float(), temperature)
+        rounded = cpu_memory_head.read_memory(queries.float(), memory.bfloat16(), temperature)
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(exact, plain(queries, memory, temperature), rtol=1e-11, atol=1e-12)
@@ -51,7 +51,7 @@ def test_what_is_not_a_number_is_seen():
     queries = unit(3, 32, seed=0)
     queries[1, 4] = float("nan")
     for kind in (torch.float32, torch.float64):
-        found = cpu_memory_head.recall(queries.to(kind), unit(20, 32, seed=1).to(kind), 0.05)
+        found = cpu_memory_head.read_memory(queries.to(kind), unit(20, 32, seed=1).to(kind), 0.05)
         assert found.isnan().all()
 
 

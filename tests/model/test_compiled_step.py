@@ -6,7 +6,7 @@ from ocp_mamba.config import ModelConfig
 from ocp_mamba.kernels import cpu
 from ocp_mamba.model.compiled_step import fast_step
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.model.quantize import quantise
+from ocp_mamba.model.quantize import quantize
 
 PLAIN = ModelConfig(d_model=32, n_layers=2, headdim=16)
 TOLD = ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16, relations=("is", "has"))
@@ -22,8 +22,8 @@ def made(config, seed=0):
     if model.relations is not None:
         torch.nn.init.normal_(model.relations.adapter.weight)
     if config is REMEMBERING:
-        assert model.readout is not None
-        model.readout.remember(F.normalize(torch.randn(config.n_memory, 768), dim=-1))
+        assert model.memory_head is not None
+        model.memory_head.set_memory(F.normalize(torch.randn(config.n_memory, 768), dim=-1))
     return model
 
 
@@ -54,7 +54,7 @@ def same_as_the_plain_step(model, config):
 def test_the_compiled_step_is_the_step(config, weights, monkeypatch):
     called, call = [], cpu.call
     monkeypatch.setattr(cpu, "call", lambda name, *given: called.append(name) or call(name, *given))
-    same_as_the_plain_step(quantise(made(config), weights), config)
+    same_as_the_plain_step(quantize(made(config), weights), config)
     assert set(called) == ({"recall"} if config is REMEMBERING else set())
 
 

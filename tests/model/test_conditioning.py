@@ -133,10 +133,10 @@ def test_a_model_learns_from_relations_what_no_other_can_know():
             validate=validator(data, BankIndex(data.bank)),
             progress=False,
         )
-        judged = evaluate(model.eval(), data, "val", name=name)
-        found[name] = judged.figures["faiss_retrieval_p1"].value
-        assert judged.figures["rollout/h1_cosine"].n == judged.n_examples
-        assert judged.figures["sensitivity/shuffled_cosine"].n > 0
+        evaluated = evaluate(model.eval(), data, "val", name=name)
+        found[name] = evaluated.figures["faiss_retrieval_p1"].value
+        assert evaluated.figures["rollout/h1_cosine"].n == evaluated.n_examples
+        assert evaluated.figures["sensitivity/shuffled_cosine"].n > 0
     assert found["related"] == 1.0
     assert found["plain"] < 0.8
 

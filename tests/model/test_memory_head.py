@@ -12,30 +12,34 @@ from ocp_mamba.config import ModelConfig
 from ocp_mamba.model.checkpoint import load_model, save_checkpoint
 from ocp_mamba.model.linear import inner_products
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.model.memory_head import Readout, softmax_mean
+from ocp_mamba.model.memory_head import MemoryHead, softmax_mean
 
 TINY = ModelConfig(d_model=32, n_layers=2, headdim=16, members=2, n_memory=9)
 
 
-def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+def normalize(*shape: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def remembering(rows: int = 5) -> OCPMambaLVM:
     torch.manual_seed(0)
     model = OCPMambaLVM(TINY).eval()
-    assert model.readout is not None
-    model.readout.remember(unit(rows, 768))
+    assert model.memory_head is not None
+    model.memory_head.set_memory(normalize(rows, 768))
     return model
 
 
 @given(seed=st.integers(0, 99), n=st.integers(1, 9), weight=st.floats(0.1, 5))
 @settings(max_examples=25, deadline=None)
 def test_a_prediction_moves_to_the_weighted_mean_of_what_is_remembered(seed, n, weight):
-    config = ModelConfig(n_memory=9, readout_weight=weight)
-    readout, memory, h = Readout(config), unit(n, 768, seed=seed), unit(2, 3, 768, seed=seed + 1)
-    readout.remember(memory)
-    found, log_sum = readout(h, 0.2)
+    config = ModelConfig(n_memory=9, memory_weight=weight)
+    memory_head, memory, h = (
+        MemoryHead(config),
+        normalize(n, 768, seed=seed),
+        normalize(2, 3, 768, seed=seed + 1),
+    )
+    memory_head.set_memory(memory)
+    found, log_sum = memory_head(h, 0.2)
     assert log_sum is not None
     for i in range(2):
         for j in range(3):
@@ -54,12 +58,15 @@ def test_a_prediction_moves_to_the_weighted_mean_of_what_is_remembered(seed, n, 
 )
 @settings(max_examples=30, deadline=None)
 def test_softmax_mean_and_its_gradients_are_those_of_plain_torch(shape, n, seed, temperature):
-    queries, rows = unit(*shape, seed=seed).double(), unit(n, shape[-1], seed=seed + 1).double()
+    queries, rows = (
+        normalize(*shape, seed=seed).double(),
+        normalize(n, shape[-1], seed=seed + 1).double(),
+    )
     weights = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed)).double()
 
     def plain(q):
-        near = q @ rows.T / temperature
-        return near.softmax(-1) @ rows, near.logsumexp(-1)
+        logits = q @ rows.T / temperature
+        return logits.softmax(-1) @ rows, logits.logsumexp(-1)
 
     for used in ((1, 0), (0, 1), (1, 1)):  # the mean, the log sum, both
         found = []
@@ -73,48 +80,48 @@ def test_softmax_mean_and_its_gradients_are_those_of_plain_torch(shape, n, seed,
 
 
 def test_an_unused_half_of_softmax_mean_has_no_gradient_to_compute():
-    queries = unit(3, 8).requires_grad_()
-    mean, log_sum = softmax_mean(queries, unit(5, 8, seed=1), 0.1)
+    queries = normalize(3, 8).requires_grad_()
+    mean, log_sum = softmax_mean(queries, normalize(5, 8, seed=1), 0.1)
     (along,) = torch.autograd.grad(log_sum.sum(), queries)
     torch.testing.assert_close(along, mean / 0.1)
 
 
 def test_under_autocast_products_are_bf16_and_what_comes_out_is_not():
-    queries, rows = unit(40, 64).requires_grad_(), unit(30, 64, seed=1)
+    queries, rows = normalize(40, 64).requires_grad_(), normalize(30, 64, seed=1)
     exact = softmax_mean(queries, rows, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        near = softmax_mean(queries, rows, 0.1)
-    assert [x.dtype for x in near] == [torch.float32] * 2
-    for a, b, most in zip(near, exact, (0.005, 0.05), strict=True):
+        logits = softmax_mean(queries, rows, 0.1)
+    assert [x.dtype for x in logits] == [torch.float32] * 2
+    for a, b, most in zip(logits, exact, (0.005, 0.05), strict=True):
         assert 0 < (a - b).abs().max() < most
 
 
 def test_nothing_remembered_nothing_moved():
-    h = unit(3, 768)
-    assert Readout(ModelConfig(n_memory=4))(h, 0.1) == (h, None)
-    torch.testing.assert_close(Readout(ModelConfig(n_memory=4)).mixture(h[None]), h)
+    h = normalize(3, 768)
+    assert MemoryHead(ModelConfig(n_memory=4))(h, 0.1) == (h, None)
+    torch.testing.assert_close(MemoryHead(ModelConfig(n_memory=4)).mixture(h[None]), h)
 
 
 def test_a_model_answers_with_the_mean_of_its_members_probabilities_and_queries():
-    model, x = remembering(), unit(2, 4, 768, seed=3)
+    model, x = remembering(), normalize(2, 4, 768, seed=3)
     queries = model.predict_members(x)
-    assert model.readout is not None
-    memory = model.readout.memory
-    likely = torch.stack([(q @ memory.T / TINY.readout_temperature).softmax(-1) for q in queries])
-    expected = queries.mean(0) + TINY.readout_weight * likely.mean(0) @ memory
+    assert model.memory_head is not None
+    memory = model.memory_head.memory
+    probs = torch.stack([(q @ memory.T / TINY.memory_temperature).softmax(-1) for q in queries])
+    expected = queries.mean(0) + TINY.memory_weight * probs.mean(0) @ memory
     torch.testing.assert_close(model.predict_all(x), F.normalize(expected, dim=-1))
     assert (model.predict_all(x) - F.normalize(queries.mean(0), dim=-1)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 768), (2, 5, 768), (1, 768)])
 def test_compiled_inner_products_are_the_products(shape):
-    memory, rows = unit(7, 768), unit(*shape, seed=1)
+    memory, rows = normalize(7, 768), normalize(*shape, seed=1)
     compiled = torch.compile(inner_products, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(rows, memory), rows @ memory.T, atol=1e-6, rtol=1e-5)
 
 
 def test_prefill_and_steps_recall_as_the_full_pass_does():
-    model, x = remembering(), unit(2, 6, 768, seed=4)
+    model, x = remembering(), normalize(2, 6, 768, seed=4)
     cache = model.allocate_inference_cache(2)
     found = [model.prefill(x[:, :3], None, cache)]
     found += [model.step(x[:, t], None, cache) for t in range(3, 6)]
@@ -124,22 +131,22 @@ def test_prefill_and_steps_recall_as_the_full_pass_does():
 
 
 def test_files_keep_what_is_remembered(tmp_path):
-    model, x = remembering(), unit(1, 4, 768, seed=5)
+    model, x = remembering(), normalize(1, 4, 768, seed=5)
     about = {"dataset_fingerprint": "f", "encoder": {"name": "e"}}
     save_checkpoint(tmp_path / "model.pt", model, **about)
     assert torch.equal(load_model(tmp_path / "model.pt").predict_all(x), model.predict_all(x))
     for name, make in TRAINED_BASELINES.items():
         baseline = make(TINY, 200_000).eval()
-        assert baseline.readout is not None
-        baseline.readout.remember(unit(7, 768))
+        assert baseline.memory_head is not None
+        baseline.memory_head.set_memory(normalize(7, 768))
         save_baseline(tmp_path / f"{name}.pt", baseline, **about)
         loaded = load_predictor(tmp_path / f"{name}.pt").model
         assert torch.equal(loaded.predict_all(x), baseline.predict_all(x))
         without = make(ModelConfig(d_model=32, n_layers=2, headdim=16), 200_000)
-        assert without.readout is None
+        assert without.memory_head is None
 
 
 @pytest.mark.parametrize("rows", [(10, 768), (3, 5), (768,)])
 def test_what_cannot_be_remembered_is_refused(rows):
     with pytest.raises(ValueError, match=r"up to 9 rows of 768 can be remembered, got \("):
-        Readout(TINY).remember(torch.zeros(rows))
+        MemoryHead(TINY).set_memory(torch.zeros(rows))

@@ -7,7 +7,7 @@ from torch import nn
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.model.quantize import PackedLinear, quantise, weight_bytes
+from ocp_mamba.model.quantize import PackedLinear, quantize, weight_bytes
 
 CONFIG = ModelConfig(d_model=64, n_layers=2, headdim=16, d_tmd=16)
 
@@ -44,13 +44,13 @@ def test_a_row_of_zeros_stays_zero():
 @pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
 def test_what_a_packed_model_remembers_is_in_bf16(weights):
     model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=2, headdim=16, n_memory=9)).eval()
-    assert model.readout is not None
+    assert model.memory_head is not None
     memory = F.normalize(torch.randn(9, 768), dim=-1)
-    model.readout.remember(memory)
-    packed = quantise(model, weights)
+    model.memory_head.set_memory(memory)
+    packed = quantize(model, weights)
     kept = memory if weights == "float32" else memory.bfloat16()
-    assert torch.equal(packed.readout.memory, kept)
-    assert torch.equal(model.readout.memory, memory)
+    assert torch.equal(packed.memory_head.memory, kept)
+    assert torch.equal(model.memory_head.memory, memory)
     x = torch.randn(2, 5, 768)
     with torch.no_grad():
         cosine = F.cosine_similarity(packed.predict_all(x), model.predict_all(x), dim=-1)
@@ -62,7 +62,7 @@ def test_a_packed_model_predicts_nearly_the_same_and_is_smaller(weights, cosine)
     torch.manual_seed(0)
     model = OCPMambaLVM(CONFIG).eval()
     x, tmd = torch.randn(4, 9, 768), torch.randn(4, 16)
-    packed = quantise(model, weights)
+    packed = quantize(model, weights)
     with torch.no_grad():
         exact, rounded = model.predict_all(x, tmd), packed.predict_all(x, tmd)
     assert not torch.equal(exact, rounded)
@@ -79,7 +79,7 @@ def test_a_packed_model_predicts_nearly_the_same_and_is_smaller(weights, cosine)
 
 def test_float32_is_a_plain_copy():
     model = OCPMambaLVM(CONFIG).eval()
-    copied = quantise(model, "float32")
+    copied = quantize(model, "float32")
     x, tmd = torch.randn(1, 3, 768), torch.randn(1, 16)
     assert torch.equal(copied(x, tmd), model(x, tmd))
     assert copied.output.weight is not model.output.weight
@@ -88,7 +88,7 @@ def test_float32_is_a_plain_copy():
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_a_packed_model_steps_as_it_passes(weights):
     torch.manual_seed(0)
-    packed = quantise(OCPMambaLVM(CONFIG), weights)
+    packed = quantize(OCPMambaLVM(CONFIG), weights)
     x, tmd = torch.randn(2, 6, 768), torch.randn(2, 16)
     cache = packed.allocate_inference_cache(2)
     packed.prefill(x[:, :3], tmd, cache)
@@ -100,4 +100,4 @@ def test_a_packed_model_steps_as_it_passes(weights):
 
 def test_unknown_weights_are_refused():
     with pytest.raises(ValueError, match="'int4' are unknown; choose one of float32, bf16, int8"):
-        quantise(OCPMambaLVM(CONFIG), "int4")
+        quantize(OCPMambaLVM(CONFIG), "int4")

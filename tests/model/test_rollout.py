@@ -64,8 +64,8 @@ def test_full_pass_equals_prefills_and_steps(dtype, config, batch, length, cuts,
         whole = model.predict_all(x, tmd)
     cache = model.allocate_inference_cache(batch)
     edges = sorted({0, length, *(c for c in cuts if c < length)})
-    for piece, (start, end) in enumerate(pairwise(edges)):
-        if piece % 2:
+    for chunk, (start, end) in enumerate(pairwise(edges)):
+        if chunk % 2:
             for t in range(start, end):
                 predicted = model.step(x[:, t], tmd, cache)
                 torch.testing.assert_close(predicted, whole[:, t], rtol=0, atol=TOLERANCE[dtype])

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from data_maker import make_dataset
-from judged import HISTORY, judge_baselines
+from evaluated import HISTORY, evaluate_baselines
 
 from ocp_mamba.baselines.simple import Persistence
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.reports import findings
-from ocp_mamba.reports.evaluation_page import Report, html_report, write_judgement
+from ocp_mamba.reports.evaluation_page import Report, html_report, write_evaluation
 
 DATA = make_dataset(n_chains=150, n_concepts=60, seed=3)
 
@@ -64,7 +64,7 @@ class Strict(HTMLParser):
 
 @pytest.fixture(scope="module")
 def baselines() -> dict[str, Evaluation]:
-    return judge_baselines(DATA)
+    return evaluate_baselines(DATA)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def oracle() -> Evaluation:
 @pytest.fixture(scope="module")
 def report(oracle, baselines) -> Report:
     return Report(
-        "Judgement of <oracle>", oracle, DATA, baselines,
+        "Evaluation of <oracle>", oracle, DATA, baselines,
         gates={"no_leak": "pass", "beats_baselines_p1": "fail", "echo": "not-run"},
         facts={"run": "abc"}, history=HISTORY, warnings=["rows & columns"],
     )  # fmt: skip
@@ -93,11 +93,11 @@ def test_the_page_is_well_formed_and_fetches_nothing(written) -> None:
     assert all(link.startswith("data:image/png;base64,") for link in links)
     assert "<script" not in written
     assert not re.search(r"https?://|@import|url\(", written)
-    assert "Judgement of &lt;oracle&gt;" in written
+    assert "Evaluation of &lt;oracle&gt;" in written
     assert "rows &amp; columns" in written
 
 
-def test_the_page_says_what_was_judged_on_what(written, oracle) -> None:
+def test_the_page_says_what_was_evaluated_on_what(written, oracle) -> None:
     text = " ".join(Strict(written).text)
     for said in (DATA.fingerprint, "random", "val", f"{oracle.n_examples:,} of", "60 concepts",
                  f"{1 / 60:.5f}", "abc"):  # fmt: skip
@@ -105,7 +105,7 @@ def test_the_page_says_what_was_judged_on_what(written, oracle) -> None:
 
 
 def test_every_baseline_stands_with_its_interval(written, report) -> None:
-    for evaluation in report.all_judged.values():
+    for evaluation in report.all_evaluated.values():
         figure = evaluation.figures["next_vec_cosine"]
         assert f"[{figure.low:.3f}, {figure.high:.3f}]" in written
     for gate, kind in (("pass", "good"), ("fail", "bad"), ("not-run", "open")):
@@ -115,7 +115,7 @@ def test_every_baseline_stands_with_its_interval(written, report) -> None:
 
 def test_examples_show_context_truth_and_what_was_found(written, report) -> None:
     examples = DATA.examples("val")
-    worst = int(np.argmin(report.judged.per_example["next_vec_cosine"]))
+    worst = int(np.argmin(report.evaluated.per_example["next_vec_cosine"]))
     context = DATA.chain(int(examples.chain[worst]))[: examples.position[worst]]
     assert " &rarr; ".join(DATA.texts[context]) in written
     assert '<li class="hit">' in written
@@ -155,12 +155,12 @@ def test_baselines_of_other_examples_are_refused(oracle) -> None:
         findings.statements(oracle, {"persistence": other}, DATA)
 
 
-def test_nothing_to_judge_is_said() -> None:
+def test_nothing_to_evaluate_is_said() -> None:
     empty = make_dataset(n_chains=30, split=np.zeros(30, np.uint8))
-    judged = evaluate(Persistence(), empty, "val", name="persistence")
-    page = html_report(Report("Nothing", judged, empty))
+    evaluated = evaluate(Persistence(), empty, "val", name="persistence")
+    page = html_report(Report("Nothing", evaluated, empty))
     Strict(page)
-    assert "nothing was judged" in page
+    assert "nothing was evaluated" in page
     assert "No leak report was made" in page
 
 
@@ -170,13 +170,13 @@ def test_a_clean_dataset_is_called_clean(oracle) -> None:
 
 
 def test_the_figures_and_the_numbers_behind_them_are_written(report, tmp_path) -> None:
-    page, figures, numbers = write_judgement(report, tmp_path / "new")
+    page, figures, numbers = write_evaluation(report, tmp_path / "new")
     assert page.read_text() == html_report(report)
-    judged = report.judged
-    assert json.loads(figures.read_text()) == judged.to_dict()
+    evaluated = report.evaluated
+    assert json.loads(figures.read_text()) == evaluated.to_dict()
     with np.load(numbers) as arrays:
-        np.testing.assert_array_equal(arrays["chains"], judged.chains)
-        np.testing.assert_array_equal(arrays["stratum/unseen"], judged.strata["unseen"])
-        np.testing.assert_array_equal(arrays["rank"], judged.per_example["rank"])
-        for name, values in judged.per_example.items():
+        np.testing.assert_array_equal(arrays["chains"], evaluated.chains)
+        np.testing.assert_array_equal(arrays["stratum/unseen"], evaluated.strata["unseen"])
+        np.testing.assert_array_equal(arrays["rank"], evaluated.per_example["rank"])
+        for name, values in evaluated.per_example.items():
             np.testing.assert_allclose(arrays[name], values, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Ranking of real tracked runs, judged by the commands as a person types them."""
+"""Ranking of real tracked runs, evaluated by the commands as a person types them."""
 
 import re
 import shutil
@@ -24,23 +24,23 @@ OTHER = make_dataset(n_chains=150, n_concepts=60, seed=8)
 
 
 @pytest.fixture(scope="module")
-def judged():
+def evaluated():
     return {n: evaluate(p, SPREAD, "val", name=n) for n, p in cheap_baselines(SPREAD).items()}
 
 
-def track_judgement(name, judgement, dataset, folder):
-    """Track a judgement as `ocp-mamba evaluate` does; returns the run's id."""
+def track_evaluation(name, evaluation, dataset, folder):
+    """Track an evaluation as `ocp-mamba evaluate` does; returns the run's id."""
     with session.track(
         dataset, "d.npz", output_dir=folder, run_name=name, system_metrics=False
     ) as opened:
-        for path in write_figures(judgement, folder / opened.run_id):
+        for path in write_figures(evaluation, folder / opened.run_id):
             opened.log_artifact(path, "reports")
     return opened.run_id
 
 
 @pytest.fixture(scope="module")
-def tracked_store(judged, tmp_path_factory, empty_database):
-    """A store with four judgements: two comparable, one of another split, one of other data."""
+def tracked_store(evaluated, tmp_path_factory, empty_database):
+    """A store with four evaluations: two comparable, one of another split, one of other data."""
     folder = tmp_path_factory.mktemp("compared")
     shutil.copyfile(empty_database, folder / "mlflow.db")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
@@ -51,14 +51,14 @@ def tracked_store(judged, tmp_path_factory, empty_database):
         test_split = evaluate(cheap_baselines(SPREAD)["ridge"], SPREAD, "test", name="ridge")
         other_data = evaluate(cheap_baselines(OTHER)["ridge"], OTHER, "val", name="ridge")
         ids = {
-            "a-ridge": track_judgement("a-ridge", judged["ridge"], SPREAD, folder),
-            "a-mean": track_judgement("a-mean", judged["context_mean"], SPREAD, folder),
-            "a-twin": track_judgement("a-twin", judged["ridge"], SPREAD, folder),
-            "on-test": track_judgement("on-test", test_split, SPREAD, folder),
-            "on-other": track_judgement("on-other", other_data, OTHER, folder),
-            "double": track_judgement("double", judged["ridge"], SPREAD, folder),
+            "a-ridge": track_evaluation("a-ridge", evaluated["ridge"], SPREAD, folder),
+            "a-mean": track_evaluation("a-mean", evaluated["context_mean"], SPREAD, folder),
+            "a-twin": track_evaluation("a-twin", evaluated["ridge"], SPREAD, folder),
+            "on-test": track_evaluation("on-test", test_split, SPREAD, folder),
+            "on-other": track_evaluation("on-other", other_data, OTHER, folder),
+            "double": track_evaluation("double", evaluated["ridge"], SPREAD, folder),
         }
-        track_judgement("double", judged["ridge"], SPREAD, folder)
+        track_evaluation("double", evaluated["ridge"], SPREAD, folder)
         with session.track(
             SPREAD, "d.npz", output_dir=folder, run_name="empty", system_metrics=False
         ):
@@ -74,19 +74,19 @@ def ids(tracked_store, store, monkeypatch):
     return tracked_store[1]
 
 
-def test_runs_are_ranked_by_name_or_id_with_paired_differences(ids, judged, tmp_path):
+def test_runs_are_ranked_by_name_or_id_with_paired_differences(ids, evaluated, tmp_path):
     said = run("compare", "a-ridge", ids["a-mean"], "--output", tmp_path / "out")
-    means = {n: judged[n].figures["next_vec_cosine"].value for n in ("ridge", "context_mean")}
+    means = {n: evaluated[n].figures["next_vec_cosine"].value for n in ("ridge", "context_mean")}
     best, other = sorted(means, key=means.get, reverse=True)
     lines = said.splitlines()
     assert best in lines[2]
-    assert str(judged[best].figures["next_vec_cosine"]) in lines[2]
+    assert str(evaluated[best].figures["next_vec_cosine"]) in lines[2]
     assert lines[2].endswith("best")
     assert other in lines[3]
-    gap = paired_difference(judged[other], judged[best], "next_vec_cosine")
+    gap = paired_difference(evaluated[other], evaluated[best], "next_vec_cosine")
     assert f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" in lines[3]
     assert ("not significant" in lines[3]) == (gap.high >= 0)
-    assert f"{judged[best].n_examples:,} sequences of the val split" in said
+    assert f"{evaluated[best].n_examples:,} sequences of the val split" in said
     for name in ("compare.md", "compare.html", "compare.png"):
         assert (tmp_path / "out" / name).stat().st_size > 300
     assert "| run" in (tmp_path / "out/compare.md").read_text()
@@ -100,11 +100,11 @@ def test_equals_are_not_significant(ids):
     assert "+0.0000 [+0.0000, +0.0000]  not significant" in said
 
 
-def test_a_stratum_is_compared_on_its_own_sequences(ids, judged):
+def test_a_stratum_is_compared_on_its_own_sequences(ids, evaluated):
     comparison = compare(load_candidates(["a-ridge", "a-mean"]), "next_vec_cosine", "unseen")
     assert comparison.label == "unseen/next_vec_cosine"
     for row in comparison.rows:
-        wanted = judged[row.candidate.evaluation["predictor"]].figures[comparison.label]
+        wanted = evaluated[row.candidate.evaluation["predictor"]].figures[comparison.label]
         assert row.figure.n == wanted.n
         assert row.figure.value == pytest.approx(wanted.value, abs=1e-6)
 
@@ -132,12 +132,12 @@ def test_another_bank_or_metric_version_is_not_ranked(ids, key, value, words):
         compare([first, second], "next_vec_cosine")
 
 
-def test_two_judgements_of_an_older_metric_version_are_not_ranked(ids):
+def test_two_evaluations_of_an_older_metric_version_are_not_ranked(ids):
     both = load_candidates(["a-ridge", "a-mean"])
     for old in both:
         old.evaluation["metrics_version"] = "1"
         del old.per_example["families"]
-    with pytest.raises(CompareError, match=r"judged by metric version 1; .* anew"):
+    with pytest.raises(CompareError, match=r"evaluated by metric version 1; .* anew"):
         compare(both, "next_vec_cosine")
 
 
@@ -171,7 +171,7 @@ def test_sequences_that_differ_in_silence_are_noticed(ids):
         (["a-ridge", "absent"], "no run is named 'absent'"),
         (["a-ridge", "f" * 32], "f" * 32),
         (["a-ridge", "double"], "2 runs are named 'double'; give an id"),
-        (["a-ridge", "empty"], "has no judgement to compare, reports/evaluation.json"),
+        (["a-ridge", "empty"], "has no evaluation to compare, reports/evaluation.json"),
     ],
 )
 def test_what_cannot_be_read_is_named(ids, words, message):
@@ -197,7 +197,7 @@ def test_an_empty_stratum_is_an_error(ids):
     first.per_example["stratum/seen"][:] = False
     with pytest.raises(CompareError, match="the stratum 'seen' has no sequences"):
         compare([first, second], "mrr", "seen")
-    with pytest.raises(CompareError, match="was not judged by bogus"):
+    with pytest.raises(CompareError, match="was not evaluated by bogus"):
         compare([first, second], "bogus")
 
 

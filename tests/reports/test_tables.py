@@ -1,4 +1,4 @@
-from judged import HISTORY
+from evaluated import HISTORY
 
 from ocp_mamba.reports.tables import epoch_table, result_table
 

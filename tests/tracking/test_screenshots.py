@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from browser import HOW_TO_INSTALL, Browser, find_browser
 from data_maker import make_dataset
-from judged import HISTORY, judge_baselines
+from evaluated import HISTORY, evaluate_baselines
 from PIL import Image
 from servers import Server
 from tracked import train_tracked
 
 from ocp_mamba.config import ModelConfig
-from ocp_mamba.jobs.artifacts import log_judgement
+from ocp_mamba.jobs.artifacts import log_evaluation
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.tracking import session
 from ocp_mamba.tracking.store import ui_link
@@ -35,7 +35,7 @@ SETTLE_SECONDS = 12
 
 @dataclass(frozen=True)
 class Tracked:
-    """Two judged trainings on a server, and the page of the second."""
+    """Two evaluated trainings on a server, and the page of the second."""
 
     server: str
     experiment_id: str
@@ -53,7 +53,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 @pytest.fixture(scope="module")
 def tracked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
     folder = tmp_path_factory.mktemp("tracked")
-    judged = judge_baselines(DATA)
+    evaluated = evaluate_baselines(DATA)
     before, ids = mlflow.get_tracking_uri(), []
     for name, predictor in zip(NAMES, ("ridge", "nearest_neighbour"), strict=True):
         with session.track(
@@ -63,14 +63,16 @@ def tracked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             run.has_rows = False  # models are not what is looked at, and storing them takes long
             train_tracked(run, DATA, ModelConfig(d_model=32, n_layers=1, headdim=16),
                           folder / f"{name}.pt", epochs=2)  # fmt: skip
-            others = {n: e for n, e in judged.items() if n != predictor}
+            others = {n: e for n, e in evaluated.items() if n != predictor}
             report = Report(
-                f"Training run {name}", judged[predictor], DATA, others,
+                f"Training run {name}", evaluated[predictor], DATA, others,
                 gates={"no_leak": "pass"}, facts={"run": run.run_id}, history=HISTORY, warnings=[],
             )  # fmt: skip
-            run.log_results(judged[predictor].headline(), report.gates, judged[predictor].tags())
+            run.log_results(
+                evaluated[predictor].headline(), report.gates, evaluated[predictor].tags()
+            )
             if name == NAMES[-1]:
-                page = log_judgement(run, report, folder / run.run_id)
+                page = log_evaluation(run, report, folder / run.run_id)
         ids.append(run.run_id)
     yield Tracked(server.url, run.experiment_id, ids, page)
     mlflow.set_tracking_uri(before)

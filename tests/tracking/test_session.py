@@ -17,7 +17,7 @@ from ocp_mamba.model.checkpoint import load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.system.process import EXIT_KILLED, Killed
 from ocp_mamba.tracking import offline_queue, session
-from ocp_mamba.tracking.offline_queue import read_spool
+from ocp_mamba.tracking.offline_queue import read_queue
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.store import ui_link
 from ocp_mamba.training.state import EpochResult
@@ -124,7 +124,7 @@ def test_training_shows_as_epochs_rows_dataset_and_models(
     child = mlflow.get_run(child_id)
     assert child.data.tags["mlflow.parentRunId"] == run.run_id
     assert (child.info.status, child.data.metrics) == ("FINISHED", {"next_vec_cosine": 0.01})
-    assert not list(Path("out").glob("*"))  # neither a spool nor an epoch's .pt is left
+    assert not list(Path("out").glob("*"))  # neither a offline queue nor an epoch's .pt is left
 
 
 def test_weightless_row_cannot_be_loaded_even_if_registered(
@@ -257,7 +257,7 @@ def test_server_that_dies_and_comes_back_loses_nothing(
         mortal_server.kill()
         run.on_epoch(epoch_result(2, tiny_config))
         assert f"kept in {run.spool_path}" in caplog.text
-        assert [op["epoch"] for op in read_spool(run.spool_path)[1]] == [2]
+        assert [op["epoch"] for op in read_queue(run.spool_path)[1]] == [2]
         mortal_server.start()
         run.on_epoch(epoch_result(3, tiny_config))
         assert not run.spool_path.exists()

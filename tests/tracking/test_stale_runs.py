@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from ocp_mamba.cli.runs import runs
 from ocp_mamba.system.process import process_tags
-from ocp_mamba.tracking.stale_runs import find_zombies
+from ocp_mamba.tracking.stale_runs import find_stale_runs
 
 OLD = 1_600_000_000_000
 
@@ -51,11 +51,11 @@ def test_only_runs_with_nothing_behind_them_are_ended(store: str, project: str) 
         env={**os.environ, "MLFLOW_RUN_ID": started},
     )
     try:
-        assert {z.run_id for z in find_zombies(10)} == {gone, never_started, from_git}
-        listed = CliRunner().invoke(runs, ["zombies"])
+        assert {z.run_id for z in find_stale_runs(10)} == {gone, never_started, from_git}
+        listed = CliRunner().invoke(runs, ["stale runs"])
         assert gone in listed.output
         assert status(gone) == ("RUNNING", None)
-        ended = CliRunner().invoke(runs, ["zombies", "--end"])
+        ended = CliRunner().invoke(runs, ["stale runs", "--end"])
         assert ended.exit_code == 0, ended.output
     finally:
         child.communicate(b"\n")
@@ -63,8 +63,8 @@ def test_only_runs_with_nothing_behind_them_are_ended(store: str, project: str) 
     assert "is gone" in (status(gone)[1] or "")
     assert status(never_started) == ("FAILED", "mlflow run made this run, but nothing started")
     assert all(status(run_id) == ("RUNNING", None) for run_id in [*spared, started])
-    assert "no zombie runs" not in ended.output
-    assert {z.run_id for z in find_zombies(10)} == {started}
+    assert "no stale runs" not in ended.output
+    assert {z.run_id for z in find_stale_runs(10)} == {started}
 
 
 def test_mlflow_run_that_cannot_start_leaves_a_zombie_that_is_found(
@@ -77,11 +77,11 @@ def test_mlflow_run_that_cannot_start_leaves_a_zombie_that_is_found(
     command = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local"]
     done = subprocess.run([*command, "-P", "data=absent.npz"], cwd=tmp_path, capture_output=True)
     assert done.returncode != 0
-    (zombie,) = find_zombies(older_than_minutes=0)
-    assert zombie.status == "FAILED"
-    assert find_zombies(older_than_minutes=10) == []
+    (stale,) = find_stale_runs(older_than_minutes=0)
+    assert stale.status == "FAILED"
+    assert find_stale_runs(older_than_minutes=10) == []
 
 
 def test_no_zombies(store: str) -> None:
-    done = CliRunner().invoke(runs, ["zombies"])
-    assert (done.exit_code, done.output) == (0, "no zombie runs\n")
+    done = CliRunner().invoke(runs, ["stale runs"])
+    assert (done.exit_code, done.output) == (0, "no stale runs\n")

@@ -109,7 +109,7 @@ def together(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("name", ["anew", "begun"])
 def test_two_processes_train_as_one_does(name, rank, together, alone):
-    """Losses, judgements and weights; also where one process began and two went on."""
+    """Losses, evaluations and weights; also where one process began and two went on."""
     result, weights = alone
     history, found = json.loads((together / f"{name}.{rank}.json").read_text())
     assert len(history) == len(result.history) == CONFIG["max_epochs"]
@@ -151,7 +151,7 @@ def test_a_dead_process_is_named_whichever_way_it_shows(world, sign):
     pid = world.peers[2][PID_TAG]
     with (
         pytest.raises(WorkerLostError, match=rf"rank 0 of 3 lost rank 2 \(process {pid} on"),
-        world.losses_named(),
+        world.name_lost_workers(),
     ):
         raise sign
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # torchrun's comes now
@@ -160,18 +160,21 @@ def test_a_dead_process_is_named_whichever_way_it_shows(world, sign):
 
 def test_a_process_that_was_told_to_end_is_not_lost(world):
     told = replace(world, rank=2)
-    with pytest.raises(Killed), replace(told, peers=(process_tags(),) * 3).losses_named():
+    with pytest.raises(Killed), replace(told, peers=(process_tags(),) * 3).name_lost_workers():
         raise Killed("SIGTERM")
-    with pytest.raises(Killed), world.losses_named():
+    with pytest.raises(Killed), world.name_lost_workers():
         raise Killed("SIGTERM")
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(WorkerLostError, match="another host, or the network"), world.losses_named():
+    with (
+        pytest.raises(WorkerLostError, match="another host, or the network"),
+        world.name_lost_workers(),
+    ):
         raise RuntimeError("NCCL timeout")
     signal.signal(signal.SIGTERM, before)
 
 
 def test_an_error_of_this_process_stays_what_it_is(world):
-    with pytest.raises(RuntimeError, match="out of memory"), world.losses_named():
+    with pytest.raises(RuntimeError, match="out of memory"), world.name_lost_workers():
         raise RuntimeError("out of memory")
 
 
@@ -195,6 +198,6 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
     with join() as world:
         assert world is ALONE
         assert (world.main, world.share, world.tags()) == (True, (0, 1), {})
-        assert world.from_main(lambda: 3) == 3
+        assert world.broadcast(lambda: 3) == 3
         values = {"total": torch.tensor(2.0)}
-        assert world.total(values) == values
+        assert world.all_reduce(values) == values

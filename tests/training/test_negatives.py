@@ -13,9 +13,9 @@ from ocp_mamba.config import D_VECTOR, ModelConfig, TrainConfig
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.data.shards.convert import shard
 from ocp_mamba.errors import ConfigError
-from ocp_mamba.model.memory_head import Readout
+from ocp_mamba.model.memory_head import MemoryHead
 from ocp_mamba.training import negatives
-from ocp_mamba.training.negatives import find_rivals, mine_negatives
+from ocp_mamba.training.negatives import build_negative_pool, mine_negatives
 
 
 def on_a_circle(degrees):
@@ -87,44 +87,44 @@ def test_candidates_are_the_batchs_targets_or_all_of_trains():
     data = make_dataset(seed=5)
     of_train = np.unique(data.examples("train").target)
     batch = torch.from_numpy(of_train[[3, 1, 3]]).long()
-    own = find_rivals(data, TrainConfig(infonce_candidates="batch")).candidates(batch)
+    own = build_negative_pool(data, TrainConfig(infonce_candidates="batch")).candidates(batch)
     assert own.tolist() == sorted(of_train[[1, 3]])
-    judged = find_rivals(data, TrainConfig(min_context=2)).candidates(batch)
-    assert judged.tolist() == of_train.tolist()
+    evaluated = build_negative_pool(data, TrainConfig(min_context=2)).candidates(batch)
+    assert evaluated.tolist() == of_train.tolist()
     steps = np.unique(data.examples("train", min_context=1).target)
-    assert find_rivals(data, TrainConfig()).candidates(batch).tolist() == steps.tolist()
+    assert build_negative_pool(data, TrainConfig()).candidates(batch).tolist() == steps.tolist()
     assert len(steps) > len(of_train)
-    assert find_rivals(data, TrainConfig(infonce_weight=0.0)) is negatives.NO_RIVALS
+    assert build_negative_pool(data, TrainConfig(infonce_weight=0.0)) is negatives.NO_NEGATIVES
 
 
 def test_what_a_model_remembers_is_one_softmax_only_where_it_is_all_the_candidates(monkeypatch):
     data, config = make_dataset(seed=5), TrainConfig()
-    everything = find_rivals(data, config).targets
-    roomy, tight = (Readout(ModelConfig(n_memory=n)) for n in (len(everything), 5))
-    assert find_rivals(data, config, roomy).remembered
+    everything = build_negative_pool(data, config).targets
+    roomy, tight = (MemoryHead(ModelConfig(n_memory=n)) for n in (len(everything), 5))
+    assert build_negative_pool(data, config, roomy).is_memory
     torch.testing.assert_close(roomy.memory, torch.from_numpy(data.bank)[everything])
-    assert not find_rivals(data, config, tight).remembered
+    assert not build_negative_pool(data, config, tight).is_memory
     assert len(tight.memory) == 5
     for other in (replace(config, infonce_weight=0.0), replace(config, infonce_candidates="batch")):
-        roomy.remember(torch.zeros(0, D_VECTOR))
-        rivals = find_rivals(data, other, roomy)
-        assert (rivals.remembered, rivals.targets) == (False, None)
+        roomy.set_memory(torch.zeros(0, D_VECTOR))
+        negative_pool = build_negative_pool(data, other, roomy)
+        assert (negative_pool.is_memory, negative_pool.targets) == (False, None)
         assert len(roomy.memory) == len(everything)
     monkeypatch.setattr(negatives, "MOST_CANDIDATES", 4)
-    assert not find_rivals(data, config, roomy).remembered
+    assert not build_negative_pool(data, config, roomy).is_memory
 
 
 def test_of_too_many_train_targets_some_are_drawn_the_same_for_the_same_batch(monkeypatch):
     data = make_dataset(seed=5)
-    rivals = find_rivals(data, TrainConfig())
+    negative_pool = build_negative_pool(data, TrainConfig())
     monkeypatch.setattr(negatives, "MOST_CANDIDATES", 4)
-    batch, other = rivals.targets[[0, 2]], rivals.targets[[1, 2]]
-    drawn = rivals.candidates(batch)
+    batch, other = negative_pool.targets[[0, 2]], negative_pool.targets[[1, 2]]
+    drawn = negative_pool.candidates(batch)
     assert 2 < len(drawn) <= 6
-    assert set(batch.tolist()) <= set(drawn.tolist()) <= set(rivals.targets.tolist())
+    assert set(batch.tolist()) <= set(drawn.tolist()) <= set(negative_pool.targets.tolist())
     assert drawn.tolist() == sorted(drawn.tolist())
-    assert torch.equal(drawn, rivals.candidates(batch))
-    assert set(drawn.tolist()) != set(rivals.candidates(other).tolist())
+    assert torch.equal(drawn, negative_pool.candidates(batch))
+    assert set(drawn.tolist()) != set(negative_pool.candidates(other).tolist())
 
 
 @pytest.mark.parametrize("limit", ["MOST_MINED", "MOST_SEARCHED"])
@@ -141,20 +141,20 @@ def test_of_a_bank_on_the_disk_the_candidates_vectors_are_kept_in_memory(tmp_pat
     shard(tmp_path / "data.npz", tmp_path / "data")
     mapped, bank = load_dataset(tmp_path / "data"), torch.from_numpy(data.bank)
     config = TrainConfig()
-    whole, kept = find_rivals(data, config), find_rivals(mapped, config)
+    whole, kept = build_negative_pool(data, config), build_negative_pool(mapped, config)
     assert whole.rows is None
     assert torch.equal(kept.targets, whole.targets)
     assert torch.equal(kept.rows, bank[whole.targets])
     monkeypatch.setattr(negatives, "MOST_KEPT", 20)
-    drawn = [find_rivals(mapped, TrainConfig(seed=seed)) for seed in (0, 0, 1)]
+    drawn = [build_negative_pool(mapped, TrainConfig(seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0].targets, drawn[1].targets)
     assert not torch.equal(drawn[0].targets, drawn[2].targets)
     monkeypatch.setattr(negatives, "MOST_CANDIDATES", 10)
     batch = whole.targets[::3]
-    for rivals in (whole, kept, *drawn):
-        ids = rivals.candidates(batch)
+    for negative_pool in (whole, kept, *drawn):
+        ids = negative_pool.candidates(batch)
         assert torch.isin(batch, ids).all()
         assert torch.isin(ids, whole.targets).all()
-        assert torch.equal(rivals.vectors(ids, bank), bank[ids])
-        assert torch.equal(rivals.vectors(torch.arange(90), bank), bank)
+        assert torch.equal(negative_pool.vectors(ids, bank), bank[ids])
+        assert torch.equal(negative_pool.vectors(torch.arange(90), bank), bank)
     assert len(drawn[0].targets) == len(drawn[0].rows) == 20

@@ -16,7 +16,7 @@ from ocp_mamba.model.checkpoint import load_checkpoint, load_model
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.training.checkpointing import resume_path
 from ocp_mamba.training.loss import batch_losses
-from ocp_mamba.training.negatives import find_rivals
+from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.schedule import learning_rate, make_plan
 from ocp_mamba.training.state import TrainState
 from ocp_mamba.training.trainer import fit, make_optimizer, resolve_precision, train_step
@@ -81,17 +81,17 @@ def test_packed_chains_are_exactly_one_prefix_per_example(data, infonce_weight, 
 def test_mixed_chains_are_taught_both_targets_by_their_weights(data, candidates):
     """Loss of a mixed batch against a loop over its positions."""
     shape = {"d_model": 32, "n_layers": 1, "headdim": 16, "n_memory": 99}
-    model = seeded(ModelConfig(**shape, readout_temperature=0.1)).double()
+    model = seeded(ModelConfig(**shape, memory_temperature=0.1)).double()
     config = TrainConfig(infonce_weight=0.5, infonce_candidates=candidates, temperature=0.1)
     bank = torch.from_numpy(data.bank).double()
     drawn = {"shuffle_seed": 1, "min_context": 1, "mixup": 1.0}
     batch = next(batches(data, "train", 8, bank=bank, **drawn))
-    rivals = find_rivals(data, config, model.readout)
-    assert rivals.remembered == (candidates == "train")
-    assert torch.equal(model.readout.memory, bank[train_targets(data, 1)])
+    negative_pool = build_negative_pool(data, config, model.memory_head)
+    assert negative_pool.is_memory == (candidates == "train")
+    assert torch.equal(model.memory_head.memory, bank[train_targets(data, 1)])
     h = model.predict_members(batch.vectors)[0]
     p = model.predict_all(batch.vectors)
-    ids = rivals.candidates(batch.all_targets).tolist()
+    ids = negative_pool.candidates(batch.all_targets).tolist()
     losses = []
     for b, t in batch.mask.nonzero().tolist():
         w = batch.mix.weight[b, t].double()
@@ -100,7 +100,7 @@ def test_mixed_chains_are_taught_both_targets_by_their_weights(data, candidates)
         scores = (bank[ids] @ h[b, t] / 0.1).log_softmax(0)
         nce = -w * scores[ids.index(own)] - (1 - w) * scores[ids.index(other)]
         losses.append(cosine + 0.5 * nce)
-    for given in (rivals, replace(rivals, remembered=False)):  # one softmax, or two
+    for given in (negative_pool, replace(negative_pool, is_memory=False)):  # one softmax, or two
         found = batch_losses(model, batch, bank, config, given)["total"]
         torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=1e-10)
 
@@ -130,15 +130,15 @@ def test_each_member_is_taught_by_its_own_loss(data, candidates):
     bank = torch.from_numpy(data.bank).double()
     batch = next(batches(data, "train", 16, bank=bank, shuffle_seed=1))
     config = TrainConfig(infonce_weight=0.5, infonce_candidates=candidates)
-    rivals = find_rivals(data, config)
-    together = batch_losses(model, batch, bank, config, rivals)
+    negative_pool = build_negative_pool(data, config)
+    together = batch_losses(model, batch, bank, config, negative_pool)
     apart = []
     for member in range(2):
         alone = seeded(ModelConfig(n_layers=1, **shape)).double()
         weights = {k: v for k, v in model.state_dict().items() if not k.startswith("layers")}
         layer = model.layers[member].state_dict()
         alone.load_state_dict(weights | {f"layers.0.{k}": v for k, v in layer.items()})
-        apart.append(batch_losses(alone, batch, bank, config, rivals))
+        apart.append(batch_losses(alone, batch, bank, config, negative_pool))
     for name, loss in together.items():
         mean = (apart[0][name] + apart[1][name]) / 2
         torch.testing.assert_close(loss, mean, rtol=1e-10, atol=1e-12)
@@ -151,18 +151,20 @@ def test_a_hard_negative_that_is_a_candidate_or_none_is_not_counted(data, candid
     config = TrainConfig(infonce_candidates=candidates, hard_negatives=40, temperature=0.1)
     bank = torch.from_numpy(data.bank).double()
     batch = next(batches(data, "train", 4, bank=bank, shuffle_seed=1, min_context=1))
-    rivals = find_rivals(data, config)
+    negative_pool = build_negative_pool(data, config)
     h = model.predict_members(batch.vectors)[0]
-    told_from = set(rivals.candidates(batch.all_targets).tolist())
+    told_from = set(negative_pool.candidates(batch.all_targets).tolist())
     losses, skipped = [], 0
     for b, t in batch.mask.nonzero().tolist():
         own = int(batch.targets[b, t])
-        (mined,) = rivals.hard.of(batch.inputs[b, t][None], batch.targets[b, t][None]).tolist()
+        (mined,) = negative_pool.hard.of(
+            batch.inputs[b, t][None], batch.targets[b, t][None]
+        ).tolist()
         ids = [own, *sorted((told_from | set(mined)) - {own, -1})]
         skipped += len(told_from & set(mined)) + mined.count(-1)
         losses.append(F.cross_entropy((bank[ids] @ h[b, t] / 0.1)[None], torch.tensor([0])))
     assert skipped
-    found = batch_losses(model, batch, bank, config, rivals)["infonce"]
+    found = batch_losses(model, batch, bank, config, negative_pool)["infonce"]
     torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=1e-10)
 
 
@@ -170,7 +172,7 @@ def test_all_train_targets_are_harder_to_tell_from_than_the_batchs(data):
     model, bank = seeded(), torch.from_numpy(data.bank)
     batch = next(batches(data, "train", 4, bank=bank, shuffle_seed=1))
     few, many = (
-        batch_losses(model, batch, bank, config, find_rivals(data, config))["infonce"]
+        batch_losses(model, batch, bank, config, build_negative_pool(data, config))["infonce"]
         for config in (TrainConfig(infonce_candidates=c) for c in ("batch", "train"))
     )
     assert many > few
@@ -208,10 +210,10 @@ def test_a_model_remembers_the_train_splits_targets_and_its_file_does(
     fit(model, data, config, validate=validate, output=tmp_path / "m.pt", progress=False)
     targets = {int(c) for i in data.chains_in("train") for c in data.chain(i)[1:]}
     known = {data.bank[c].tobytes() for c in targets}
-    memory = model.readout.memory
+    memory = model.memory_head.memory
     assert len(memory) == min(most, len(targets))
     assert len({row.numpy().tobytes() for row in memory} & known) == len(memory)
-    assert torch.equal(load_model(tmp_path / "m.pt").readout.memory, memory)
+    assert torch.equal(load_model(tmp_path / "m.pt").memory_head.memory, memory)
 
 
 def test_same_seed_same_training_another_seed_another(data, validate):

@@ -18,7 +18,7 @@ def norms_of(rows: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(squares))
 
 
-def join_same(unit: np.ndarray) -> tuple[np.ndarray, float]:
+def find_duplicates(unit: np.ndarray) -> tuple[np.ndarray, float]:
     """Find rows that are the same but for rounding.
 
     Rows are compared when their shadows on four fixed random directions are near, which those of

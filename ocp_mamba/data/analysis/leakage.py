@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 from tabulate import tabulate
 
-from ocp_mamba.data.analysis.duplicates import join_same
+from ocp_mamba.data.analysis.duplicates import find_duplicates
 from ocp_mamba.data.analysis.overlap import IN_SPLIT, KNOWN_TARGET, SEEN
 from ocp_mamba.data.analysis.sample import Sample, SampledDataset, sample_of
 from ocp_mamba.data.dataset import SPLITS, Dataset, Examples
@@ -242,7 +242,7 @@ def _bank_figures(dataset: Dataset) -> dict[str, float]:
         "concepts": float(len(bank)),
         "non_unit_rows": float((off > NORM_TOLERANCE).sum()),
         "largest_norm_error": float(off.max()),
-        "duplicate_vectors": float(len(bank) - len(np.unique(join_same(bank)[0]))),
+        "duplicate_vectors": float(len(bank) - len(np.unique(find_duplicates(bank)[0]))),
         "duplicate_texts": float(len(texts) - len(np.unique(texts))),
         "unused_concepts": float(len(bank) - len(np.unique(dataset.chain_values))),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ocp_mamba.data.analysis.subset import places_of
-from ocp_mamba.data.chunks import Piece, pieces
+from ocp_mamba.data.chunks import ChainChunk, chain_chunks
 from ocp_mamba.data.dataset import SPLITS, Dataset
 
 SEEN, KNOWN_TARGET = 1, 2
@@ -14,7 +14,9 @@ IN_SPLIT = {split: 4 << number for number, split in enumerate(SPLITS)}
 """Bits: the same context and target are an example of this split."""
 
 
-def meet(dataset: Dataset, chains: np.ndarray, *, progress: bool = False) -> tuple[np.ndarray, int]:
+def overlap_with_dataset(
+    dataset: Dataset, chains: np.ndarray, *, progress: bool = False
+) -> tuple[np.ndarray, int]:
     """Look at all chains for what the examples of some of them have in common with the rest.
 
     Args:
@@ -34,12 +36,12 @@ def meet(dataset: Dataset, chains: np.ndarray, *, progress: bool = False) -> tup
     prefixes = _Prefixes(values, starts, lengths, dataset.n_concepts)
     known = np.zeros(dataset.n_concepts, bool)
     used = np.zeros(dataset.n_concepts, bool)
-    for piece in pieces(dataset, "looking for it in all chains", progress):
-        last, target = piece.examples("train", min_context=1)
+    for chunk in chain_chunks(dataset, "looking for it in all chains", progress):
+        last, target = chunk.examples("train", min_context=1)
         known[target] = True
-        used[piece.values] = True
-        transitions.meet(last, target)
-        prefixes.meet(piece)
+        used[chunk.values] = True
+        transitions.overlap_with_dataset(last, target)
+        prefixes.overlap_with_dataset(chunk)
     met = prefixes.bits()
     met[transitions.seen()] |= SEEN
     met[known[values]] |= KNOWN_TARGET
@@ -59,7 +61,7 @@ class _Transitions:
         self._targets = np.zeros(n_concepts, bool)
         self._targets[values[at]] = True
 
-    def meet(self, last: np.ndarray, target: np.ndarray) -> None:
+    def overlap_with_dataset(self, last: np.ndarray, target: np.ndarray) -> None:
         near = self._targets[target]
         found, _ = _find(self._keys, last[near] * self._n + target[near])
         self._met[found] = True
@@ -96,21 +98,21 @@ class _Prefixes:
             self._own.append((starts + depth, number))
             self._met.append(np.zeros(len(keys), np.uint8))
 
-    def meet(self, piece: Piece) -> None:
-        alive = np.arange(len(piece.chains))
+    def overlap_with_dataset(self, chunk: ChainChunk) -> None:
+        alive = np.arange(len(chunk.chains))
         number = np.zeros(len(alive), np.int64)
         bits = np.array([IN_SPLIT[split] for split in SPLITS], np.uint8)
         for depth, keys in enumerate(self._keys):
-            longer = piece.lengths[alive] > depth
+            longer = chunk.lengths[alive] > depth
             alive, number = alive[longer], number[longer]
-            values = piece.values[piece.starts[alive] + depth]
+            values = chunk.values[chunk.starts[alive] + depth]
             number, here = _find(keys, number * self._n + values)
             alive = alive[here]
             if len(alive) == 0:
                 return
-            example = piece.first[alive] <= depth
-            for bit in np.unique(bits[piece.split[alive[example]]]):
-                of_split = bits[piece.split[alive]] == bit
+            example = chunk.first[alive] <= depth
+            for bit in np.unique(bits[chunk.split[alive[example]]]):
+                of_split = bits[chunk.split[alive]] == bit
                 self._met[depth][number[example & of_split]] |= bit
 
     def bits(self) -> np.ndarray:

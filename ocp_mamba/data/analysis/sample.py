@@ -1,4 +1,4 @@
-"""A sample to judge on, of a dataset too large to be judged whole.
+"""A sample to evaluate on, of a dataset too large to be evaluated whole.
 
 It is a dataset itself, in memory, and small: chains of each split, and a pool of the bank. What an
 example has to do with the rest of the data (was its transition met in train, does it stand in
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ocp_mamba.data.analysis.overlap import meet
+from ocp_mamba.data.analysis.overlap import overlap_with_dataset
 from ocp_mamba.data.analysis.subset import part_of, places_of
-from ocp_mamba.data.chunks import count_examples, pieces
+from ocp_mamba.data.chunks import chain_chunks, count_examples
 from ocp_mamba.data.dataset import SPLITS, Dataset, Examples
 
 MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -23,11 +23,11 @@ LARGEST_KEY = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class JudgeLimits:
-    """What is judged whole; 0 sets no limit.
+class EvalLimits:
+    """What is evaluated whole; 0 sets no limit.
 
     Attributes:
-        sequences: of val, and of test: the most that are judged.
+        sequences: of val, and of test: the most that are evaluated.
         train: sequences of train: the most that baselines without a gradient learn from.
         pool: concepts: the most that retrieval searches.
         seed: of the draw.
@@ -119,8 +119,8 @@ def sample_of(dataset: Dataset) -> Sample | None:
     return dataset.sample if isinstance(dataset, SampledDataset) else None
 
 
-def judged_part(dataset: Dataset, limits: JudgeLimits, *, progress: bool = False) -> Dataset:
-    """Return the dataset to judge on: the whole, or a sample where it exceeds a limit.
+def evaluation_part(dataset: Dataset, limits: EvalLimits, *, progress: bool = False) -> Dataset:
+    """Return the dataset to evaluate on: the whole, or a sample where it exceeds a limit.
 
     Chains are drawn by families as far as they can be told from a chain alone: those that differ in
     their first concept only are drawn together, in an order by hash and seed, until the limit is
@@ -129,7 +129,7 @@ def judged_part(dataset: Dataset, limits: JudgeLimits, *, progress: bool = False
 
     Args:
         dataset: in memory or mapped.
-        limits: what is judged whole.
+        limits: what is evaluated whole.
         progress: show progress bars.
 
     Returns:
@@ -143,7 +143,7 @@ def judged_part(dataset: Dataset, limits: JudgeLimits, *, progress: bool = False
     chains = _draw_chains(dataset, large, counts, limits.seed, progress)
     places, _ = places_of(dataset, chains)
     concepts = _draw_concepts(dataset, np.unique(dataset.chain_values[places]), limits)
-    met, used = meet(dataset, chains, progress=progress)
+    met, used = overlap_with_dataset(dataset, chains, progress=progress)
     fields = part_of(dataset, chains, concepts)
     digest = hashlib.sha256(dataset.fingerprint.encode())
     digest.update(chains.astype("<i8").tobytes() + concepts.astype("<i8").tobytes())
@@ -172,11 +172,11 @@ def _draw_chains(
     while True:
         most = np.array([_share_of_keys(shares.get(split, 1.0)) for split in SPLITS], np.uint64)
         found: list[tuple[np.ndarray, ...]] = []
-        for piece in pieces(dataset, "drawing a sample", progress):
-            keys = _keys(piece.values, piece.starts, seed)
-            low = keys <= most[piece.split]
-            n = piece.lengths - piece.first
-            found.append((piece.chains[low], piece.split[low], keys[low], n[low]))
+        for chunk in chain_chunks(dataset, "drawing a sample", progress):
+            keys = _keys(chunk.values, chunk.starts, seed)
+            low = keys <= most[chunk.split]
+            n = chunk.lengths - chunk.first
+            found.append((chunk.chains[low], chunk.split[low], keys[low], n[low]))
         chains, splits, keys, n = (np.concatenate(parts) for parts in zip(*found, strict=True))
         kept = {}
         for number, split in enumerate(SPLITS):
@@ -234,7 +234,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _draw_concepts(dataset: Dataset, used: np.ndarray, limits: JudgeLimits) -> np.ndarray:
+def _draw_concepts(dataset: Dataset, used: np.ndarray, limits: EvalLimits) -> np.ndarray:
     """Ids of the pool, rising: those used, and others drawn up to the limit."""
     n = dataset.n_concepts
     if not 0 < limits.pool < n:

@@ -1,7 +1,7 @@
 """Import of older `.npz` files: repair what can be repaired, say so, refuse the rest.
 
 Every row of an older file is one training example, and exactly these examples are what the
-imported dataset trains on and is judged by. ``docs/import.md`` describes layouts and repairs.
+imported dataset trains on and is evaluated by. ``docs/import.md`` describes layouts and repairs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from ocp_mamba import __version__
 from ocp_mamba.config import D_TMD
-from ocp_mamba.data.analysis.duplicates import join_same, norms_of
+from ocp_mamba.data.analysis.duplicates import find_duplicates, norms_of
 from ocp_mamba.data.dataset import SCHEMA_VERSION, SPLITS, Dataset
 from ocp_mamba.data.legacy.layouts import LegacyFile, RawSplit
 from ocp_mamba.data.legacy.vectors import UNIT_TOLERANCE, VectorNumbers, take_apart
@@ -139,7 +139,7 @@ def _import(
 
 
 def _has_split(file: LegacyFile) -> bool:
-    """Whether the file is split; refuse a split that cannot be trained on and judged."""
+    """Whether the file is split; refuse a split that cannot be trained on and evaluated."""
     if file.splits in (("",), ("train",)):
         return False
     lacking = [split for split in ("train", "val") if split not in file.splits]
@@ -227,7 +227,7 @@ def _note_norms(norms: np.ndarray, report: ImportReport) -> None:
     if off:
         report.notes.append(
             f"{off} of {len(norms)} vectors were not of unit length (norms from {norms.min():.4g} "
-            f"to {norms.max():.4g}): normalised"
+            f"to {norms.max():.4g}): normalized"
         )
 
 
@@ -252,7 +252,7 @@ def _make_bank(
 ) -> np.ndarray:
     """One unit row per different vector, float32 (n_concepts, 768); renumbers the examples."""
     unit = (rows / norms_of(rows)[:, None]).astype(np.float32)
-    root, largest = join_same(unit)
+    root, largest = find_duplicates(unit)
     kept, concept = np.unique(root, return_inverse=True)
     for part in examples.values():
         part.contexts, part.targets = concept[part.contexts], concept[part.targets]
@@ -260,7 +260,7 @@ def _make_bank(
     if len(kept) < len(unit):
         report.notes.append(
             f"{len(unit) - len(kept)} vectors equal another one but for scale and rounding (once "
-            f"normalised, {largest:.1e} apart at most) and became one concept with it"
+            f"normalized, {largest:.1e} apart at most) and became one concept with it"
         )
     return np.asarray(unit[kept])
 

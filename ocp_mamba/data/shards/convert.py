@@ -111,12 +111,12 @@ def write_shards(
     try:
         listed: dict[str, Any] = {"format": FORMAT, "meta": meta, "bank_dtype": bank_dtype}
         listed |= {"arrays": {}, "fingerprint": ""}
-        for name, pieces in arrays.items():
+        for name, chain_chunks in arrays.items():
             writer: ShardWriter | None = None
-            for piece in pieces:
-                piece = unit_rows(piece) if name == "bank" else piece
-                writer = writer or ShardWriter(part, name, piece.dtype, ARRAYS[name][1])
-                writer.write(piece)
+            for chunk in chain_chunks:
+                chunk = unit_rows(chunk) if name == "bank" else chunk
+                writer = writer or ShardWriter(part, name, chunk.dtype, ARRAYS[name][1])
+                writer.write(chunk)
             if writer is None:
                 raise DatasetError(f"array {name!r} is empty")
             listed["arrays"][name] = writer.close()
@@ -156,14 +156,14 @@ def shard(source: Path, folder: Path, progress: Progress = lambda done: None) ->
     present = [name for name in ARRAYS if name in keys]
 
     def counted(name: str) -> Iterator[np.ndarray]:
-        for piece in read_member(source, name):
-            progress(piece.nbytes)
-            yield piece
+        for chunk in read_member(source, name):
+            progress(chunk.nbytes)
+            yield chunk
 
     arrays = {name: counted(name) for name in present}
     if "chain_first" not in keys:
         arrays["chain_first"] = (
-            np.full(len(piece), MIN_CONTEXT, np.uint8) for piece in read_member(source, "split")
+            np.full(len(chunk), MIN_CONTEXT, np.uint8) for chunk in read_member(source, "split")
         )
     bank_dtype = str(next(read_member(source, "bank")).dtype)
     try:
@@ -182,7 +182,7 @@ def unshard(folder: Path, out: Path, progress: Progress = lambda done: None) -> 
     data = open_shards(folder)
     stored = _stored(data.bank_dtype)
     keys = [name for name in ARRAYS if getattr(data, name) is not None]
-    if all((piece == MIN_CONTEXT).all() for piece in chunks(data.chain_first)):
+    if all((chunk == MIN_CONTEXT).all() for chunk in chunks(data.chain_first)):
         keys.remove("chain_first")
     with _whole(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in keys:
@@ -191,9 +191,9 @@ def unshard(folder: Path, out: Path, progress: Progress = lambda done: None) -> 
             dtype = convert(array[:1]).dtype
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 _write_head(member, dtype, array.shape)
-                for piece in chunks(array):
-                    member.write(np.ascontiguousarray(convert(piece)).data)
-                    progress(piece.nbytes)
+                for chunk in chunks(array):
+                    member.write(np.ascontiguousarray(convert(chunk)).data)
+                    progress(chunk.nbytes)
                     data.release()
         meta = json.dumps(
             data.meta | {"fingerprint": data.fingerprint}, sort_keys=True, ensure_ascii=False

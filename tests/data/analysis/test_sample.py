@@ -1,4 +1,4 @@
-"""A sample to judge on: what it says of its examples must be true of the whole."""
+"""A sample to evaluate on: what it says of its examples must be true of the whole."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from ocp_mamba.baselines.simple import Persistence
 from ocp_mamba.data import chunks
 from ocp_mamba.data.analysis.leakage import check, strata
-from ocp_mamba.data.analysis.sample import JudgeLimits, SampledDataset, judged_part, sample_of
+from ocp_mamba.data.analysis.sample import EvalLimits, SampledDataset, evaluation_part, sample_of
 from ocp_mamba.data.dataset import SPLITS, Dataset
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.data.shards.convert import shard
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.result import paired_difference
 
-SMALL = JudgeLimits(sequences=60, train=100, pool=50)
+SMALL = EvalLimits(sequences=60, train=100, pool=50)
 
 
 def siblings(n_groups: int, size: int, seed: int, **changed: object) -> Dataset:
@@ -67,7 +67,7 @@ def places_in_whole(part: SampledDataset, whole: Dataset, split: str) -> np.ndar
     longest=st.sampled_from([3, 9]),
     at_once=st.sampled_from([3, 50, 10_000]),
     limits=st.builds(
-        JudgeLimits,
+        EvalLimits,
         sequences=st.integers(0, 150),
         train=st.integers(0, 300),
         pool=st.integers(0, 60),
@@ -84,7 +84,7 @@ def test_the_sample_knows_of_its_examples_what_the_whole_does(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHAINS", at_once)
-        part = judged_part(whole, limits)
+        part = evaluation_part(whole, limits)
     if not isinstance(part, SampledDataset):
         assert part is whole
         return
@@ -121,7 +121,7 @@ def test_siblings_are_drawn_together_and_each_group_as_likely(size):
     tails = [whole.chain(i)[1:].tobytes() for i in range(whole.n_chains)]
     drawn = np.zeros(whole.n_chains)
     for seed in range(200):
-        part = judged_part(whole, JudgeLimits(80, 80, 0, seed))
+        part = evaluation_part(whole, EvalLimits(80, 80, 0, seed))
         assert isinstance(part, SampledDataset)
         chosen = np.isin(np.arange(whole.n_chains), part.chains)
         drawn += chosen
@@ -144,18 +144,18 @@ def test_of_a_group_larger_than_the_limit_as_many_chains_as_fit():
         chain_values=chains.ravel().astype(np.int32),
         chain_offsets=np.arange(91, dtype=np.int64) * 6,
     )
-    part = judged_part(whole, JudgeLimits(10, 10, 0))
+    part = evaluation_part(whole, EvalLimits(10, 10, 0))
     assert [part.n_examples(s) for s in SPLITS] == [8, 8, 8]  # 4 sequences a chain
-    tiny = judged_part(whole, JudgeLimits(1, 1, 0))
+    tiny = evaluation_part(whole, EvalLimits(1, 1, 0))
     assert [len(tiny.chains_in(s)) for s in SPLITS] == [1, 1, 1]
 
 
-def test_what_exceeds_no_limit_is_judged_whole():
+def test_what_exceeds_no_limit_is_evaluated_whole():
     whole = make_dataset()
-    for limits in (JudgeLimits(), JudgeLimits(0, 0, 0), JudgeLimits(300, 300, 30)):
-        assert judged_part(whole, limits) is whole
+    for limits in (EvalLimits(), EvalLimits(0, 0, 0), EvalLimits(300, 300, 30)):
+        assert evaluation_part(whole, limits) is whole
     assert sample_of(whole) is None
-    part = judged_part(whole, JudgeLimits(300, 60, 30))
+    part = evaluation_part(whole, EvalLimits(300, 60, 30))
     assert isinstance(part, SampledDataset)
     assert part.sample.sequences["val"] == (whole.n_examples("val"),) * 2
     assert part.sample.concepts == (30, 30)
@@ -166,7 +166,7 @@ def test_a_folder_gives_the_sample_of_its_file(tmp_path):
     whole = make_dataset(400, 90, 3, relations=True)
     whole.save(tmp_path / "data.npz")
     shard(tmp_path / "data.npz", tmp_path / "data")
-    part, mapped = (judged_part(d, SMALL) for d in (whole, load_dataset(tmp_path / "data")))
+    part, mapped = (evaluation_part(d, SMALL) for d in (whole, load_dataset(tmp_path / "data")))
     assert isinstance(part, SampledDataset)
     assert isinstance(mapped, SampledDataset)
     assert mapped.sample == part.sample
@@ -180,12 +180,12 @@ def test_a_folder_gives_the_sample_of_its_file(tmp_path):
 def test_another_seed_limit_or_dataset_is_another_sample():
     whole, other = make_dataset(400, 90, 3), make_dataset(400, 90, 4)
     found = {
-        judged_part(d, limits).fingerprint
+        evaluation_part(d, limits).fingerprint
         for d, limits in [
             (whole, SMALL),
             (whole, SMALL),
-            (whole, JudgeLimits(60, 100, 50, seed=1)),
-            (whole, JudgeLimits(50, 100, 50)),
+            (whole, EvalLimits(60, 100, 50, seed=1)),
+            (whole, EvalLimits(50, 100, 50)),
             (other, SMALL),
         ]
     }
@@ -200,7 +200,7 @@ def test_a_leak_is_found_where_its_other_half_was_not_drawn():
     at = whole.chain_offsets[fits]
     values[at : at + whole.lengths[fits]] = whole.chain(int(val[0]))
     leaky = Dataset(**fields_of(whole) | {"chain_values": values})
-    part = judged_part(leaky, JudgeLimits(0, 20, 0))
+    part = evaluation_part(leaky, EvalLimits(0, 20, 0))
     assert isinstance(part, SampledDataset)
     assert fits not in part.chains
     report = check(part)
@@ -208,26 +208,26 @@ def test_a_leak_is_found_where_its_other_half_was_not_drawn():
     assert report.pairs["train", "val"] == check(leaky).pairs["train", "val"]
     assert "examples of the sample of val" in report.warnings[0]
     assert report.to_markdown().startswith("Of a sample (seed 0, ")
-    clean = check(judged_part(whole, JudgeLimits(0, 20, 0))).pairs["train", "val"][0]
+    clean = check(evaluation_part(whole, EvalLimits(0, 20, 0))).pairs["train", "val"][0]
     assert clean + whole.lengths[val[0]] - 2 == report.pairs["train", "val"][0]
 
 
-def test_a_judgement_bears_its_sample_and_is_not_paired_with_another():
+def test_an_evaluation_bears_its_sample_and_is_not_paired_with_another():
     whole = make_dataset(400, 90, 3)
-    parts = [judged_part(whole, JudgeLimits(60, 100, 50, seed)) for seed in (0, 1)]
-    judged = [evaluate(Persistence(), part, "val", name=f"p{i}") for i, part in enumerate(parts)]
-    said = judged[0].to_dict()
+    parts = [evaluation_part(whole, EvalLimits(60, 100, 50, seed)) for seed in (0, 1)]
+    evaluated = [evaluate(Persistence(), part, "val", name=f"p{i}") for i, part in enumerate(parts)]
+    said = evaluated[0].to_dict()
     assert said["dataset_fingerprint"] == whole.fingerprint
     assert said["sample_fingerprint"] == parts[0].fingerprint
-    assert said["sample"]["sequences"]["val"] == (judged[0].n_examples, whole.n_examples("val"))
-    assert judged[0].pool_size == parts[0].n_concepts == said["sample"]["concepts"][0]
-    tags = judged[0].tags()
-    assert tags["sample.val"] == f"{judged[0].n_examples} of {whole.n_examples('val')} sequences"
+    assert said["sample"]["sequences"]["val"] == (evaluated[0].n_examples, whole.n_examples("val"))
+    assert evaluated[0].pool_size == parts[0].n_concepts == said["sample"]["concepts"][0]
+    tags = evaluated[0].tags()
+    assert tags["sample.val"] == f"{evaluated[0].n_examples} of {whole.n_examples('val')} sequences"
     assert tags["sample.pool"] == f"{parts[0].n_concepts} of 90 concepts"
     with pytest.raises(ValueError, match="differ in sample_fingerprint"):
-        paired_difference(judged[0], judged[1], "next_vec_cosine")
+        paired_difference(evaluated[0], evaluated[1], "next_vec_cosine")
     plain = evaluate(Persistence(), whole, "val", name="whole")
     assert plain.to_dict()["sample_fingerprint"] == "whole"
     assert not any(name.startswith("sample.") for name in plain.tags())
     with pytest.raises(ValueError, match="differ in sample_fingerprint"):
-        paired_difference(plain, judged[0], "next_vec_cosine")
+        paired_difference(plain, evaluated[0], "next_vec_cosine")

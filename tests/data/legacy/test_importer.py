@@ -169,7 +169,7 @@ def test_unnormalised_rows(tmp_path: Path) -> None:
     assert np.allclose(np.linalg.norm(dataset.bank, axis=1), 1, atol=1e-6)
     used = {v for rows in by_split.values() for context, t in rows for v in (*context, t)}
     assert dataset.n_concepts == len(used)  # 3.5 v and v are one concept
-    assert any("not of unit length (norms from 1 to 3.5): normalised" in n for n in report.notes)
+    assert any("not of unit length (norms from 1 to 3.5): normalized" in n for n in report.notes)
 
 
 def test_one_concept_in_several_precisions_is_one_bank_row(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_fused_tmd(tmp_path: Path, end: str, fused_targets: bool, zero_codes: bo
 def test_fused_rows_that_do_not_tell_their_order(tmp_path: Path) -> None:
     rows = full_windows(10)
     arrays = window_file(rows, WINDOW_NAMES)
-    # normalised as one vector with codes of norm 4: the first 768 numbers have norm 0.999
+    # normalized as one vector with codes of norm 4: the first 768 numbers have norm 0.999
     context = fuse(arrays["context_sequences"], np.ones((10, 5, 16), np.float32), "last")
     arrays["context_sequences"] = context / np.float32(np.sqrt(17))
     file = save(tmp_path, arrays)

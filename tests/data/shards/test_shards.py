@@ -77,9 +77,9 @@ def test_training_from_a_folder_is_training_from_the_file(npz, folder):
     def train(data: Dataset) -> tuple[list[float], list[torch.Tensor]]:
         torch.manual_seed(0)
         model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16))
-        judge = validator(data, BankIndex(data.bank))
+        validate = validator(data, BankIndex(data.bank))
         config = TrainConfig(batch_size=16, max_epochs=1, precision="float32")
-        result = fit(model, data, config, validate=judge, progress=False)
+        result = fit(model, data, config, validate=validate, progress=False)
         return [r.losses["total"] for r in result.history], list(model.parameters())
 
     (losses, weights), (mapped_losses, mapped_weights) = map(
@@ -136,9 +136,9 @@ def test_what_cannot_be_sharded_leaves_nothing(npz, tmp_path):
     with pytest.raises(DatasetError, match=r"cannot be read|was stated"):
         shard(broken, tmp_path / "data")
     data = Dataset.load(npz)
-    pieces = {name: chunks(array) for name, array in arrays_of(data).items()}
+    chain_chunks = {name: chunks(array) for name, array in arrays_of(data).items()}
     with pytest.raises(DatasetError, match="0000 was stated"):
-        write_shards(tmp_path / "data", pieces, data.meta, bank_dtype=data.bank_dtype,
+        write_shards(tmp_path / "data", chain_chunks, data.meta, bank_dtype=data.bank_dtype,
                      fingerprint="0000")  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["broken.npz"]
 
@@ -150,15 +150,15 @@ def test_a_pass_over_a_folder_keeps_resident_memory_flat(tmp_path):
 
     def bank():
         for _ in range(10):
-            piece = rng.standard_normal((rows // 10, 768), dtype=np.float32)
-            yield piece / np.linalg.norm(piece, axis=1, keepdims=True)
+            chunk = rng.standard_normal((rows // 10, 768), dtype=np.float32)
+            yield chunk / np.linalg.norm(chunk, axis=1, keepdims=True)
 
     small = make_dataset(6000, 10, min_length=9, max_length=9, tmd=False)
-    pieces = {n: iter([a]) for n, a in arrays_of(small).items()}
-    pieces["bank"] = bank()
-    pieces["texts"] = iter([np.arange(rows).astype("U6")])
-    pieces["chain_values"] = iter([rng.integers(0, rows, 54_000).astype(np.int32)])
-    write_shards(tmp_path / "data", pieces, small.meta, bank_dtype="float32")
+    chain_chunks = {n: iter([a]) for n, a in arrays_of(small).items()}
+    chain_chunks["bank"] = bank()
+    chain_chunks["texts"] = iter([np.arange(rows).astype("U6")])
+    chain_chunks["chain_values"] = iter([rng.integers(0, rows, 54_000).astype(np.int32)])
+    write_shards(tmp_path / "data", chain_chunks, small.meta, bank_dtype="float32")
     data = load_dataset(tmp_path / "data")
     whole = torch.from_numpy(data.bank)
     next(batches(data, "train", 16, bank=whole, shuffle_seed=0))
