@@ -19,6 +19,7 @@ from ocp_mamba.data.batches import batches
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation.evaluate import validator
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.training import trainer
 
@@ -57,7 +58,7 @@ def main(quick: bool) -> Result:
     config = TrainConfig(max_epochs=epochs, compile="on" if _compiles() else "off")
     size = MODEL_SIZES["tiny"] if quick else MODEL_SIZES["small"]
     torch.manual_seed(0)
-    model = OCPMambaLVM(size)
+    model = build_model(size)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         total = _train(model, dataset, config, clock, Path(folder))

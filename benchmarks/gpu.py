@@ -19,6 +19,7 @@ from benchmarks.frame import Cell, Goal, Result, Table
 from ocp_mamba.config import MODEL_SIZES, ModelConfig
 from ocp_mamba.kernels import cuda
 from ocp_mamba.kernels.backend import use_backend
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.compiled_step import fast_step
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.mamba2 import Mamba2Mixer
@@ -234,7 +235,7 @@ def main(quick: bool) -> Result:
     equal, goals = equality()
     use_backend("cuda", "cuda")
     torch.manual_seed(0)
-    model = OCPMambaLVM(MODEL_SIZES["small"]).cuda().eval()
+    model = build_model(MODEL_SIZES["small"]).cuda().eval()
     trained, train_goals = training(model, tflops, quick)
     stepped, step_goals = stepping(model, gbs, quick)
     return Result([top, equal, trained, stepped], [*goals, *train_goals, *step_goals])

@@ -13,7 +13,7 @@ from benchmarks.train_step import kernels, random_bank
 from ocp_mamba.baselines.neural import transformer_of_size
 from ocp_mamba.config import MODEL_SIZES
 from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.training.trainer import resolve_precision
 
 LENGTHS = (64, 256, 1024, 4096, 16_384)
@@ -43,7 +43,7 @@ def main(quick: bool) -> Result:
     precision = resolve_precision("auto", torch.device("cpu"))
     torch.manual_seed(0)
     config = replace(MODEL_SIZES["small"], members=1, n_layers=2)
-    ours = OCPMambaLVM(config)
+    ours = build_model(config)
     models = {"Mamba-2": ours, "Transformer": transformer_of_size(config, ours.num_parameters())}
     runs = {
         (name, L): passes(model, vectors // L, L, precision)

@@ -26,6 +26,7 @@ from ocp_mamba.baselines.neural import (
     transformer_of_size,
 )
 from ocp_mamba.config import MODEL_SIZES, ModelConfig
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.compiled_step import FastStep, fast_step
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.quantize import WEIGHTS, quantize, weight_bytes
@@ -229,7 +230,7 @@ def main(quick: bool) -> Result:
     torch.manual_seed(0)
     size = MODEL_SIZES["small"]
     config: ModelConfig = replace(size, n_layers=1) if quick else size
-    model = OCPMambaLVM(config).eval()
+    model = build_model(config).eval()
     assert model.memory_head is not None
     model.memory_head.set_memory(random_bank(REMEMBERED))
     table, goals, fast = by_weights(model, quick)

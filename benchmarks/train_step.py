@@ -20,6 +20,7 @@ from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
 from ocp_mamba.data.batches import Batch
 from ocp_mamba.kernels import cpu
 from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.system.malloc import freed_is_kept
 from ocp_mamba.training.negatives import NO_NEGATIVES, NegativePool
@@ -186,9 +187,9 @@ def contestants(
 ) -> dict[str, tuple[NextVectorModel, str]]:
     """Return each model with its precision, by name; `PLAIN` alone runs without kernels."""
     torch.manual_seed(0)
-    ours = OCPMambaLVM(config)
+    ours = build_model(config)
     size = ours.num_parameters()
-    whole = OCPMambaLVM(replace(config, members=min(STACKS, config.n_layers)))
+    whole = build_model(replace(config, members=min(STACKS, config.n_layers)))
     assert whole.memory_head is not None
     whole.memory_head.remember(bank)
     found: dict[str, tuple[NextVectorModel, str]] = {
@@ -212,7 +213,7 @@ def contestants(
 
 
 def _copy(model: OCPMambaLVM) -> OCPMambaLVM:
-    copy = OCPMambaLVM(model.config)
+    copy = build_model(model.config)
     copy.load_state_dict(model.state_dict())
     return copy
 

@@ -32,18 +32,17 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of an `OCPMambaLVM`; the names are mamba_ssm's.
+    """Shape of a model; the names are mamba_ssm's, the defaults the specification's (path 1A).
 
-    ``d_tmd`` is 0 for a model without TMD conditioning and 16 for one with it. ``relations`` names
-    the relations that it knows, numbered from 1; empty for a model that takes none.
+    ``d_tmd`` is 0 for a model without TMD conditioning and 16 for one with it.
 
-    ``members`` shares the layers out among that many stacks, which stand side by side and are
-    taught apart; the prediction is the direction of the mean of theirs. 1 is a single stack.
-
-    ``n_memory`` is the most concepts that the model remembers as answers (see `MemoryHead`), 0 for a
-    model that remembers none; ``memory_temperature`` and ``memory_weight`` are how sharply it
-    recalls them, and how much what it recalls counts beside what it predicts. It is taught to at
-    the temperature of InfoNCE, which is higher: mixed chains make it less sure than others are.
+    The rest switches on what other classes than `OCPMambaLVM` have (see `model.build`).
+    ``relations`` names the relations that the model knows, numbered from 1. ``members`` shares the
+    layers out among that many stacks, which stand side by side and have a loss each; the prediction
+    is the direction of the mean of theirs. ``n_memory`` is the most train targets that a
+    `MemoryHead` holds, 0 for none; ``memory_temperature`` and ``memory_weight`` are the temperature
+    of its softmax and the weight of what it reads beside what the layers predict. In training the
+    temperature is that of InfoNCE, which is higher.
     """
 
     d_model: int = 768
@@ -107,14 +106,14 @@ class ModelConfig:
 
 
 MAX_MEMORY = 16_384
-"""More answers than this would cost more to recall than the model to run."""
+"""Rows of a memory head: a softmax over more would cost more than the layers do."""
 
 MODEL_SIZES: Mapping[str, ModelConfig] = {
-    "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32, n_memory=MAX_MEMORY),
-    "small": ModelConfig(members=3, n_memory=MAX_MEMORY),
-    "base": ModelConfig(d_model=1024, n_layers=12, d_state=64, n_memory=MAX_MEMORY),
+    "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32),
+    "small": ModelConfig(),
+    "base": ModelConfig(d_model=1024, n_layers=12, d_state=64),
 }
-"""`small` is the reference: d_model 768, 6 layers, d_state 16, in 3 stacks of 2 layers."""
+"""`small` is the specification: d_model 768, 6 layers one after the other, d_state 16."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +138,13 @@ class TrainConfig:
     """
 
     batch_size: int = 64
-    max_epochs: int = 6
+    max_epochs: int = 8
     lr: float = 1e-3
     min_lr_fraction: float = 0.05
     warmup_fraction: float = 0.05
     weight_decay: float = 0.1
     grad_clip: float = 1.0
-    infonce_weight: float = 0.05
+    infonce_weight: float = 0.0
     infonce_candidates: str = "train"
     temperature: float = 0.05
     hard_negatives: int = 0

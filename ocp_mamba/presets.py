@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ocp_mamba.config import D_TMD
+from ocp_mamba.config import D_TMD, MAX_MEMORY
 from ocp_mamba.errors import ConfigError
 
 
@@ -30,29 +30,50 @@ class Preset:
     relations: bool = False
 
 
+HEDGED_TRAINING: Mapping[str, Any] = MappingProxyType(
+    {
+        "max_epochs": 6,
+        "infonce_weight": 0.05,
+        "infonce_candidates": "train",
+        "mixup": 1.0,
+        "mixup_share": 0.7,
+        "min_context": 1,
+    }
+)
+
 BASE = "base"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        BASE: Preset("", "the defaults"),
-        "1B": Preset("TMD", "conditioned on each chain's TMD vector", model={"d_tmd": D_TMD}),
-        "1C": Preset(
+        BASE: Preset("", "the defaults: one stack of Mamba-2 layers (path 1A)"),
+        "tmd": Preset("TMD", "conditioned on each chain's TMD vector", model={"d_tmd": D_TMD}),
+        "curriculum": Preset(
             "curriculum",
-            "curriculum: short chains first, all from the middle on",
+            "short chains first, all chains from the middle of the training on",
             train={"curriculum": 0.5},
         ),
-        "1D": Preset("deeper", "12 layers", model={"n_layers": 12}),
-        "1E": Preset(
+        "deep": Preset("deeper", "12 layers", model={"n_layers": 12}),
+        "hard-negatives": Preset(
             "hard negatives",
-            "contrastive: 0.1 InfoNCE with 8 hard negatives a target out of the bank",
+            "0.1 InfoNCE with 8 hard negatives a target out of the bank",
             train={"infonce_weight": 0.1, "infonce_candidates": "batch", "hard_negatives": 8},
         ),
-        "1S": Preset("one stack", "one stack of all the layers", model={"members": 1}),
-        "1P": Preset(
-            "plain",
-            "nothing remembered, no chains mixed, contexts of 2 concepts and more",
-            model={"n_memory": 0},
-            train={"mixup": 0.0, "min_context": 2},
+        "hedged": Preset(
+            "hedged",
+            "3 stacks of layers that are averaged, a memory head, a small softmax over train targets",
+            model={"members": 3, "n_memory": MAX_MEMORY},
+            train=HEDGED_TRAINING,
+        ),
+        "memory": Preset(
+            "memory head",
+            "one stack with a memory head, trained as hedged is",
+            model={"n_memory": MAX_MEMORY},
+            train=HEDGED_TRAINING,
+        ),
+        "plain": Preset(
+            "cosine loss alone",
+            "no chains mixed, contexts of 2 concepts and more, no InfoNCE",
+            train={"mixup": 0.0, "min_context": 2, "infonce_weight": 0.0},
         ),
         "relations": Preset(
             "", "conditioned on the relation by which each concept follows", relations=True
@@ -60,6 +81,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     }
 )
 
+CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "1B": "tmd",
+        "1C": "curriculum",
+        "1D": "deep",
+        "1E": "hard-negatives",
+        "1S": "memory",
+        "1P": "plain",
+    }
+)
+"""The planned variants' codes, and the presets that they name."""
 
 SCALING = "scaling"
 """Not a preset: the base on all concepts against the base on half of them."""
@@ -69,16 +101,23 @@ VARIANTS = (*(name for name in PRESETS if name != BASE), SCALING)
 
 
 def preset(name: str) -> Preset:
-    """Return a preset by its name.
+    """Return a preset by its name or its code.
 
     Raises:
         ConfigError: there is none of that name.
     """
+    name = CODES.get(name, name)
     if name not in PRESETS:
-        raise ConfigError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+        raise ConfigError(
+            f"preset {name!r} is unknown; choose one of {', '.join([*PRESETS, *CODES])}"
+        )
     return PRESETS[name]
 
 
 def listing() -> str:
     """Return a line for each preset: its name and what it changes."""
-    return "\n".join(f"{name:<9} {p.summary}" for name, p in PRESETS.items())
+    codes = {name: code for code, name in CODES.items()}
+    return "\n".join(
+        f"{name:<14} {p.summary}" + (f" ({codes[name]})" if name in codes else "")
+        for name, p in PRESETS.items()
+    )

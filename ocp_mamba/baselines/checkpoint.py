@@ -10,7 +10,7 @@ from typing import Any
 from ocp_mamba.baselines.neural import BASELINE_CLASSES
 from ocp_mamba.errors import CheckpointError
 from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.checkpoint import KIND, load_checkpoint, read_checkpoint, write_checkpoint
+from ocp_mamba.model.checkpoint import LVM_KINDS, load_checkpoint, read_checkpoint, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class SavedPredictor:
     """A trained predictor out of a file.
 
     Attributes:
-        kind: `model.KIND`, or a key of `BASELINE_CLASSES`.
+        kind: one of `LVM_KINDS`, or a key of `BASELINE_CLASSES`.
         model: in evaluation mode.
         dataset_fingerprint: of the dataset that it was trained on.
         encoder: of that dataset's vectors.
@@ -71,7 +71,7 @@ def load_predictor(path: Path | str) -> SavedPredictor:
     """
     content = read_checkpoint(path)
     kind = str(content["kind"])
-    if kind == KIND:
+    if kind in LVM_KINDS:
         checkpoint = load_checkpoint(path)
         model: NextVectorModel = checkpoint.build_model()
     elif kind in BASELINE_CLASSES:
@@ -85,7 +85,8 @@ def load_predictor(path: Path | str) -> SavedPredictor:
             ) from error
     else:
         raise CheckpointError(
-            f"checkpoint {path}: kind {kind!r} is unknown; this version reads {KIND}, "
+            f"checkpoint {path}: kind {kind!r} is unknown; this version reads "
+            f"{', '.join(LVM_KINDS)}, "
             f"{', '.join(BASELINE_CLASSES)}"
         )
     return SavedPredictor(

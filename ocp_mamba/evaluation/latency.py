@@ -7,8 +7,7 @@ import time
 import torch
 
 from ocp_mamba.config import D_VECTOR
-from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.conditioning import conditions
+from ocp_mamba.model.base import NextVectorModel, conditions
 from ocp_mamba.stats import percentile_ms
 
 LATENCY_CONTEXT = 10

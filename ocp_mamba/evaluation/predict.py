@@ -9,7 +9,7 @@ from torch import Tensor
 from ocp_mamba.baselines.simple import Predictor
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.model.conditioning import conditions
+from ocp_mamba.model.base import conditions
 
 EVALUATION_BATCH = 64
 """Chains: in batches of 256 a quarter of the places are padding, and they leave the cache."""

@@ -14,7 +14,7 @@ from ocp_mamba import stats
 from ocp_mamba.baselines.simple import Predictor
 from ocp_mamba.data.dataset import Dataset, Examples
 from ocp_mamba.evaluation import metrics
-from ocp_mamba.model.conditioning import conditions
+from ocp_mamba.model.base import conditions
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.stats import Figure
 
@@ -267,7 +267,7 @@ class _Remembering:
         contexts = [sample.bank[ids] for ids in sample.ids]
         known = None if sample.relations is None else _padded(sample.relations, everything)
         taken = conditions(model, sample.tmd, known)
-        self.model, self.rows, self.tmd = model, everything, taken.get("tmd")
+        self.model, self.rows, self.tmd = model, everything, taken.pop("tmd", None)
         self.cache = model.allocate_inference_cache(len(contexts))
         if contexts:
             model.prefill(
@@ -275,7 +275,7 @@ class _Remembering:
                 self.tmd,
                 self.cache,
                 torch.tensor([len(c) for c in contexts]),
-                taken.get("relations"),
+                **taken,
             )
 
     def next(self, rows: Tensor, fed_back: Tensor) -> Tensor:

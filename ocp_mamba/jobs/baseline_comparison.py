@@ -28,6 +28,7 @@ from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, open_data
 from ocp_mamba.jobs.preconditions import require_trainable
 from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.reports.baseline_table import COLUMNS, Quality, Row, to_dict, to_markdown
@@ -168,7 +169,7 @@ def _train_all(
 def _train(job: QualityJob, unit: _Training, dataset: Dataset, index: BankIndex) -> str:
     """Train one unit on the train split, keep the epoch that is best on val, and write its file."""
     torch.manual_seed(unit.config.seed)
-    model: NextVectorModel = OCPMambaLVM(job.model)
+    model: NextVectorModel = build_model(job.model)
     if unit.kind != MODEL:
         torch.manual_seed(unit.config.seed)
         model = TRAINED_BASELINES[unit.kind](job.model, model.num_parameters())

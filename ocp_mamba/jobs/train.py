@@ -41,8 +41,9 @@ from ocp_mamba.jobs.common import (
 )
 from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.kernels.backend import resolve_device, use_backend
+from ocp_mamba.model.base import conditions
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
-from ocp_mamba.model.conditioning import conditions
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
@@ -123,7 +124,7 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
         dataset, evaluation_dataset(dataset, job.limits, log, job.progress), log
     )
     torch.manual_seed(job.train.seed)
-    model = OCPMambaLVM(job.model)
+    model = build_model(job.model)
     world = _placed(job, world)
     model.to(world.device)
     params = config_params(model=job.model, train=job.train, limits=job.limits)

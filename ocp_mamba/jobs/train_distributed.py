@@ -9,7 +9,7 @@ import torch
 from ocp_mamba.errors import ConfigError, WorkerLostError
 from ocp_mamba.jobs.common import Log, open_data
 from ocp_mamba.jobs.train import TrainJob, run_training
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.system.process import stop_signals
 from ocp_mamba.training.checkpointing import resume_path
 from ocp_mamba.training.distributed import World, join
@@ -60,7 +60,7 @@ def _assist(job: TrainJob, world: World) -> None:
     """Take this rank's share of every batch, until rank 0 says that training has ended."""
     with stop_signals(), world.name_lost_workers():
         dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=_silence)
-        model = OCPMambaLVM(job.model).to(world.device)
+        model = build_model(job.model).to(world.device)
         torch.manual_seed(job.train.seed + WORKER_SEED_STRIDE * world.rank)  # dropout's
         fit(
             model,

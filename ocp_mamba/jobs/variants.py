@@ -28,8 +28,8 @@ from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, open_data, what_ran
 from ocp_mamba.jobs.preconditions import require_trainable
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_checkpoint, save_checkpoint
-from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.presets import BASE, PRESETS, SCALING, VARIANTS
 from ocp_mamba.reports import variant_table
 from ocp_mamba.reports.baseline_table import Row
@@ -366,7 +366,7 @@ def train_to_file(
     The file appears whole, when its training has ended.
     """
     torch.manual_seed(config.seed)
-    model = OCPMambaLVM(model_config)
+    model = build_model(model_config)
     fitted = fit(model, dataset, config, validate=validator(dataset, index), progress=progress)
     loop = {
         "history": [asdict(record) for record in fitted.history],

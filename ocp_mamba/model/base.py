@@ -1,4 +1,4 @@
-"""TODO."""
+"""What training and evaluation ask of any model, and what a model may be told beside the vectors."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ from ocp_mamba.model.memory_head import MemoryHead
 
 
 class NextVectorModel(nn.Module):
-    """What the training loop needs of a model: its predictions, and which parameters decay.
+    """A model that predicts the next vector at every position; a subclass defines one of the two.
 
-    What its members predict is taught; `predict_all` is what they come to, and what is evaluated.
+    A plain model defines `predict_all`. A model of several members, or with a memory head, defines
+    `predict_members`: each member has its own loss, and `predict_all` combines them.
     """
 
     d_tmd: int = 0
-    """Width of the TMD vector it is conditioned on; 0 for none."""
+    """Width of the TMD vector that the model takes; 0 for none."""
+
     n_relations: int = 0
-    """Number of relations that it knows; 0 for a model that takes none."""
+    """Number of relations that the model knows; 0 for a model that takes none."""
 
     def __init__(self) -> None:
-        """Create a model that remembers nothing."""
+        """Create a model without a memory head."""
         super().__init__()
         self.memory_head: MemoryHead | None = None
 
-    def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return what each of M members predicts, ``(M, B, L, 768)`` unit rows; M may be 1."""
-        raise NotImplementedError(f"{type(self).__name__} has no predict_members")
-
     def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; row t sees positions <= t."""
-        return self.conclude(self.predict_members(seq_vectors, tmd))
+        return self.combine(self.predict_members(seq_vectors, tmd))
 
-    def conclude(self, members: Tensor) -> Tensor:
+    def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return what each of M members predicts, ``(M, B, L, 768)`` unit rows; M may be 1."""
+        return self.predict_all(seq_vectors, tmd)[None]
+
+    def combine(self, members: Tensor) -> Tensor:
         """Return the model's prediction, ``(..., 768)``, from its members', ``(M, ..., 768)``."""
-        return (
-            mean_direction(members)
-            if self.memory_head is None
-            else self.memory_head.mixture(members)
-        )
+        if self.memory_head is not None:
+            return self.memory_head.mixture(members)
+        if len(members) == 1:
+            return members[0]
+        return F.normalize(members.mean(dim=0), dim=-1)
 
     def read_memory(self, members: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Return what each member's prediction comes to by what is remembered; see `MemoryHead`."""
+        """Return each member's prediction as the memory head changes it; see `MemoryHead`."""
         if self.memory_head is None:
             return members, None
-        retrieved: tuple[Tensor, Tensor | None] = self.memory_head(members, temperature)
-        return retrieved
+        read: tuple[Tensor, Tensor | None] = self.memory_head(members, temperature)
+        return read
 
     def num_parameters(self) -> int:
         """Return the number of trainable numbers."""
@@ -63,12 +65,32 @@ class NextVectorModel(nn.Module):
         return decay, no_decay
 
 
-def mean_direction(predictions: Tensor) -> Tensor:
-    """Return the direction of the mean of M members' unit rows, ``(..., 768)``.
+def conditions(
+    predictor: object, tmd: Tensor | None, relations: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the arguments of ``predict_all`` beside the vectors that a predictor takes.
 
     Args:
-        predictions: ``(M, ..., 768)``; with M = 1 they are returned as they are.
+        predictor: anything with ``predict_all``; a `NextVectorModel` says what it takes.
+        tmd: ``(B, 16)`` or None for data without TMD codes.
+        relations: ``(B, L, 2)`` or None for data without relations.
     """
-    if len(predictions) == 1:
-        return predictions[0]
-    return F.normalize(predictions.mean(dim=0), dim=-1)
+    taken = {}
+    if tmd is not None and getattr(predictor, "d_tmd", False):
+        taken["tmd"] = tmd
+    if relations is not None and getattr(predictor, "n_relations", False):
+        taken["relations"] = relations
+    return taken
+
+
+def check_lengths(lengths: Tensor, B: int, L: int) -> None:
+    """Refuse lengths of B rows that are not 1..L.
+
+    Raises:
+        ValueError: the shape is not ``(B,)``, or a length is out of range.
+    """
+    if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > L:
+        raise ValueError(
+            f"lengths must hold {B} numbers from 1 to {L}, got shape {tuple(lengths.shape)} "
+            f"with values {int(lengths.min())} to {int(lengths.max())}"
+        )

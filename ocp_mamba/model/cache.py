@@ -1,15 +1,14 @@
-"""TODO."""
+"""What a model keeps of a sequence between two vectors; its size does not grow with the sequence."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class LayerState:
-    """Memory of one layer; names and shapes are mamba_ssm's.
+class LayerState(NamedTuple):
+    """State of one layer; names and shapes are mamba_ssm's.
 
     Attributes:
         conv_state: ``(B, d_inner + 2 * d_state, d_conv)``, the convolution's last inputs.
@@ -20,31 +19,32 @@ class LayerState:
     ssm_state: Tensor
 
 
-@dataclass(frozen=True)
-class InferenceCache:
-    """What a model remembers of B sequences. Passes update its tensors in place."""
+class InferenceCache(NamedTuple):
+    """The states of all layers, of B sequences. `prefill` and `step` update them in place."""
 
     layers: tuple[LayerState, ...]
 
     @property
     def batch(self) -> int:
-        """Number of sequences."""
+        """Number of sequences, B."""
         return len(self.layers[0].ssm_state)
 
     def reset(self) -> None:
         """Forget every sequence."""
-        for layer in self.layers:
-            layer.conv_state.zero_()
-            layer.ssm_state.zero_()
+        for tensor in self.tensors():
+            tensor.zero_()
 
     def restore(self, other: InferenceCache) -> None:
-        """Remember what another cache of as many sequences does."""
-        for layer, source in zip(self.layers, other.layers, strict=True):
-            layer.conv_state.copy_(source.conv_state)
-            layer.ssm_state.copy_(source.ssm_state)
+        """Take over the states of another cache of as many sequences."""
+        for tensor, source in zip(self.tensors(), other.tensors(), strict=True):
+            tensor.copy_(source)
 
     def select(self, rows: Tensor) -> InferenceCache:
         """Return a new cache of some of the sequences, by row number or boolean ``(B,)``."""
         return InferenceCache(
             tuple(LayerState(s.conv_state[rows], s.ssm_state[rows]) for s in self.layers)
         )
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor, layer by layer."""
+        return [tensor for layer in self.layers for tensor in layer]

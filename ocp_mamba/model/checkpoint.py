@@ -11,13 +11,22 @@ from torch import Tensor
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.errors import CheckpointError, ConfigError
+from ocp_mamba.model.build import build_model, class_of
 from ocp_mamba.model.lvm import OCPMambaLVM
 
-FORMAT_VERSION = 1
-"""Version of the ``.pt`` layout that `write_checkpoint` writes."""
+FORMAT_VERSION = 2
+"""Version of the ``.pt`` layout that `write_checkpoint` writes; `read_checkpoint` reads 1 too."""
 
-KIND = "OCPMambaLVM"
-"""What a ``.pt`` says that it holds; a file that says nothing holds this."""
+LVM_KINDS = ("OCPMambaLVM", "EnsembleLVM", "RelationLVM")
+"""Classes of `model.build`, as the key ``kind`` names them. Version 1 knew the first name only."""
+
+RENAMED_SETTINGS = {
+    "readout": "memory_head",
+    "readout_temperature": "memory_temperature",
+    "readout_weight": "memory_weight",
+}
+RENAMED_TENSORS = {"readout.": "memory_head.", "relations.": "relation_adapter."}
+"""Names in files of version 1, and what they are called since; of tensors, the first part."""
 
 
 def write_checkpoint(path: Path | str, kind: str, content: dict[str, Any]) -> None:
@@ -52,16 +61,33 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not isinstance(content, dict) or "format_version" not in content:
         raise CheckpointError(f"checkpoint {path}: not an ocp_mamba checkpoint (no format_version)")
     version = content["format_version"]
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise CheckpointError(
-            f"checkpoint {path}: format {version}, this version reads {FORMAT_VERSION}"
+            f"checkpoint {path}: format {version}, this version reads 1 and {FORMAT_VERSION}"
         )
-    content = {"kind": KIND} | content
-    shape = "model_config" if content["kind"] == KIND else "settings"
+    content = {"kind": LVM_KINDS[0]} | content
+    shape = "model_config" if content["kind"] in LVM_KINDS else "settings"
     missing = sorted({shape, "state_dict", "dataset_fingerprint", "encoder"} - set(content))
     if missing:
         raise CheckpointError(f"checkpoint {path}: keys {missing} are missing")
-    return content
+    return _from_version_1(content, shape) if version == 1 else content
+
+
+def _from_version_1(content: dict[str, Any], shape: str) -> dict[str, Any]:
+    """The content with the names of version 2."""
+
+    def renamed(settings: dict[str, Any]) -> dict[str, Any]:
+        return {
+            RENAMED_SETTINGS.get(k, k): renamed(v) if isinstance(v, dict) else v
+            for k, v in settings.items()
+        }
+
+    def tensor_name(name: str) -> str:
+        first = name.split(".")[0] + "."
+        return RENAMED_TENSORS.get(first, first) + name.removeprefix(first)
+
+    state_dict = {tensor_name(name): value for name, value in content["state_dict"].items()}
+    return content | {shape: renamed(content[shape]), "state_dict": state_dict}
 
 
 @dataclass(frozen=True)
@@ -81,7 +107,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights do not fit the config (names or shapes).
         """
-        model = OCPMambaLVM(self.model_config)
+        model = build_model(self.model_config)
         try:
             model.load_state_dict(self.state_dict, strict=True)
         except RuntimeError as error:
@@ -107,7 +133,7 @@ def save_checkpoint(
         "encoder": encoder,
         "loop": loop or {},
     }
-    write_checkpoint(path, KIND, content)
+    write_checkpoint(path, type(model).__name__, content)
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -117,15 +143,22 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         CheckpointError: as `read_checkpoint`, or the file holds another kind of model.
     """
     content = read_checkpoint(path)
-    if content["kind"] != KIND:
+    kind = content["kind"]
+    if kind not in LVM_KINDS:
         raise CheckpointError(
-            f"checkpoint {path}: holds a baseline of kind {content['kind']!r}, {KIND!r} wanted; "
-            "`ocp-mamba evaluate --model` evaluates either"
+            f"checkpoint {path}: holds a baseline of kind {kind!r}, {' or '.join(LVM_KINDS)} "
+            "wanted; `ocp-mamba evaluate --model` evaluates either"
         )
     try:
         config = ModelConfig(**content["model_config"])
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"checkpoint {path}: model_config: {error}") from error
+    wanted = class_of(config).__name__
+    if kind != wanted and content["format_version"] > 1:
+        raise CheckpointError(
+            f"checkpoint {path}: it says that it holds an {kind}, and its model_config is that of "
+            f"an {wanted}"
+        )
     return Checkpoint(
         config,
         content["state_dict"],

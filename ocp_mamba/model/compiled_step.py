@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ocp_mamba.kernels import cpu_memory_head
-from ocp_mamba.model import rollout
 from ocp_mamba.model.cache import InferenceCache
 from ocp_mamba.model.lvm import OCPMambaLVM
 
@@ -21,7 +20,7 @@ WARMUP = 3
 """Steps before a capture: kernels are tuned and memory is allocated in the first ones."""
 
 FastStep = Callable[..., Tensor]
-"""Called with ``vector (1, 768)`` and, where the model takes them, ``tmd`` and ``relation``."""
+"""Called with ``vector (1, 768)`` and, where the model takes them, ``tmd`` and ``relations``."""
 
 
 def fast_step(model: OCPMambaLVM, cache: InferenceCache) -> FastStep:
@@ -52,23 +51,36 @@ def fast_step(model: OCPMambaLVM, cache: InferenceCache) -> FastStep:
             stacklevel=2,
         )
 
-        def fast(vector: Tensor, tmd: Tensor | None, relation: Tensor | None) -> Tensor:
-            return rollout.step(model, vector, tmd, cache, relation)
+        def fast(vector: Tensor, tmd: Tensor | None, relations: Tensor | None) -> Tensor:
+            return _predict_next(model, vector, tmd, cache, relations)
     finally:
         cache.restore(before)
 
     @torch.no_grad()
-    def run(vector: Tensor, tmd: Tensor | None = None, relation: Tensor | None = None) -> Tensor:
-        model.check_step(vector, tmd, relation, cache)
-        if relation is None:
-            relation = inputs[2]  # zeros: unknown
-        return fast(vector.to(inputs[0].dtype), tmd, relation)
+    def run(vector: Tensor, tmd: Tensor | None = None, relations: Tensor | None = None) -> Tensor:
+        known = {} if relations is None else {"relations": relations}
+        model.check_step(vector, tmd, cache, **known)
+        if relations is None:
+            relations = inputs[2]  # zeros: unknown
+        return fast(vector.to(inputs[0].dtype), tmd, relations)
 
     return run
 
 
+def _predict_next(
+    model: OCPMambaLVM,
+    vector: Tensor,
+    tmd: Tensor | None,
+    cache: InferenceCache,
+    relations: Tensor | None,
+) -> Tensor:
+    """`OCPMambaLVM.step` without its checks, for a compiler that takes a whole function."""
+    known = {} if relations is None else {"relations": relations}
+    return model.predict_next(model.embed(vector, tmd, **known), cache)
+
+
 def _example(model: OCPMambaLVM) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A vector, and TMD codes and an unknown relation where the model takes them."""
+    """A vector, and TMD codes and an unknown relations where the model takes them."""
     like, c = model.norm_f.weight.detach(), model.config
     tmd = like.new_zeros(1, c.d_tmd) if c.d_tmd else None
     return like.new_ones(1, c.d_vector), tmd, like.new_zeros(1, 2) if c.relations else None
@@ -78,17 +90,17 @@ def _compiled(
     model: OCPMambaLVM, cache: InferenceCache, inputs: tuple[Tensor, Tensor | None, Tensor | None]
 ) -> FastStep:
     """The step by torch's compiler, ahead of time: the shapes never change, so none is checked."""
-    vector, tmd, relation = inputs
+    vector, tmd, relations = inputs
     if model.memory_head is not None and len(model.memory_head.memory):
         cpu_memory_head.prepare()
     step = torch.compile(
-        rollout.step, fullgraph=True, dynamic=False, options={"size_asserts": False}
+        _predict_next, fullgraph=True, dynamic=False, options={"size_asserts": False}
     )
-    compiled = step.aot_compile(((model, vector, tmd, cache, relation), {}))  # type: ignore[attr-defined]
+    compiled = step.aot_compile(((model, vector, tmd, cache, relations), {}))  # type: ignore[attr-defined]
     compiled.disable_guard_check()
 
-    def run(vector: Tensor, tmd: Tensor | None, relation: Tensor | None) -> Tensor:
-        predicted: Tensor = compiled(model, vector, tmd, cache, relation)
+    def run(vector: Tensor, tmd: Tensor | None, relations: Tensor | None) -> Tensor:
+        predicted: Tensor = compiled(model, vector, tmd, cache, relations)
         return predicted
 
     return run
@@ -98,10 +110,10 @@ def _captured(
     model: OCPMambaLVM, cache: InferenceCache, inputs: tuple[Tensor, Tensor | None, Tensor | None]
 ) -> FastStep:
     """The step as a CUDA graph: inputs are copied to where it reads them, then it is replayed."""
-    vector, tmd, relation = inputs
+    vector, tmd, relations = inputs
 
     def once() -> Tensor:
-        return rollout.step(model, vector, tmd, cache, relation)
+        return _predict_next(model, vector, tmd, cache, relations)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

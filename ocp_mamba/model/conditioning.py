@@ -1,7 +1,4 @@
-"""What training asks of any model, and what a model is told beside the vectors.
-
-That is TMD codes and the relations between concepts.
-"""
+"""A model that is told by which relation each concept follows the one before it."""
 
 from __future__ import annotations
 
@@ -11,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ocp_mamba.config import ModelConfig
+from ocp_mamba.model.cache import InferenceCache
+from ocp_mamba.model.ensemble import EnsembleLVM
 
 
 class RelationAdapter(nn.Module):
@@ -34,53 +33,47 @@ class RelationAdapter(nn.Module):
         return added
 
 
-def check_relations(known: int, relations: Tensor | None, positions: Sequence[int]) -> None:
-    """Refuse relations that a model does not take.
+class RelationLVM(EnsembleLVM):
+    """An `EnsembleLVM` (of one stack or more) that takes ``relations`` beside the vectors.
 
-    Args:
-        known: number of relations that the model knows.
-        relations: what was given.
-        positions: B and L of the vectors.
+    ``relations`` is ``(B, L, 2)``: by which relation each position follows the one before it (its
+    number, 0 for unknown) and the confidence in it, 0..1; None where all are unknown. In `step` it
+    is ``(B, 2)``. The relation to the concept that is to be predicted is never given.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Create a model with freshly drawn weights; its relations add nothing before training."""
+        super().__init__(config)
+        self.n_relations = len(config.relations)
+        # drawn last, so that the other weights are those of a model without relations
+        self.relation_adapter = RelationAdapter(config)
+
+    def embed(self, vectors: Tensor, tmd: Tensor | None, **conditions: Tensor | None) -> Tensor:
+        """Return what the first layer reads, ``(B, [L,] d_model)``, relations added."""
+        x, relations = super().embed(vectors, tmd), conditions.get("relations")
+        return x if relations is None else x + self.relation_adapter(relations)
+
+    def check(
+        self,
+        seq_vectors: Tensor,
+        tmd: Tensor | None,
+        cache: InferenceCache | None = None,
+        **conditions: Tensor | None,
+    ) -> None:
+        """Raise `ValueError` for arguments that do not fit the model."""
+        relations = conditions.pop("relations", None)
+        super().check(seq_vectors, tmd, cache, **conditions)
+        if relations is not None:
+            check_relations(relations, seq_vectors.shape[:2])
+
+
+def check_relations(relations: Tensor, positions: Sequence[int]) -> None:
+    """Refuse relations of another shape than ``(B, L, 2)``.
 
     Raises:
-        ValueError: the model knows none, or the shape is not ``(B, L, 2)``.
+        ValueError: the shape is another one.
     """
-    if relations is None:
-        return
-    if not known:
-        raise ValueError("this model knows no relations, got some")
     if tuple(relations.shape) != (*positions, 2):
         raise ValueError(
             f"relations must have shape {(*positions, 2)}, got {tuple(relations.shape)}"
         )
-
-
-def check_lengths(lengths: Tensor, B: int, L: int) -> None:
-    """Refuse lengths of B rows that are not 1..L.
-
-    Raises:
-        ValueError: the shape is not ``(B,)``, or a length is out of range.
-    """
-    if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > L:
-        raise ValueError(
-            f"lengths must hold {B} numbers from 1 to {L}, got shape {tuple(lengths.shape)} "
-            f"with values {int(lengths.min())} to {int(lengths.max())}"
-        )
-
-
-def conditions(
-    predictor: object, tmd: Tensor | None, relations: Tensor | None
-) -> dict[str, Tensor]:
-    """Return the arguments of ``predict_all`` beside the vectors that a predictor takes.
-
-    Args:
-        predictor: anything with ``predict_all``; a `NextVectorModel` says what it takes.
-        tmd: ``(B, 16)`` or None for data without TMD codes.
-        relations: ``(B, L, 2)`` or None for data without relations.
-    """
-    taken = {}
-    if tmd is not None and getattr(predictor, "d_tmd", False):
-        taken["tmd"] = tmd
-    if relations is not None and getattr(predictor, "n_relations", False):
-        taken["relations"] = relations
-    return taken

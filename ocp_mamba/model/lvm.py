@@ -1,60 +1,64 @@
-"""`OCPMambaLVM`: concept vectors in, the next concept vector out, by a stack of Mamba-2 layers."""
+"""`OCPMambaLVM`, the specified model: Mamba-2 layers, one after the other, between concept vectors.
+
+Shapes: B sequences, L positions, D = ``d_model``, 768 the width of a concept vector.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba.config import ModelConfig
+from ocp_mamba.errors import ConfigError
 from ocp_mamba.kernels.cosine import normalize
-from ocp_mamba.model import linear, rollout
-from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.cache import InferenceCache
-from ocp_mamba.model.conditioning import RelationAdapter, check_lengths, check_relations
+from ocp_mamba.model.base import NextVectorModel, check_lengths
+from ocp_mamba.model.cache import InferenceCache, LayerState
+from ocp_mamba.model.linear import linear
 from ocp_mamba.model.mamba2 import Mamba2Layer, RMSNorm
-from ocp_mamba.model.memory_head import MemoryHead
 
 
 class OCPMambaLVM(NextVectorModel):
-    """Next-vector predictor: Mamba-2 layers between concept vectors.
+    """Next-vector predictor: ``n_layers`` Mamba-2 layers between concept vectors.
 
-    Inputs may have any length but zero: only their direction counts. Predictions are unit rows.
-    When ``d_model`` is not the vectors' width, a linear ``input`` maps to it.
-
-    A model that knows relations adds to each position what it makes of the relation by which that
-    position follows the one before it: never of the relation to what it is to predict. An unknown
-    relation adds nothing, and before training none does.
+    An input row may have any length but zero, because only its direction counts. Predictions are
+    unit rows. Where ``d_model`` is not 768, a linear ``input`` maps to it. ``conditions`` is what a
+    subclass takes beside the vectors and ``tmd``; this class takes nothing more.
     """
 
     def __init__(self, config: ModelConfig | None = None) -> None:
-        """Create a model with freshly drawn weights (torch's global generator)."""
+        """Create a model with freshly drawn weights (torch's global generator).
+
+        Raises:
+            ConfigError: the config asks for more than this class has.
+        """
         super().__init__()
         self.config = c = config or ModelConfig()
+        if type(self) is OCPMambaLVM and (c.members > 1 or c.n_memory or c.relations):
+            raise ConfigError(
+                "an OCPMambaLVM is one stack of layers; members, n_memory and relations belong to "
+                "other classes: make the model by ocp_mamba.model.build_model(config)"
+            )
         self.d_tmd = c.d_tmd
-        self.n_relations = len(c.relations)
         self.input = nn.Identity() if c.d_model == c.d_vector else nn.Linear(c.d_vector, c.d_model)
         self.tmd_adapter = nn.Linear(c.d_tmd, c.d_model) if c.d_tmd else None
         self.layers = nn.ModuleList(Mamba2Layer(c) for _ in range(c.n_layers))
         self.norm_f = RMSNorm(c.d_model)
         self.output = nn.Linear(c.d_model, c.d_vector)
-        self.memory_head = MemoryHead(c) if c.n_memory else None
-        for linear in (self.input, self.tmd_adapter, self.output):
-            if isinstance(linear, nn.Linear):
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
-        # drawn last: the other weights are those of a model without
-        self.relations = RelationAdapter(c) if c.relations else None
+        for module in (self.input, self.tmd_adapter, self.output):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(
         self,
         seq_vectors: Tensor,
         tmd: Tensor | None = None,
         lengths: Tensor | None = None,
-        relations: Tensor | None = None,
+        **conditions: Tensor | None,
     ) -> Tensor:
         """Predict the vector that follows each sequence.
 
@@ -62,7 +66,7 @@ class OCPMambaLVM(NextVectorModel):
             seq_vectors: ``(B, L, 768)``, right-padded.
             tmd: ``(B, 16)`` for a model with TMD conditioning, else None.
             lengths: ``(B,)`` valid positions of each row, 1..L; None means L for all.
-            relations: as in `predict_all`.
+            conditions: as `predict_all` of a subclass takes them.
 
         Returns:
             ``(B, 768)`` unit rows, from each row's last valid position.
@@ -70,22 +74,21 @@ class OCPMambaLVM(NextVectorModel):
         Raises:
             ValueError: a shape, a length or the presence of ``tmd`` does not fit the model.
         """
-        predictions = self.predict_all(seq_vectors, tmd, relations)
+        predictions = self.predict_all(seq_vectors, tmd, **conditions)
         if lengths is None:
             return predictions[:, -1]
         check_lengths(lengths, *seq_vectors.shape[:2])
         return predictions[torch.arange(len(lengths), device=lengths.device), lengths.long() - 1]
 
     def predict_all(
-        self, seq_vectors: Tensor, tmd: Tensor | None = None, relations: Tensor | None = None
+        self, seq_vectors: Tensor, tmd: Tensor | None = None, **conditions: Tensor | None
     ) -> Tensor:
         """Predict the next vector at every position in one causal pass.
 
         Args:
             seq_vectors: ``(B, L, 768)``, right-padded; position t sees positions <= t only.
             tmd: ``(B, 16)`` for a model with TMD conditioning, else None.
-            relations: ``(B, L, 2)``, by which relation each position follows the one before it (its
-                number, 0 for unknown) and how sure that is (0..1); None where all are unknown.
+            conditions: what a subclass takes.
 
         Returns:
             ``(B, L, 768)`` unit rows; row t predicts the vector of position t + 1.
@@ -93,53 +96,42 @@ class OCPMambaLVM(NextVectorModel):
         Raises:
             ValueError: a shape or the presence of ``tmd`` does not fit the model.
         """
-        return self.conclude(self.predict_members(seq_vectors, tmd, relations))
+        self.check(seq_vectors, tmd, None, **conditions)
+        return self.run_layers(self.embed(seq_vectors, tmd, **conditions), self.layers)
 
-    def predict_members(
-        self, seq_vectors: Tensor, tmd: Tensor | None = None, relations: Tensor | None = None
-    ) -> Tensor:
-        """Return what each of M members predicts, ``(M, B, L, 768)`` unit rows, for training.
-
-        Arguments and errors are `predict_all`'s. Members are taught apart, each by its own loss:
-        where they have learnt the same they agree, elsewhere their mean hedges.
-        Source: Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation
-        using Deep Ensembles", 2017; here the members share the output layer.
-        """
-        self._check(seq_vectors, tmd, relations)
-        embedded = self.embed(seq_vectors, tmd, relations)
-        predictions = []
-        for stack in self.stacks():
-            x, residual = embedded, None
-            for layer in stack:
-                x, residual = layer(x, residual)
-            predictions.append(self.head(x, seq_vectors.dtype, residual))
-        return torch.stack(predictions)
-
-    def stacks(self) -> Iterator[nn.ModuleList]:
-        """Yield each member's layers."""
-        start = 0
-        for depth in self.config.depths:
-            yield self.layers[start : start + depth]
-            start += depth
-
-    def embed(self, vectors: Tensor, tmd: Tensor | None, relations: Tensor | None = None) -> Tensor:
-        """Return ``(B, [L,] d_model)``, what the first layer sees of ``(B, [L,] 768)``."""
-        x = self.input(F.normalize(vectors, dim=-1) * math.sqrt(self.config.d_vector))
+    def embed(self, vectors: Tensor, tmd: Tensor | None, **conditions: Tensor | None) -> Tensor:
+        """Return what the first layer reads, ``(B, [L,] D)``, from ``(B, [L,] 768)``."""
+        x: Tensor = self.input(F.normalize(vectors, dim=-1) * math.sqrt(self.config.d_vector))
         if self.tmd_adapter is not None:
             conditioning = self.tmd_adapter(tmd)
             x = x + (conditioning if x.ndim == 2 else conditioning[:, None])
-        if self.relations is not None and relations is not None:
-            x = x + self.relations(relations)
         return x
 
+    def run_layers(self, x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
+        """Return unit rows ``(B, L, 768)`` from ``(B, L, D)`` by some layers and the head."""
+        dtype, residual = x.dtype, None
+        for layer in layers:
+            x, residual = layer(x, residual)
+        return self.head(x, dtype, residual)
+
     def head(self, x: Tensor, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
-        """Return unit rows ``(..., 768)`` from what the last layer gave, ``(..., d_model)``."""
+        """Return unit rows ``(..., 768)`` from the last layer's output, ``(..., D)``."""
         normed, _ = self.norm_f.add(x, residual)
-        return normalize(linear.linear(self.output, normed), dtype)
+        return normalize(linear(self.output, normed), dtype)
 
     def allocate_inference_cache(self, batch: int) -> InferenceCache:
-        """Return the memory of ``batch`` sequences of which nothing has been seen yet."""
-        return rollout.empty_cache(self, batch)
+        """Return a cache of ``batch`` sequences of which nothing has been read yet."""
+        c, like = self.config, self.norm_f.weight.detach()
+        return InferenceCache(
+            tuple(
+                LayerState(
+                    # channels last in memory, as mamba_ssm allocates it
+                    like.new_zeros(batch, c.d_conv, c.d_inner + 2 * c.d_state).transpose(1, 2),
+                    like.new_zeros(batch, c.nheads, c.headdim, c.d_state),
+                )
+                for _ in range(c.n_layers)
+            )
+        )
 
     @torch.no_grad()
     def prefill(
@@ -148,7 +140,7 @@ class OCPMambaLVM(NextVectorModel):
         tmd: Tensor | None,
         cache: InferenceCache,
         lengths: Tensor | None = None,
-        relations: Tensor | None = None,
+        **conditions: Tensor | None,
     ) -> Tensor:
         """Read ``(B, L, 768)`` into the cache, after what it holds; arguments as `forward`.
 
@@ -158,10 +150,33 @@ class OCPMambaLVM(NextVectorModel):
         Raises:
             ValueError: a shape, a length or the presence of ``tmd`` does not fit.
         """
-        self._check(seq_vectors, tmd, relations, cache)
+        self.check(seq_vectors, tmd, cache, **conditions)
         if lengths is not None:
             check_lengths(lengths, *seq_vectors.shape[:2])
-        return rollout.prefill(self, seq_vectors, tmd, cache, lengths, relations)
+        x = self.embed(seq_vectors, tmd, **conditions)
+        return self.predict_after(x, cache, lengths)
+
+    def predict_after(self, x: Tensor, cache: InferenceCache, lengths: Tensor | None) -> Tensor:
+        """Return ``(B, 768)`` after the last valid position of ``(B, L, D)``, read into the cache."""
+        return self.prefill_layers(x, self.layers, cache.layers, lengths)
+
+    def prefill_layers(
+        self,
+        x: Tensor,
+        layers: Iterable[nn.Module],
+        states: Sequence[LayerState],
+        lengths: Tensor | None,
+    ) -> Tensor:
+        """Return ``(B, 768)`` from ``(B, L, D)`` by some layers, which go on from their states."""
+        B, L = x.shape[:2]
+        dtype, valid, last = x.dtype, None, torch.full((B,), L - 1, device=x.device)
+        if lengths is not None:
+            valid = torch.arange(L, device=x.device) < lengths[:, None]
+            last = lengths.long() - 1
+        for layer, state in zip(layers, states, strict=True):
+            assert isinstance(layer, Mamba2Layer)
+            x = layer.prefill(x, state, lengths, valid)
+        return self.head(x[torch.arange(B, device=x.device), last], dtype)
 
     @torch.no_grad()
     def step(
@@ -169,29 +184,51 @@ class OCPMambaLVM(NextVectorModel):
         vector: Tensor,
         tmd: Tensor | None,
         cache: InferenceCache,
-        relation: Tensor | None = None,
+        **conditions: Tensor | None,
     ) -> Tensor:
-        """Read one more vector a sequence, ``(B, 768)``, and predict the next, as `prefill`.
+        """Read one more vector of each sequence, ``(B, 768)``, and predict the next, ``(B, 768)``.
 
-        ``relation`` is ``(B, 2)``: number and confidence of the one by which the vector follows.
+        Raises:
+            ValueError: a shape or the presence of ``tmd`` does not fit.
         """
-        self.check_step(vector, tmd, relation, cache)
-        return rollout.step(self, vector, tmd, cache, relation)
+        self.check_step(vector, tmd, cache, **conditions)
+        return self.predict_next(self.embed(vector, tmd, **conditions), cache)
+
+    def predict_next(self, x: Tensor, cache: InferenceCache) -> Tensor:
+        """Return ``(B, 768)`` after one more position ``(B, D)``, read into the cache."""
+        return self.head(self.step_layers(x, self.layers, cache.layers), x.dtype)
+
+    def step_layers(
+        self, x: Tensor, layers: Iterable[nn.Module], states: Sequence[LayerState]
+    ) -> Tensor:
+        """Return ``(B, D)`` from one position ``(B, D)`` by some layers, which update their states."""
+        for layer, state in zip(layers, states, strict=True):
+            assert isinstance(layer, Mamba2Layer)
+            x = layer.step(x, state)
+        return x
 
     def check_step(
-        self, vector: Tensor, tmd: Tensor | None, relation: Tensor | None, cache: InferenceCache
+        self,
+        vector: Tensor,
+        tmd: Tensor | None,
+        cache: InferenceCache,
+        **conditions: Tensor | None,
     ) -> None:
         """Raise `ValueError` for arguments of `step` that do not fit."""
-        steps = None if relation is None else relation[:, None]
-        self._check(vector[:, None], tmd, steps, cache)
+        each = {k: None if v is None else v[:, None] for k, v in conditions.items()}
+        self.check(vector[:, None], tmd, cache, **each)
 
-    def _check(
+    def check(
         self,
         seq_vectors: Tensor,
         tmd: Tensor | None,
-        relations: Tensor | None,
         cache: InferenceCache | None = None,
+        **conditions: Tensor | None,
     ) -> None:
+        """Raise `ValueError` for vectors, TMD vectors, a cache or conditions that do not fit."""
+        for name, value in conditions.items():
+            if value is not None:
+                raise ValueError(f"this model takes no {name}, got some")
         width, d_tmd = self.config.d_vector, self.config.d_tmd
         shape = tuple(seq_vectors.shape)
         if len(shape) != 3 or shape[1] < 1 or shape[2] != width:
@@ -203,4 +240,3 @@ class OCPMambaLVM(NextVectorModel):
             raise ValueError(f"tmd must have shape ({shape[0]}, {d_tmd}), got {tuple(tmd.shape)}")
         if cache is not None and cache.batch != shape[0]:
             raise ValueError(f"the cache is of {cache.batch} sequences, got {shape[0]}")
-        check_relations(self.n_relations, relations, shape[:2])

@@ -1,4 +1,8 @@
-"""The Mamba-2 layer: norm, mixer, residual. The scan itself is in `ssm_ops` and `ssm_cpu`."""
+"""The Mamba-2 layer: norm, mixer, residual, over a whole sequence or one position at a time.
+
+Shapes, as in the paper: B sequences, L positions, H heads of P channels, N the state's size. The
+convolution and the scan themselves are in `kernels`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_mamba.config import ModelConfig
-from ocp_mamba.kernels import cpu, ops
+from ocp_mamba.kernels import cpu, ops, step
+from ocp_mamba.model.cache import LayerState
+from ocp_mamba.model.linear import linear
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 A_MIN, A_MAX = 1.0, 16.0
@@ -93,10 +99,8 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return ``(B, L, d_model)`` from ``(B, L, d_model)``; position t sees positions <= t."""
-        c = self.config
-        zxbcdt = self.in_proj(u)
-        conv_weight, conv_bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        assert conv_bias is not None
+        c, zxbcdt = self.config, self.in_proj(u)
+        conv_weight, conv_bias = self._conv()
         if cpu.takes(zxbcdt, self.D):
             return self.out_proj(
                 cpu.mixer_core(
@@ -104,19 +108,57 @@ class Mamba2Mixer(nn.Module):
                     self.norm.weight, c.d_state, NORM_EPS,
                 )
             )  # fmt: skip
-        z, xBC, dt = zxbcdt.split([c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1)
-        xBC = ops.causal_conv1d(xBC, conv_weight, conv_bias)
-        x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], dim=-1)
-        y = ops.ssd_scan(
-            x.unflatten(-1, (c.nheads, c.headdim)),
-            F.softplus(dt + self.dt_bias),
-            -torch.exp(self.A_log),
-            B,
-            C,
-            self.D,
-            c.chunk_size,
-        )
+        z, xBC, dt = self._split(zxbcdt)
+        x, B, C = self._heads(ops.causal_conv1d(xBC, conv_weight, conv_bias))
+        dt = F.softplus(dt + self.dt_bias)
+        y = ops.ssd_scan(x, dt, -torch.exp(self.A_log), B, C, self.D, c.chunk_size)
         return self.out_proj(self.norm(y.flatten(-2), gate=z))
+
+    def prefill(
+        self, u: Tensor, state: LayerState, lengths: Tensor | None, valid: Tensor | None
+    ) -> Tensor:
+        """Return ``(B, L, d_model)`` from ``(B, L, d_model)``, going on from a state.
+
+        Args:
+            u: right-padded.
+            state: read, and updated in place.
+            lengths: ``(B,)`` valid positions of each row, or None for all.
+            valid: the same as a mask ``(B, L)``, or None.
+        """
+        z, xBC, dt = self._split(self.in_proj(u))
+        xBC = step.conv_from_state(xBC, state.conv_state, *self._conv(), lengths)
+        x, B, C = self._heads(xBC)
+        dt = F.softplus(dt + self.dt_bias)
+        if valid is not None:
+            dt = dt * valid[..., None]
+        A, size = -torch.exp(self.A_log), self.config.chunk_size
+        y = step.scan_from_state(x, dt, A, B, C, self.D, size, state.ssm_state)
+        return self.out_proj(self.norm(y.flatten(-2), gate=z))
+
+    def step(self, u: Tensor, state: LayerState) -> Tensor:
+        """Return ``(B, d_model)`` from one position ``(B, d_model)``; the state is updated."""
+        z, xBC, dt = self._split(linear(self.in_proj, u))
+        x, B, C = self._heads(step.conv_step(xBC, state.conv_state, *self._conv()))
+        dt = F.softplus(dt + self.dt_bias)
+        y = step.ssm_step(x, dt, -torch.exp(self.A_log), B, C, self.D, state.ssm_state)
+        return linear(self.out_proj, self.norm(y.flatten(-2), gate=z))
+
+    def _split(self, zxbcdt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate z, the convolution's input xBC, and dt, out of what `in_proj` gives."""
+        c = self.config
+        z, xBC, dt = zxbcdt.split([c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1)
+        return z, xBC, dt
+
+    def _heads(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x ``(..., H, P)``, B and C ``(..., N)``, out of what the convolution gives."""
+        c = self.config
+        x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], dim=-1)
+        return x.unflatten(-1, (c.nheads, c.headdim)), B, C
+
+    def _conv(self) -> tuple[Tensor, Tensor]:
+        """Weight ``(C, K)`` and bias ``(C,)`` of the convolution."""
+        assert self.conv1d.bias is not None
+        return self.conv1d.weight.squeeze(1), self.conv1d.bias
 
 
 class Mamba2Layer(nn.Module):
@@ -137,3 +179,13 @@ class Mamba2Layer(nn.Module):
         """
         normed, residual = self.norm.add(x, residual)
         return self.dropout(self.mixer(normed)), residual
+
+    def prefill(
+        self, x: Tensor, state: LayerState, lengths: Tensor | None, valid: Tensor | None
+    ) -> Tensor:
+        """Return ``(B, L, d_model)``, residual added; arguments as `Mamba2Mixer.prefill`."""
+        return x + self.mixer.prefill(self.norm(x), state, lengths, valid)
+
+    def step(self, x: Tensor, state: LayerState) -> Tensor:
+        """Return one position ``(B, d_model)``, residual added; the state is updated in place."""
+        return x + self.mixer.step(self.norm(x), state)

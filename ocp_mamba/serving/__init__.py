@@ -1,1 +1,8 @@
-"""TODO."""
+"""Serving a model: the MLflow pyfunc and the checks on a request.
+
+`ServedLVM` keeps its name here, because models registered by earlier versions import it.
+"""
+
+from ocp_mamba.serving.pyfunc import ServedLVM, save_pyfunc
+
+__all__ = ["ServedLVM", "save_pyfunc"]

@@ -134,5 +134,6 @@ class ServedLVM(PythonModel):
         vectors, tmd, lengths = read_request(model_input, given.get("lengths"), config)
         B, L = vectors.shape[:2]
         relations = read_relations(given.get("relation"), given.get("confidence"), B, L, config)
+        known = {} if relations is None else {"relations": relations}
         with torch.inference_mode():
-            return self.model(vectors, tmd, lengths, relations).numpy()
+            return self.model(vectors, tmd, lengths, **known).numpy()

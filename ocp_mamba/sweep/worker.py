@@ -26,7 +26,7 @@ from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import SweepError, TrackingError, first_line
 from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.jobs.common import what_ran
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.sweep.report import Progress, SweepReport
 from ocp_mamba.sweep.runs import TrialRun, open_trial_run
 from ocp_mamba.sweep.storage import beat_seconds
@@ -239,7 +239,7 @@ def _train(
     model_config, config = sweep.configs(trial)
     config = replace(config, threads=worker.threads)
     torch.manual_seed(config.seed)
-    model = OCPMambaLVM(model_config)
+    model = build_model(model_config)
     run.log_params(
         config_params(model=model_config, train=config) | what_ran(model, worker.dataset, config)
     )

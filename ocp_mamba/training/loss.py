@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch
 from ocp_mamba.kernels.cosine import cosine_to
-from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.conditioning import conditions
+from ocp_mamba.model.base import NextVectorModel, conditions
 from ocp_mamba.model.memory_head import softmax_mean
 from ocp_mamba.training.negatives import NO_NEGATIVES, NegativePool
 

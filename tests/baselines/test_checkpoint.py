@@ -9,6 +9,7 @@ from ocp_mamba.baselines.checkpoint import load_predictor, save_baseline
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.errors import CheckpointError
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import KIND, save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 
@@ -39,7 +40,7 @@ def test_a_baseline_comes_back_as_it_was(name, tmp_path):
 
 
 def test_the_model_comes_back_by_the_same_door(tmp_path):
-    model = OCPMambaLVM(SHAPE).eval()
+    model = build_model(SHAPE).eval()
     save_checkpoint(tmp_path / "m.pt", model, dataset_fingerprint="f" * 64, encoder=ENCODER)
     found = load_predictor(tmp_path / "m.pt")
     assert found.kind == KIND
@@ -72,6 +73,6 @@ def test_what_says_one_thing_and_holds_another_is_refused(changed, words, tmp_pa
 def test_a_model_that_is_no_baseline_is_not_saved_as_one(tmp_path):
     with pytest.raises(CheckpointError, match="a OCPMambaLVM is none of the trained baselines"):
         save_baseline(
-            tmp_path / "b.pt", OCPMambaLVM(SHAPE), dataset_fingerprint="", encoder=ENCODER
+            tmp_path / "b.pt", build_model(SHAPE), dataset_fingerprint="", encoder=ENCODER
         )
     assert list(tmp_path.iterdir()) == []

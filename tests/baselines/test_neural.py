@@ -13,7 +13,7 @@ from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import TrainingError
 from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.training.trainer import fit
 
 SMALL = ModelConfig(d_model=128, n_layers=2, headdim=32)
@@ -27,7 +27,7 @@ SHAPES = {
 
 def parameters(config):
     with torch.device("meta"):
-        return OCPMambaLVM(config).num_parameters()
+        return build_model(config).num_parameters()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -11,7 +11,7 @@ from ocp_mamba.data.split import families
 from ocp_mamba.evaluation import sensitivity
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.predict import predict_examples
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 
 N = 70
 
@@ -210,7 +210,7 @@ def test_no_examples_is_not_run():
 def test_contexts_of_any_length_come_back_in_their_order(monkeypatch):
     monkeypatch.setattr(sensitivity, "BATCH", 4)
     torch.manual_seed(0)
-    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16)).eval()
+    model = build_model(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16)).eval()
     contexts = [torch.randn(n, 768) for n in (3, 1, 7, 2, 5, 4, 9, 1, 6)]
     tmd = torch.randn(9, 16)
     together = sensitivity.predict_next(model, contexts, tmd)
@@ -222,7 +222,7 @@ def test_contexts_of_any_length_come_back_in_their_order(monkeypatch):
 
 def test_a_tmd_model_is_probed_with_its_codes(counting):
     torch.manual_seed(0)
-    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16)).eval()
+    model = build_model(ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16)).eval()
     assert probe(sensitivity.rollout, model, counting)["rollout/h2_cosine"].n > 0
 
 
@@ -230,7 +230,7 @@ def test_a_tmd_model_is_probed_with_its_codes(counting):
 def test_a_model_that_remembers_rolls_out_as_one_that_reads_again(counting, d_tmd, monkeypatch):
     torch.manual_seed(0)
     config = ModelConfig(d_model=32, n_layers=2, headdim=16, d_tmd=d_tmd)
-    model = OCPMambaLVM(config).eval()
+    model = build_model(config).eval()
     remembered = probe(sensitivity.rollout, model, counting)
     monkeypatch.setattr(sensitivity, "_Remembering", sensitivity._Rereading)
     again = probe(sensitivity.rollout, model, counting)

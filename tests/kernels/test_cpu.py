@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ocp_mamba import errors
 from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
 from ocp_mamba.kernels import cpu
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.mamba2 import Mamba2Mixer, RMSNorm
 from ocp_mamba.training.compile import COMPILE_SECONDS, Compiled, seconds_saved, start_kernels
 from ocp_mamba.training.trainer import fit
@@ -193,7 +193,7 @@ def test_a_norm_of_bf16_rows_reads_them_as_such():
 
 def test_a_whole_model_predicts_the_same():
     torch.manual_seed(0)
-    model = OCPMambaLVM(MODEL_SIZES["tiny"]).eval()  # whose input layer gives bf16 rows
+    model = build_model(MODEL_SIZES["tiny"]).eval()  # whose input layer gives bf16 rows
     x = torch.randn(3, 17, 768)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         low = model.predict_all(x)
@@ -252,7 +252,7 @@ def test_no_compiler_at_all_is_an_error_that_names_them(no_library):
         cpu.use(True)
 
 
-SMALL = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16))
+SMALL = build_model(ModelConfig(d_model=32, n_layers=1, headdim=16))
 
 
 def test_auto_compiles_where_it_saves_more_than_it_costs():
@@ -289,7 +289,7 @@ def test_training_compiled_learns_what_training_in_plain_torch_does():
     losses = {}
     for how in ("on", "off"):
         torch.manual_seed(0)
-        model = OCPMambaLVM(SMALL.config)
+        model = build_model(SMALL.config)
         fitted = fit(
             model, make_dataset(), TrainConfig(max_epochs=2, precision="float32", compile=how),
             validate=lambda m: {"next_vec_cosine": 0.0}, progress=False,

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from ocp_mamba.config import MODEL_SIZES, ModelConfig
 from ocp_mamba.kernels import backend, cuda, ops, step
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.compiled_step import fast_step
-from ocp_mamba.model.lvm import OCPMambaLVM
 
 pytestmark = pytest.mark.gpu
 
@@ -117,7 +117,7 @@ def test_one_position(B):
 @pytest.mark.parametrize("size", ["small", "base"])
 def test_a_whole_model_is_what_it_is_on_the_cpu(size):
     torch.manual_seed(0)
-    model, x = OCPMambaLVM(MODEL_SIZES[size]).eval(), F.normalize(torch.randn(3, 20, 768), dim=-1)
+    model, x = build_model(MODEL_SIZES[size]).eval(), F.normalize(torch.randn(3, 20, 768), dim=-1)
     with torch.no_grad():
         expected = model.predict_all(x)
         actual = model.cuda().predict_all(x.cuda())
@@ -126,7 +126,7 @@ def test_a_whole_model_is_what_it_is_on_the_cpu(size):
 
 def test_steps_plain_and_captured_equal_the_full_pass():
     torch.manual_seed(0)
-    model = OCPMambaLVM(ModelConfig(n_layers=2)).cuda().eval()
+    model = build_model(ModelConfig(n_layers=2)).cuda().eval()
     x = F.normalize(torch.randn(1, 12, 768), dim=-1).cuda()
     with torch.no_grad():
         whole = model.predict_all(x)

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.kernels import cpu
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.compiled_step import fast_step
-from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.quantize import quantize
 
 PLAIN = ModelConfig(d_model=32, n_layers=2, headdim=16)
@@ -18,7 +18,7 @@ CONFIGS = pytest.mark.parametrize(
 
 def made(config, seed=0):
     torch.manual_seed(seed)
-    model = OCPMambaLVM(config).eval()
+    model = build_model(config).eval()
     if model.relations is not None:
         torch.nn.init.normal_(model.relations.adapter.weight)
     if config is REMEMBERING:

@@ -13,9 +13,9 @@ from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import ConfigError
 from ocp_mamba.evaluation.evaluate import evaluate, validator
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_checkpoint, save_checkpoint
 from ocp_mamba.model.conditioning import conditions
-from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.training.trainer import fit
 
 SHAPE = {"d_model": 32, "n_layers": 1, "headdim": 16}
@@ -25,7 +25,7 @@ RELATED = ModelConfig(**SHAPE, relations=("is a", "part of"))
 
 def make(config, seed=0, *, trained=True):
     torch.manual_seed(seed)
-    model = OCPMambaLVM(config).eval()
+    model = build_model(config).eval()
     if trained and model.relations is not None:
         torch.nn.init.normal_(model.relations.adapter.weight)
     return model

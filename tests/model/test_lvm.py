@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.errors import CheckpointError
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_checkpoint, load_model, save_checkpoint
-from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.mamba2 import Mamba2Mixer
 
 SMALL = ModelConfig(d_model=32, n_layers=2, headdim=16, chunk_size=8)
@@ -17,7 +17,7 @@ SMALL = ModelConfig(d_model=32, n_layers=2, headdim=16, chunk_size=8)
 
 def seeded(config=SMALL, seed=0):
     torch.manual_seed(seed)
-    return OCPMambaLVM(config).eval()
+    return build_model(config).eval()
 
 
 def vectors(*shape, seed=0, dtype=torch.float32):
@@ -122,10 +122,10 @@ def test_predictions_are_unit_rows_and_only_the_direction_of_an_input_counts():
 
 def test_members_share_the_layers_and_the_prediction_is_their_means_direction():
     config = ModelConfig(d_model=32, headdim=16, n_layers=5, members=2)
-    model, seq = OCPMambaLVM(config).eval(), torch.randn(3, 7, 768)
+    model, seq = build_model(config).eval(), torch.randn(3, 7, 768)
     assert config.depths == (3, 2)
     assert set(model.state_dict()) == set(
-        OCPMambaLVM(ModelConfig(d_model=32, headdim=16, n_layers=5)).state_dict()
+        build_model(ModelConfig(d_model=32, headdim=16, n_layers=5)).state_dict()
     )
     own = model.predict_members(seq)
     assert own.shape == (2, 3, 7, 768)
@@ -139,7 +139,7 @@ def test_members_share_the_layers_and_the_prediction_is_their_means_direction():
 
 def test_a_single_member_is_a_plain_stack():
     model, seq = (
-        OCPMambaLVM(ModelConfig(d_model=32, headdim=16, n_layers=2)),
+        build_model(ModelConfig(d_model=32, headdim=16, n_layers=2)),
         torch.randn(1, 4, 768),
     )
     x = model.embed(seq, None)
@@ -175,7 +175,7 @@ def test_wrong_lengths_are_named(lengths):
 
 def test_every_parameter_is_initialised_by_the_documented_scheme():
     torch.manual_seed(1)
-    model = OCPMambaLVM(ModelConfig(n_layers=2))
+    model = build_model(ModelConfig(n_layers=2))
     assert all(torch.isfinite(p).all() for p in model.parameters())
     for layer in model.layers:
         dt = F.softplus(layer.mixer.dt_bias)
@@ -189,7 +189,7 @@ def test_every_parameter_is_initialised_by_the_documented_scheme():
         bound = 1 / math.sqrt(1536) / math.sqrt(2)
         assert 0.9 * bound < layer.mixer.out_proj.weight.abs().max() <= bound
     torch.manual_seed(1)
-    again = OCPMambaLVM(ModelConfig(n_layers=2))
+    again = build_model(ModelConfig(n_layers=2))
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -207,7 +207,7 @@ def test_weight_decay_is_kept_off_the_state_space_parameters():
 def test_reference_size_is_what_the_readme_says():
     config = ModelConfig()
     per_layer = 3128 * 768 + 768 * 1536 + 1568 * 5 + 3 * 24 + 1536 + 768
-    assert OCPMambaLVM(config).num_parameters() == 6 * per_layer + 768 + 768 * 768 + 768
+    assert build_model(config).num_parameters() == 6 * per_layer + 768 + 768 * 768 + 768
 
 
 def test_checkpoint_round_trip_restores_the_very_predictions(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ocp_mamba.baselines.checkpoint import load_predictor, save_baseline
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.config import ModelConfig
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_model, save_checkpoint
 from ocp_mamba.model.linear import inner_products
 from ocp_mamba.model.lvm import OCPMambaLVM
@@ -23,7 +24,7 @@ def normalize(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def remembering(rows: int = 5) -> OCPMambaLVM:
     torch.manual_seed(0)
-    model = OCPMambaLVM(TINY).eval()
+    model = build_model(TINY).eval()
     assert model.memory_head is not None
     model.memory_head.set_memory(normalize(rows, 768))
     return model

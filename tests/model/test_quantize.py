@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ocp_mamba.config import ModelConfig
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.quantize import PackedLinear, quantize, weight_bytes
 
 CONFIG = ModelConfig(d_model=64, n_layers=2, headdim=16, d_tmd=16)
@@ -43,7 +43,7 @@ def test_a_row_of_zeros_stays_zero():
 
 @pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
 def test_what_a_packed_model_remembers_is_in_bf16(weights):
-    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=2, headdim=16, n_memory=9)).eval()
+    model = build_model(ModelConfig(d_model=32, n_layers=2, headdim=16, n_memory=9)).eval()
     assert model.memory_head is not None
     memory = F.normalize(torch.randn(9, 768), dim=-1)
     model.memory_head.set_memory(memory)
@@ -60,7 +60,7 @@ def test_what_a_packed_model_remembers_is_in_bf16(weights):
 @pytest.mark.parametrize(("weights", "cosine"), [("bf16", 0.9999), ("int8", 0.999)])
 def test_a_packed_model_predicts_nearly_the_same_and_is_smaller(weights, cosine):
     torch.manual_seed(0)
-    model = OCPMambaLVM(CONFIG).eval()
+    model = build_model(CONFIG).eval()
     x, tmd = torch.randn(4, 9, 768), torch.randn(4, 16)
     packed = quantize(model, weights)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_a_packed_model_predicts_nearly_the_same_and_is_smaller(weights, cosine)
 
 
 def test_float32_is_a_plain_copy():
-    model = OCPMambaLVM(CONFIG).eval()
+    model = build_model(CONFIG).eval()
     copied = quantize(model, "float32")
     x, tmd = torch.randn(1, 3, 768), torch.randn(1, 16)
     assert torch.equal(copied(x, tmd), model(x, tmd))
@@ -88,7 +88,7 @@ def test_float32_is_a_plain_copy():
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_a_packed_model_steps_as_it_passes(weights):
     torch.manual_seed(0)
-    packed = quantize(OCPMambaLVM(CONFIG), weights)
+    packed = quantize(build_model(CONFIG), weights)
     x, tmd = torch.randn(2, 6, 768), torch.randn(2, 16)
     cache = packed.allocate_inference_cache(2)
     packed.prefill(x[:, :3], tmd, cache)
@@ -100,4 +100,4 @@ def test_a_packed_model_steps_as_it_passes(weights):
 
 def test_unknown_weights_are_refused():
     with pytest.raises(ValueError, match="'int4' are unknown; choose one of float32, bf16, int8"):
-        quantize(OCPMambaLVM(CONFIG), "int4")
+        quantize(build_model(CONFIG), "int4")

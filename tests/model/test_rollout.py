@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocp_mamba.config import ModelConfig
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.rollout import rollout
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -17,7 +17,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 def made(config, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
-    return OCPMambaLVM(config).to(dtype).eval()
+    return build_model(config).to(dtype).eval()
 
 
 def vectors(*shape, seed=0, dtype=torch.float64):
@@ -94,7 +94,7 @@ SMALL = ModelConfig(d_model=32, n_layers=2, headdim=16, chunk_size=8)
 def test_the_caches_shapes_are_mamba_ssms():
     c = ModelConfig()
     with torch.device("meta"):
-        model = OCPMambaLVM(c)
+        model = build_model(c)
     cache = model.allocate_inference_cache(3)
     assert cache.batch == 3
     assert len(cache.layers) == 6

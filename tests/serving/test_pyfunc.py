@@ -17,8 +17,8 @@ from data_maker import TINY
 from servers import Server, scoring_server
 
 from ocp_mamba.config import ModelConfig
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_model, save_checkpoint
-from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.serving.pyfunc import input_example, pip_requirements, save_pyfunc
 from ocp_mamba.serving.request import read_relations, read_request
 
@@ -28,7 +28,7 @@ RELATED = ModelConfig(**TINY, relations=("is a", "part of"))
 
 def saved(folder: Path, config: ModelConfig) -> Path:
     torch.manual_seed(1)
-    save_checkpoint(folder / "model.pt", OCPMambaLVM(config), dataset_fingerprint="f", encoder={})
+    save_checkpoint(folder / "model.pt", build_model(config), dataset_fingerprint="f", encoder={})
     save_pyfunc(folder / "pyfunc", folder / "model.pt")
     return folder
 
@@ -200,7 +200,7 @@ def test_no_pickle_is_saved_and_pins_can_be_installed(plain: Path) -> None:
 
 def test_relations_are_optional_params_and_change_the_answer(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    model = OCPMambaLVM(RELATED)
+    model = build_model(RELATED)
     assert model.relations is not None
     torch.nn.init.normal_(model.relations.adapter.weight)
     save_checkpoint(tmp_path / "model.pt", model, dataset_fingerprint="f", encoder={})

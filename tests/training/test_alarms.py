@@ -13,7 +13,7 @@ from ocp_mamba.data.batches import batches
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.training.alarms import find_alarms, listing
 from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.trainer import fit
@@ -166,7 +166,7 @@ def test_a_collapsed_model_is_called_so_in_the_bar_and_in_every_result(data, cap
 
 def test_a_model_that_learns_is_not(data):
     torch.manual_seed(0)
-    result = train(OCPMambaLVM(TINY), data, progress=False)
+    result = train(build_model(TINY), data, progress=False)
     assert "collapse" not in [a.name for a in result.alarms]
     assert 0.1 < result.history[-1].val["variance_ratio"] < 2
 
@@ -174,7 +174,7 @@ def test_a_model_that_learns_is_not(data):
 def test_a_term_that_is_drowned_out_is_called_so(data):
     torch.manual_seed(0)
     config = replace(QUICK, infonce_weight=50.0, max_epochs=1)
-    (alarm,) = train(OCPMambaLVM(TINY), data, config, progress=False).alarms
+    (alarm,) = train(build_model(TINY), data, config, progress=False).alarms
     assert (alarm.name, alarm.epoch) == ("loss_balance", 1)
 
 
@@ -190,7 +190,7 @@ def noise():
 def test_targets_that_mean_nothing_end_in_the_mean_and_then_in_the_gap(noise):
     torch.manual_seed(0)
     config = replace(QUICK, batch_size=4, max_epochs=20)
-    model = OCPMambaLVM(ModelConfig(d_model=128, n_layers=1, headdim=32))
+    model = build_model(ModelConfig(d_model=128, n_layers=1, headdim=32))
     result = train(model, noise, config, progress=False)
     epochs = {a.name: a.epoch for a in result.alarms}
     assert epochs["collapse"] == 1

@@ -25,7 +25,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import WorkerLostError
 from ocp_mamba.evaluation.evaluate import validator
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.system.process import PID_TAG, START_TAG, Killed, process_tags
 from ocp_mamba.training import distributed
 from ocp_mamba.training.distributed import ALONE, World, join
@@ -54,7 +54,7 @@ def data() -> Dataset:
 
 def train_alone(data: Dataset, output: Path | None = None, **more: Any) -> tuple[FitResult, Any]:
     torch.manual_seed(0)
-    model = OCPMambaLVM(ModelConfig(d_model=32, n_layers=1, headdim=16))
+    model = build_model(ModelConfig(d_model=32, n_layers=1, headdim=16))
     result = fit(
         model,
         data,

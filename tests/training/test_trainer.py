@@ -12,8 +12,8 @@ from ocp_mamba.data.chunks import train_targets
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import TrainingError
 from ocp_mamba.evaluation.evaluate import validator
+from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_checkpoint, load_model
-from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.training.checkpointing import resume_path
 from ocp_mamba.training.loss import batch_losses
 from ocp_mamba.training.negatives import build_negative_pool
@@ -37,7 +37,7 @@ def validate(data):
 
 def seeded(config=TINY, seed=0):
     torch.manual_seed(seed)
-    return OCPMambaLVM(config)
+    return build_model(config)
 
 
 @pytest.mark.parametrize("infonce_weight", [0.0, 0.5])
