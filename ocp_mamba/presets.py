@@ -75,6 +75,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "no chains mixed, contexts of 2 concepts and more, no InfoNCE",
             train={"mixup": 0.0, "min_context": 2, "infonce_weight": 0.0},
         ),
+        "no-mixup": Preset("no mixup", "no chains mixed", train={"mixup": 0.0}),
+        "no-first-steps": Preset(
+            "no first steps",
+            "contexts of 2 concepts and more, as those that are evaluated",
+            train={"min_context": 2},
+        ),
+        "softmax": Preset(
+            "softmax",
+            "0.05 InfoNCE over all train targets beside the cosine loss",
+            train={"infonce_weight": 0.05, "infonce_candidates": "train"},
+        ),
         "relations": Preset(
             "", "conditioned on the relation by which each concept follows", relations=True
         ),
@@ -96,8 +107,11 @@ CODES: Mapping[str, str] = MappingProxyType(
 SCALING = "scaling"
 """Not a preset: the base on all concepts against the base on half of them."""
 
-VARIANTS = (*(name for name in PRESETS if name != BASE), SCALING)
-"""What is evaluated against the base."""
+ABLATIONS = ("no-mixup", "no-first-steps", "softmax")
+"""Presets that take one thing from the base's training, or add one: they say whether it pays."""
+
+VARIANTS = (*(name for name in PRESETS if name not in (BASE, *ABLATIONS)), SCALING)
+"""What is evaluated against the base unless something is named."""
 
 
 def preset(name: str) -> Preset:

@@ -9,7 +9,10 @@ from ocp_mamba.cli.main import main
 from ocp_mamba.cli.train import _train_job, train
 from ocp_mamba.config import MODEL_SIZES, TrainConfig, override
 from ocp_mamba.errors import ConfigError
-from ocp_mamba.presets import BASE, PRESETS, preset
+from ocp_mamba.model.build import class_of
+from ocp_mamba.model.ensemble import EnsembleLVM
+from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.presets import BASE, CODES, PRESETS, preset
 
 
 def job(*words):
@@ -36,7 +39,24 @@ def test_train_takes_it_and_help_says_it(name):
     assert trained.train == override(TrainConfig(), **PRESETS[name].train)
     assert trained.relations == PRESETS[name].relations
     text = train.get_help(click.Context(train, parent=click.Context(main)))
-    assert f"    {name:<9} {PRESETS[name].summary}" in text
+    assert f"    {name:<14} {PRESETS[name].summary}" in text
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_code_names_the_preset_too(code):
+    assert preset(code) is PRESETS[CODES[code]]
+    assert job("--preset", code).model == job("--preset", CODES[code]).model
+
+
+def test_the_default_is_the_specification():
+    """Path 1A: six Mamba-2 layers one after the other, and nothing around them."""
+    model = job().model
+    assert (model.d_model, model.n_layers, model.d_state) == (768, 6, 16)
+    assert (model.d_conv, model.expand, model.members, model.n_memory) == (4, 2, 1, 0)
+    assert model.depths == (6,)
+    assert not model.relations
+    assert class_of(model) is OCPMambaLVM
+    assert class_of(job("--preset", "hedged").model) is EnsembleLVM
 
 
 def test_a_config_file_wins_over_the_preset_and_a_flag_over_both(tmp_path):
@@ -51,7 +71,7 @@ def test_a_config_file_wins_over_the_preset_and_a_flag_over_both(tmp_path):
 
 
 def test_an_unknown_preset_and_negatives_without_their_loss_are_refused():
-    with pytest.raises(ConfigError, match="preset '9Z' is unknown; choose one of base, 1B"):
+    with pytest.raises(ConfigError, match="preset '9Z' is unknown; choose one of base, tmd"):
         preset("9Z")
     with pytest.raises(ConfigError, match="hard_negatives 4 belong to InfoNCE"):
         job("--hard-negatives", "4", "--infonce-weight", "0")

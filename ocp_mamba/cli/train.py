@@ -17,7 +17,7 @@ from ocp_mamba.cli.options import (
     with_errors,
 )
 from ocp_mamba.config import MODEL_SIZES
-from ocp_mamba.presets import BASE, PRESETS, listing, preset
+from ocp_mamba.presets import BASE, CODES, PRESETS, listing, preset
 
 if TYPE_CHECKING:
     from ocp_mamba.jobs.train import TrainJob
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     type=click.Choice(list(MODEL_SIZES)),
     default="small",
     show_default=True,
-    help="small: d_model 768, 6 layers in 3 stacks, d_state 16.",
+    help="small: d_model 768, 6 layers one after the other, d_state 16.",
 )
-@click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)), default=BASE,
+@click.option("--preset", "preset_name", type=click.Choice([*PRESETS, *CODES]), default=BASE,
               show_default=True, help="A planned variant, see below; other flags win.")  # fmt: skip
 @click.option("--n-layers", type=AutoInt(), help="Instead of the size's own.")
 @click.option("--members", type=AutoInt(), help="Stacks that share the layers and are averaged.")

@@ -1,41 +1,63 @@
-"""TODO."""
+"""What several jobs share: opening data, checking it, saying what really runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ocp_mamba.config import TrainConfig
+from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.analysis.leakage import LeakReport, check
 from ocp_mamba.data.analysis.sample import EvalLimits, evaluation_part, sample_of
-from ocp_mamba.data.dataset import Dataset, is_dataset_file
-from ocp_mamba.data.legacy.importer import import_legacy
+from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.load import load_dataset
-from ocp_mamba.data.shards.mapped import is_shards
 from ocp_mamba.evaluation import gates
 from ocp_mamba.kernels.backend import resolve_backend
-from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.tracking.session import track
+from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.tracking.session import EXPERIMENT, track
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.trainer import resolve_precision
 
 Log = Callable[[str], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparisonJob:
+    """What a job that trains and compares several models is started with.
+
+    Attributes:
+        data: a dataset file, or an older npz.
+        output: folder of the table, made where it does not exist.
+        models: folder of the trained models, which other tables share; made likewise.
+        model: shape of the model.
+        train: settings of every training; the seed is replaced by each of ``seeds``.
+        seeds: at least one.
+        experiment: of the MLflow runs.
+        allow_pickle: see `open_data`.
+        progress: show progress bars.
+    """
+
+    data: Path
+    output: Path
+    models: Path
+    model: ModelConfig
+    train: TrainConfig
+    seeds: tuple[int, ...]
+    experiment: str = EXPERIMENT
+    allow_pickle: bool = False
+    progress: bool = True
+
+
 def open_data(path: Path, *, allow_pickle: bool, log: Log) -> Dataset:
-    """Open a dataset file, or import an older npz and say what was done to it.
+    """Open a dataset, say which, and what an import of an older file did.
 
     Raises:
-        DatasetError: the file is neither, or has faults.
+        DatasetError: the file is no dataset, or has faults.
     """
     log(f"data {path}")
-    if is_shards(path) or is_dataset_file(path):
-        return load_dataset(path)
-    dataset, report = import_legacy(path, allow_pickle=allow_pickle)
-    log(report.to_markdown())
-    return dataset
+    return load_dataset(path, allow_pickle=allow_pickle, log=log)
 
 
 def check_dataset_and_log(dataset: Dataset, log: Log) -> LeakReport:
@@ -58,7 +80,7 @@ def evaluation_dataset(dataset: Dataset, limits: EvalLimits, log: Log, progress:
     return evaluated
 
 
-def what_ran(model: OCPMambaLVM, dataset: Dataset, config: TrainConfig) -> dict[str, object]:
+def what_ran(model: NextVectorModel, dataset: Dataset, config: TrainConfig) -> dict[str, object]:
     """Return the params that say what really runs, whatever was asked for."""
     device = next(model.parameters()).device
     return {

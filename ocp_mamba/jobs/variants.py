@@ -1,35 +1,28 @@
-"""The variants job: train the base and each planned variant, evaluate them on val, write the table.
-
-A training leaves one ``.pt`` in the output folder, named after everything that it depends on. One
-that is there is not trained again, so that a job that was cut off goes on where it was.
-"""
+"""The variants job: train the base and each preset, evaluate them on val, write the table."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
-from ocp_mamba.config import ModelConfig, TrainConfig, override
+from ocp_mamba.baselines.checkpoint import SavedPredictor
+from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.analysis.subset import Subset, draw_subset
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
-from ocp_mamba.errors import ConfigError, DatasetError, VariantsError
-from ocp_mamba.evaluation.evaluate import evaluate, validator
+from ocp_mamba.errors import ConfigError, DatasetError, VariantsError, first_line
+from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.result import Evaluation
-from ocp_mamba.jobs.common import Log, check_dataset_and_log, open_data, what_ran
+from ocp_mamba.jobs.common import ComparisonJob, Log, check_dataset_and_log, open_data
 from ocp_mamba.jobs.preconditions import require_trainable
-from ocp_mamba.model.build import build_model
-from ocp_mamba.model.checkpoint import load_checkpoint, save_checkpoint
+from ocp_mamba.jobs.train_once import TrainedModels, Training, history_of, preset_settings
 from ocp_mamba.presets import BASE, PRESETS, SCALING, VARIANTS
 from ocp_mamba.reports import variant_table
 from ocp_mamba.reports.baseline_table import Row
@@ -43,10 +36,8 @@ from ocp_mamba.reports.variant_table import (
     Variant,
 )
 from ocp_mamba.tracking.run import TrackedRun
-from ocp_mamba.tracking.session import EXPERIMENT, config_params, track
-from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.tracking.session import config_params, track
 from ocp_mamba.training.schedule import make_plan
-from ocp_mamba.training.trainer import fit
 
 T = TypeVar("T")
 HALF = 0.5
@@ -56,31 +47,11 @@ class _NotRunError(Exception):
     """This variant says nothing on this dataset."""
 
 
-@dataclass(frozen=True)
-class VariantsJob:
-    """What is compared with what.
+@dataclass(frozen=True, kw_only=True)
+class VariantsJob(ComparisonJob):
+    """What is compared with the base: ``only``, names of `VARIANTS`."""
 
-    Attributes:
-        data: a dataset file, or an older npz.
-        output: folder of the trained models and the table, made where it does not exist.
-        model: shape of the base.
-        train: settings of the base; its seed is replaced by each of ``seeds``.
-        seeds: at least one.
-        only: which of `VARIANTS`; the base is always trained.
-        experiment: of the MLflow runs.
-        allow_pickle: see `open_data`.
-        progress: show progress bars.
-    """
-
-    data: Path
-    output: Path
-    model: ModelConfig
-    train: TrainConfig
-    seeds: tuple[int, ...]
     only: tuple[str, ...] = VARIANTS
-    experiment: str = EXPERIMENT
-    allow_pickle: bool = False
-    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,41 +95,41 @@ def run_variants(job: VariantsJob, log: Log) -> Comparison:
         system_metrics=False,
     ) as run:
         run.log_results(leaks.figures())
-        bench = _Bench(job, run, log)
-        comparison = _compare(bench, dataset)
+        rows = _Rows(job, run, log)
+        comparison = _compare(rows, dataset)
         if comparison.failed:
             raise VariantsError(f"failed variants: {', '.join(comparison.failed)}")
     return comparison
 
 
-def _compare(bench: _Bench, dataset: Dataset) -> Comparison:
+def _compare(rows: _Rows, dataset: Dataset) -> Comparison:
     """Train and evaluate all; after each variant the table is written as it stands."""
-    job = bench.job
+    job = rows.job
     index = BankIndex(dataset.bank)
-    bench.plan(1 + sum(_says_something(job, name, dataset) for name in job.only))
-    trained = bench.train(BASE, job.model, job.train, dataset, index)
+    rows.expect(1 + sum(_says_something(job, name, dataset) for name in job.only))
+    trained = rows.train(BASE, job.model, job.train, dataset, index)
     base = Variant(BASE, PRESETS[BASE].title, trained.row(BASE), trained.steps)
     comparison = Comparison(base, (), None, job.seeds)
     for name in job.only:
-        bench.write(comparison)
+        rows.write(comparison)
         if name == SCALING:
-            comparison = replace(comparison, scaling=_scale(bench, dataset, trained))
+            comparison = replace(comparison, scaling=_scale(rows, dataset, trained))
         else:
-            variant = _try(bench, name, dataset, index)
+            variant = _try(rows, name, dataset, index)
             comparison = replace(comparison, variants=[*comparison.variants, variant])
-    bench.conclude(comparison)
+    rows.log_results(comparison)
     return comparison
 
 
-def _try(bench: _Bench, name: str, dataset: Dataset, index: BankIndex) -> Variant:
+def _try(rows: _Rows, name: str, dataset: Dataset, index: BankIndex) -> Variant:
     title = PRESETS[name].title
 
     def attempt() -> Variant:
-        model, config, known = variant_settings(bench.job, name, dataset)
-        trained = bench.train(name, model, config, dataset, index)
+        model, config, known = variant_settings(rows.job, name, dataset)
+        trained = rows.train(name, model, config, dataset, index)
         return Variant(name, title, trained.row(name), trained.steps, reason=known)
 
-    return bench.guard(
+    return rows.guard(
         name, attempt, lambda state, why: Variant(name, title, state=state, reason=why)
     )
 
@@ -170,10 +141,11 @@ def variant_settings(
 
     Raises:
         Exception: a `_NotRunError` that says why the variant would say nothing here.
+        ConfigError: the preset does not go with the base's settings.
     """
     preset = PRESETS[name]
-    model, config, known = override(job.model, **preset.model), job.train, ""
-    config = override(config, **preset.train)
+    model, config = preset_settings(job, name)
+    known = ""
     if preset.relations:
         if dataset.chain_relation is None:
             raise _NotRunError("the dataset has no relations")
@@ -195,7 +167,7 @@ def _says_something(job: VariantsJob, name: str, dataset: Dataset) -> bool:
         return False
 
 
-def _scale(bench: _Bench, dataset: Dataset, base: _Trained) -> Scaling:
+def _scale(rows: _Rows, dataset: Dataset, base: _Trained) -> Scaling:
     def attempt() -> Scaling:
         try:
             half = draw_subset(dataset, HALF)
@@ -205,11 +177,11 @@ def _scale(bench: _Bench, dataset: Dataset, base: _Trained) -> Scaling:
             if half.dataset.n_examples(split) == 0:
                 raise _NotRunError(f"half of the concepts leaves no {split} sequences")
         index = BankIndex(half.dataset.bank)
-        job = bench.job
-        trained = bench.train(SCALING, job.model, job.train, half.dataset, index)
+        job = rows.job
+        trained = rows.train(SCALING, job.model, job.train, half.dataset, index)
         return _scaling(dataset, half, base, trained)
 
-    return bench.guard(
+    return rows.guard(
         SCALING,
         attempt,
         lambda state, why: Scaling({}, np.array([]), {}, state=state, reason=why),
@@ -235,56 +207,55 @@ def _scaling(dataset: Dataset, half: Subset, whole: _Trained, halved: _Trained) 
     return Scaling(values, first.families[shared], sizes, halved.minutes)
 
 
-class _Bench:
-    """Where variants are trained and evaluated, one after the other, each tracked as a child run."""
+class _Rows:
+    """Makes the table's rows, one after the other, each training tracked as a child run."""
 
     def __init__(self, job: VariantsJob, run: TrackedRun, log: Log) -> None:
         self.job, self.run_id, self.log = job, run.run_id, log
         self._run = run
-        self._left = 0
-        self._seconds: list[float] = []
+        self._models = TrainedModels(job.models, log, progress=job.progress)
         job.output.mkdir(parents=True, exist_ok=True)
 
-    def plan(self, variants_to_train: int) -> None:
-        """Take down how many trainings there will be, to say how many are left."""
-        self._left = len(self.job.seeds) * variants_to_train
+    def expect(self, variants_to_train: int) -> None:
+        """Note how many variants will be trained."""
+        self._models.expect(len(self.job.seeds) * variants_to_train)
 
     def train(
         self, name: str, model: ModelConfig, config: TrainConfig, data: Dataset, index: BankIndex
     ) -> _Trained:
         """Train a variant with each seed, unless its file is there, and evaluate it on val."""
-        evaluated, minutes = [], []
+        evaluations, minutes = [], []
         for seed in self.job.seeds:
-            settings = replace(config, seed=seed)
-            path = self._path(name, model, settings, data)
-            self.log(f"\n{name}, seed {seed}: {self._ahead(path)}")
-            started = time.perf_counter()
-            if not path.exists():
-                train_to_file(path, model, settings, data, index, progress=self.job.progress)
-                self._seconds.append(time.perf_counter() - started)
-            self._left -= 1
-            saved = load_checkpoint(path)
-            loaded = saved.build_model()
-            figures = evaluate(loaded, data, "val", name=f"{name}, seed {seed}", index=index)
-            history = [EpochRecord(**record) for record in saved.loop["history"]]
-            steps = sum(make_plan(data, settings).steps[: len(history)])
-            evaluated.append(figures)
+            training = Training(name, model, replace(config, seed=seed))
+            saved = self._models.get(training, data, index)
+            evaluation = evaluate(saved.model, data, "val", name=str(training), index=index)
+            evaluations.append(evaluation)
             minutes.append(float(saved.loop["minutes"]))
-            self._run.log_child(
-                f"{name} seed {seed}",
-                {
-                    **config_params(model=model, train=settings),
-                    "variant": name,
-                    "dataset.fingerprint": data.fingerprint,
-                    **saved.loop["ran"],
-                    "ran.steps": steps,
-                    "best_epoch": saved.loop["best_epoch"],
-                },
-                {**figures.flat(), "train_time_minutes": minutes[-1]},
-                {"kind": "variant", **figures.tags(), **saved.loop["alarms"]},
-                history=history,
-            )
-        return _Trained(evaluated, loaded.num_parameters(), steps, float(np.mean(minutes)))
+            steps = self._log_child(training, saved, evaluation, data)
+        parameters = saved.model.num_parameters()
+        return _Trained(evaluations, parameters, steps, float(np.mean(minutes)))
+
+    def _log_child(
+        self, training: Training, saved: SavedPredictor, evaluation: Evaluation, data: Dataset
+    ) -> int:
+        """Log a training as a child run; returns its optimizer steps."""
+        history = history_of(saved)
+        steps = sum(make_plan(data, training.config).steps[: len(history)])
+        self._run.log_child(
+            f"{training.name} seed {training.config.seed}",
+            {
+                **config_params(model=training.model, train=training.config),
+                "variant": training.name,
+                "dataset.fingerprint": data.fingerprint,
+                **saved.loop["ran"],
+                "ran.steps": steps,
+                "best_epoch": saved.loop["best_epoch"],
+            },
+            {**evaluation.flat(), "train_time_minutes": float(saved.loop["minutes"])},
+            {"kind": "variant", **evaluation.tags(), **saved.loop["alarms"]},
+            history=history,
+        )
+        return steps
 
     def guard(self, name: str, attempt: Callable[[], T], otherwise: Callable[[str, str], T]) -> T:
         """Attempt a variant; what says nothing here, or fails, becomes what ``otherwise`` makes.
@@ -294,15 +265,12 @@ class _Bench:
             attempt: trains and evaluates it.
             otherwise: makes a result out of a state and its reason.
         """
-        left = self._left
         try:
             return attempt()
         except _NotRunError as error:
             state, reason = NOT_RUN, str(error)
         except Exception as error:
-            self._left = left - len(self.job.seeds)
-            words = str(error).splitlines() or [""]
-            state, reason = FAILED, f"{type(error).__name__}: {words[0]}"
+            state, reason = FAILED, f"{type(error).__name__}: {first_line(error)}"
             trace = self.job.output / f"failed_{name}.txt"
             trace.write_text(traceback.format_exc(), encoding="utf-8")
             self._run.log_artifact(trace, "reports")
@@ -324,7 +292,7 @@ class _Bench:
             self._run.log_artifact(path, "reports")
         return files
 
-    def conclude(self, comparison: Comparison) -> None:
+    def log_results(self, comparison: Comparison) -> None:
         """Log every figure on the parent run, with the verdicts, and say the table."""
         files = self.write(comparison)
         states = {f"variant.{v.name}": v.state for v in comparison.variants}
@@ -337,48 +305,3 @@ class _Bench:
         self._run.log_results(variant_table.numbers(comparison), verdicts, states)
         self.log(f"\n{variant_table.to_markdown(comparison)}")
         self.log(f"\nwrote {', '.join(map(str, files))}, run {self.run_id}")
-
-    def _ahead(self, path: Path) -> str:
-        if path.exists():
-            return f"trained before, {path.name}"
-        if not self._seconds:
-            return f"training, {self._left} to go"
-        minutes = self._left * float(np.mean(self._seconds)) / 60
-        return f"training, {self._left} to go, about {minutes:.0f} minutes at the mean so far"
-
-    def _path(self, name: str, model: ModelConfig, config: TrainConfig, data: Dataset) -> Path:
-        depends = [data.fingerprint, asdict(model), asdict(replace(config, threads=0))]
-        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-        return self.job.output / f"{name}-seed{config.seed}-{key}.pt"
-
-
-def train_to_file(
-    path: Path,
-    model_config: ModelConfig,
-    config: TrainConfig,
-    dataset: Dataset,
-    index: BankIndex,
-    *,
-    progress: bool,
-) -> None:
-    """Train on a dataset's train split, keep the epoch that is best on val, and write its ``.pt``.
-
-    The file appears whole, when its training has ended.
-    """
-    torch.manual_seed(config.seed)
-    model = build_model(model_config)
-    fitted = fit(model, dataset, config, validate=validator(dataset, index), progress=progress)
-    loop = {
-        "history": [asdict(record) for record in fitted.history],
-        "best_epoch": fitted.best_epoch,
-        "minutes": fitted.train_minutes,
-        "ran": {name: str(value) for name, value in what_ran(model, dataset, config).items()},
-        "alarms": {alarm.tag: str(alarm) for alarm in fitted.alarms},
-    }
-    save_checkpoint(
-        path,
-        model,
-        dataset_fingerprint=dataset.fingerprint,
-        encoder=dict(dataset.meta.get("encoder", {})),
-        loop=loop,
-    )

@@ -9,10 +9,10 @@ from ocp_mamba.model.memory_head import MemoryHead
 
 
 class NextVectorModel(nn.Module):
-    """A model that predicts the next vector at every position; a subclass defines one of the two.
+    """A model that predicts the next vector at every position.
 
-    A plain model defines `predict_all`. A model of several members, or with a memory head, defines
-    `predict_members`: each member has its own loss, and `predict_all` combines them.
+    It may have several members: each has its own loss, and `predict_all` combines their predictions.
+    A model of one member has one prediction.
     """
 
     d_tmd: int = 0
@@ -32,7 +32,7 @@ class NextVectorModel(nn.Module):
 
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return what each of M members predicts, ``(M, B, L, 768)`` unit rows; M may be 1."""
-        return self.predict_all(seq_vectors, tmd)[None]
+        raise NotImplementedError(f"{type(self).__name__} has no predict_members")
 
     def combine(self, members: Tensor) -> Tensor:
         """Return the model's prediction, ``(..., 768)``, from its members', ``(M, ..., 768)``."""

@@ -63,7 +63,7 @@ class EnsembleLVM(OCPMambaLVM):
         members = [
             self.step_layers(x, stack, states) for stack, states in self._stacks_with_states(cache)
         ]
-        return self.combine(self.head(torch.stack(members), x.dtype))
+        return self.combine(self.head(torch.stack(members)))
 
     def stacks(self, each_layer: Sequence[T]) -> Iterator[Sequence[T]]:
         """Yield each member's part of a sequence that has one item a layer."""

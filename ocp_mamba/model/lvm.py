@@ -99,6 +99,12 @@ class OCPMambaLVM(NextVectorModel):
         self.check(seq_vectors, tmd, None, **conditions)
         return self.run_layers(self.embed(seq_vectors, tmd, **conditions), self.layers)
 
+    def predict_members(
+        self, seq_vectors: Tensor, tmd: Tensor | None = None, **conditions: Tensor | None
+    ) -> Tensor:
+        """Return `predict_all` as that of one member, ``(1, B, L, 768)``."""
+        return self.predict_all(seq_vectors, tmd, **conditions)[None]
+
     def embed(self, vectors: Tensor, tmd: Tensor | None, **conditions: Tensor | None) -> Tensor:
         """Return what the first layer reads, ``(B, [L,] D)``, from ``(B, [L,] 768)``."""
         x: Tensor = self.input(F.normalize(vectors, dim=-1) * math.sqrt(self.config.d_vector))
@@ -109,15 +115,15 @@ class OCPMambaLVM(NextVectorModel):
 
     def run_layers(self, x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
         """Return unit rows ``(B, L, 768)`` from ``(B, L, D)`` by some layers and the head."""
-        dtype, residual = x.dtype, None
+        residual = None
         for layer in layers:
             x, residual = layer(x, residual)
-        return self.head(x, dtype, residual)
+        return self.head(x, residual)
 
-    def head(self, x: Tensor, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
-        """Return unit rows ``(..., 768)`` from the last layer's output, ``(..., D)``."""
+    def head(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return unit rows ``(..., 768)``, in the weights' dtype, from ``(..., D)``."""
         normed, _ = self.norm_f.add(x, residual)
-        return normalize(linear(self.output, normed), dtype)
+        return normalize(linear(self.output, normed), self.norm_f.weight.dtype)
 
     def allocate_inference_cache(self, batch: int) -> InferenceCache:
         """Return a cache of ``batch`` sequences of which nothing has been read yet."""
@@ -169,14 +175,14 @@ class OCPMambaLVM(NextVectorModel):
     ) -> Tensor:
         """Return ``(B, 768)`` from ``(B, L, D)`` by some layers, which go on from their states."""
         B, L = x.shape[:2]
-        dtype, valid, last = x.dtype, None, torch.full((B,), L - 1, device=x.device)
+        valid, last = None, torch.full((B,), L - 1, device=x.device)
         if lengths is not None:
             valid = torch.arange(L, device=x.device) < lengths[:, None]
             last = lengths.long() - 1
         for layer, state in zip(layers, states, strict=True):
             assert isinstance(layer, Mamba2Layer)
             x = layer.prefill(x, state, lengths, valid)
-        return self.head(x[torch.arange(B, device=x.device), last], dtype)
+        return self.head(x[torch.arange(B, device=x.device), last])
 
     @torch.no_grad()
     def step(
@@ -196,7 +202,7 @@ class OCPMambaLVM(NextVectorModel):
 
     def predict_next(self, x: Tensor, cache: InferenceCache) -> Tensor:
         """Return ``(B, 768)`` after one more position ``(B, D)``, read into the cache."""
-        return self.head(self.step_layers(x, self.layers, cache.layers), x.dtype)
+        return self.head(self.step_layers(x, self.layers, cache.layers))
 
     def step_layers(
         self, x: Tensor, layers: Iterable[nn.Module], states: Sequence[LayerState]
@@ -228,7 +234,7 @@ class OCPMambaLVM(NextVectorModel):
         """Raise `ValueError` for vectors, TMD vectors, a cache or conditions that do not fit."""
         for name, value in conditions.items():
             if value is not None:
-                raise ValueError(f"this model takes no {name}, got some")
+                raise ValueError(f"this model knows no {name}, got some")
         width, d_tmd = self.config.d_vector, self.config.d_tmd
         shape = tuple(seq_vectors.shape)
         if len(shape) != 3 or shape[1] < 1 or shape[2] != width:

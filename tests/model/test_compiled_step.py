@@ -19,8 +19,8 @@ CONFIGS = pytest.mark.parametrize(
 def made(config, seed=0):
     torch.manual_seed(seed)
     model = build_model(config).eval()
-    if model.relations is not None:
-        torch.nn.init.normal_(model.relations.adapter.weight)
+    if hasattr(model, "relation_adapter"):
+        torch.nn.init.normal_(model.relation_adapter.adapter.weight)
     if config is REMEMBERING:
         assert model.memory_head is not None
         model.memory_head.set_memory(F.normalize(torch.randn(config.n_memory, 768), dim=-1))
@@ -39,7 +39,7 @@ def same_as_the_plain_step(model, config):
         assert torch.equal(a.conv_state, b.conv_state)
     for t in range(3, 9):
         known = torch.tensor([[2.0, 0.7]]) if config.relations and t > 5 else None
-        expected = model.step(x[:, t], tmd, plain, known)
+        expected = model.step(x[:, t], tmd, plain, relations=known)
         actual = fast(x[:, t], tmd, known) if known is not None else fast(x[:, t], tmd)
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     for a, b in zip(cache.layers, plain.layers, strict=True):

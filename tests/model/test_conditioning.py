@@ -13,9 +13,9 @@ from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import ConfigError
 from ocp_mamba.evaluation.evaluate import evaluate, validator
+from ocp_mamba.model.base import conditions
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_checkpoint, save_checkpoint
-from ocp_mamba.model.conditioning import conditions
 from ocp_mamba.training.trainer import fit
 
 SHAPE = {"d_model": 32, "n_layers": 1, "headdim": 16}
@@ -26,8 +26,8 @@ RELATED = ModelConfig(**SHAPE, relations=("is a", "part of"))
 def make(config, seed=0, *, trained=True):
     torch.manual_seed(seed)
     model = build_model(config).eval()
-    if trained and model.relations is not None:
-        torch.nn.init.normal_(model.relations.adapter.weight)
+    if trained and hasattr(model, "relation_adapter"):
+        torch.nn.init.normal_(model.relation_adapter.adapter.weight)
     return model
 
 
@@ -40,7 +40,9 @@ def steps(B, L, seed=0):
 def test_before_training_it_is_the_model_without_relations():
     x, plain, related = torch.randn(2, 5, 768), make(PLAIN), make(RELATED, trained=False)
     assert torch.equal(plain(x), related(x, relations=steps(2, 5)))
-    shared = {k: v for k, v in related.state_dict().items() if not k.startswith("relations.")}
+    shared = {
+        k: v for k, v in related.state_dict().items() if not k.startswith("relation_adapter.")
+    }
     assert shared.keys() == plain.state_dict().keys(), "an older .pt has every weight it needs"
 
 
@@ -53,22 +55,22 @@ def test_a_relation_is_seen_from_its_position_on_and_unknown_ones_add_nothing(se
     changed[:, at] = torch.tensor([1.0, 0.9])
     given_steps[:, at] = torch.tensor([2.0, 0.9])
     with torch.inference_mode():
-        a, b = model.predict_all(x, None, given_steps), model.predict_all(x, None, changed)
+        a, b = model.predict_all(x, relations=given_steps), model.predict_all(x, relations=changed)
         torch.testing.assert_close(a[:, :at], b[:, :at])
         assert not torch.allclose(a[:, at:], b[:, at:])
         unknown = torch.zeros(2, 6, 2)
-        torch.testing.assert_close(model.predict_all(x, None, unknown), model.predict_all(x))
+        torch.testing.assert_close(model.predict_all(x, relations=unknown), model.predict_all(x))
 
 
 def test_steps_and_prefills_take_relations_as_the_whole_pass_does():
     model, x, known = make(RELATED), torch.randn(2, 7, 768), steps(2, 7)
     with torch.inference_mode():
-        whole = model.predict_all(x, None, known)
+        whole = model.predict_all(x, relations=known)
     cache = model.allocate_inference_cache(2)
     predicted = model.prefill(x[:, :3], None, cache, relations=known[:, :3])
     torch.testing.assert_close(predicted, whole[:, 2], atol=1e-5, rtol=0)
     for t in range(3, 7):
-        predicted = model.step(x[:, t], None, cache, known[:, t])
+        predicted = model.step(x[:, t], None, cache, relations=known[:, t])
         torch.testing.assert_close(predicted, whole[:, t], atol=1e-5, rtol=0)
 
 

@@ -19,6 +19,7 @@ from servers import Server, scoring_server
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_model, save_checkpoint
+from ocp_mamba.model.conditioning import RelationLVM
 from ocp_mamba.serving.pyfunc import input_example, pip_requirements, save_pyfunc
 from ocp_mamba.serving.request import read_relations, read_request
 
@@ -201,8 +202,8 @@ def test_no_pickle_is_saved_and_pins_can_be_installed(plain: Path) -> None:
 def test_relations_are_optional_params_and_change_the_answer(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = build_model(RELATED)
-    assert model.relations is not None
-    torch.nn.init.normal_(model.relations.adapter.weight)
+    assert isinstance(model, RelationLVM)
+    torch.nn.init.normal_(model.relation_adapter.adapter.weight)
     save_checkpoint(tmp_path / "model.pt", model, dataset_fingerprint="f", encoder={})
     save_pyfunc(tmp_path / "pyfunc", tmp_path / "model.pt")
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "pyfunc"))
