@@ -41,6 +41,7 @@ from ocp_mamba.jobs.common import (
 )
 from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.kernels.backend import resolve_device, use_backend
+from ocp_mamba.kernels.cpu import kernels_off
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.model.conditioning import conditions
 from ocp_mamba.model.lvm import OCPMambaLVM
@@ -276,13 +277,13 @@ def _conclude(
 
 
 def _same_predictions(model: OCPMambaLVM, saved: Checkpoint, dataset: Dataset) -> bool:
-    """Whether the saved file, loaded anew, predicts what the model does."""
+    """Whether the saved file, loaded again, predicts what the model does, computed as served."""
     loaded = saved.build_model()
     chain = torch.from_numpy(dataset.bank[dataset.chain(0)[:-1]])[None]
     tmd = None if dataset.chain_tmd is None else torch.from_numpy(dataset.chain_tmd[:1])
     steps = dataset.steps(np.arange(chain.shape[1])[None])
     taken = conditions(model, tmd, None if steps is None else torch.from_numpy(steps))
-    with torch.inference_mode():
+    with kernels_off(), torch.inference_mode():
         return torch.allclose(loaded(chain, **taken), model(chain, **taken), atol=READY_TOLERANCE)
 
 
