@@ -7,6 +7,7 @@ import time
 import torch
 
 from ocp_mamba.config import D_VECTOR
+from ocp_mamba.evaluation.names import LATENCY
 from ocp_mamba.kernels.cpu import kernels_off
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.conditioning import conditions
@@ -32,6 +33,6 @@ def inference_latency(model: NextVectorModel) -> dict[str, float]:
             seconds.append(time.perf_counter() - started)
     timed = seconds[WARMUP:]
     return {
-        "inference_latency_ms": percentile_ms(timed, 50),
-        "inference_latency_ms_p95": percentile_ms(timed, 95),
+        LATENCY: percentile_ms(timed, 50),
+        f"{LATENCY}_p95": percentile_ms(timed, 95),
     }

@@ -19,6 +19,15 @@ from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.latency import inference_latency
+from ocp_mamba.evaluation.names import (
+    CONTEXT_MEAN_MARGIN,
+    COSINE,
+    ECHO,
+    LATENCY,
+    MARGIN,
+    MRR,
+    P1,
+)
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.jobs.artifacts import log_evaluation
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, open_data
@@ -37,20 +46,20 @@ from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 
 SHOWN = (
-    "next_vec_cosine",
-    "faiss_retrieval_p1",
-    "mrr",
-    "margin",
-    "context_mean_margin",
+    COSINE,
+    P1,
+    MRR,
+    MARGIN,
+    CONTEXT_MEAN_MARGIN,
     "contrastive_accuracy",
-    "echo_loop_similarity",
+    ECHO,
     "vec2text_echo_similarity",
     "vec2text_echo_to_prediction",
     "cosine_to_global_mean",
     "prediction_variance",
     "target_variance",
     "faiss_recall_at_1",
-    "inference_latency_ms",
+    LATENCY,
 )
 
 
@@ -165,7 +174,7 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
         )
         report = Report(
             title=f"Evaluation of {evaluated.predictor} on the {job.split} split",
-            evaluated=evaluated,
+            evaluation=evaluated,
             dataset=dataset,
             baselines=baselines,
             gates=verdicts,
@@ -185,7 +194,7 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
 
 def margin_note(evaluated: Evaluation) -> str:
     """Return the margin beside the context mean's, in words that keep it from misleading."""
-    ours, mean = (evaluated.figures[name] for name in ("margin", "context_mean_margin"))
+    ours, mean = (evaluated.figures[name] for name in (MARGIN, CONTEXT_MEAN_MARGIN))
     return (
         f"{ours}; the untrained context mean has {mean} on the same examples. Below 0 is no fault "
         "by itself: a good regressor that is unsure stays near its input (docs/metrics.md)"
