@@ -1,4 +1,4 @@
-"""One evaluation of one predictor on one split, as plain results; no training, no tracker."""
+"""The evaluation of one predictor on one split; it knows no training and no tracker."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def evaluate(
         predictor: a model in evaluation mode, or a baseline.
         dataset: gives the split and the bank that retrieval searches.
         split: "train", "val" or "test".
-        name: how results call the predictor.
+        name: of the predictor in the results.
         index: the bank's index, to share it between predictors; an exact one is built when None.
-        encoder: encodes the echo loop's texts again, after `check_parity`; None lets the bank stand
-            in for it.
-        decoder: closes the echo loop once more in the bank's place; needs the encoder.
+        encoder: encodes the echo loop's texts again, after `check_parity`; None takes the bank's
+            own vectors of them.
+        decoder: closes the echo loop once more, by decoding predictions; needs the encoder.
         seed: seed of the bootstrap.
 
     Raises:
@@ -138,7 +138,7 @@ def _per_example(
     dataset: Dataset,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """One number an example for each metric; ``echo`` is the nearest text, encoded again."""
+    """One number for each example and metric; ``echo`` is the nearest text, encoded again."""
     bank, examples = torch.from_numpy(dataset.bank), reference.examples
     targets, last = _rows(dataset, examples.target), _rows(dataset, examples.last)
     rank = metrics.rank_in_bank(predictions, torch.from_numpy(examples.target).long(), bank).numpy()

@@ -179,7 +179,7 @@ def require_comparable(ours: Evaluation, theirs: Evaluation, metric: str) -> Non
 
 
 def comparable_keys(metric: str) -> dict[str, str]:
-    """Return what evaluations must share to be compared by a metric: attributes, and their words."""
+    """Return the attributes that must be equal to compare by a metric, with words for each."""
     by_index = metric.startswith(("faiss", "echo"))
     by_echo = metric.startswith("echo")
     return COMPARABLE_KEYS | (RETRIEVAL_KEYS if by_index else {}) | (ECHO_KEYS if by_echo else {})

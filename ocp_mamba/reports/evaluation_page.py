@@ -32,7 +32,7 @@ GATE_TONES = {gates.PASS: GOOD, gates.FAIL: BAD, gates.NOT_RUN: OPEN}
 DIFFERENCES = {
     "beats": (GOOD, "better"),
     "loses to": (BAD, "worse"),
-    "ties with": (OPEN, "no difference shown"),
+    "ties with": (OPEN, "tie"),
 }
 """The tone of a difference by its outcome, and what the page calls it."""
 EXAMPLES, SHOWN = 5, 5
@@ -198,7 +198,7 @@ def _difference_table(report: Report) -> Table:
         ]
     caption = (
         "Paired over the same sequences. The model beats or loses to a baseline where the 95% "
-        "interval does not contain zero; otherwise no difference is shown."
+        "interval does not contain zero; otherwise they tie."
     )
     return Table(["against", *COLUMNS], rows, caption)
 

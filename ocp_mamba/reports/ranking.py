@@ -1,4 +1,4 @@
-"""Ranking of evaluated runs that refuses to rank what is not comparable."""
+"""Ranking of evaluated runs; runs that are not comparable are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate's place: its figure, and its paired difference to the best (None for that)."""
+    """A candidate's figure, and its paired difference to the best candidate (None for the best)."""
 
     candidate: Candidate
     figure: Figure
@@ -149,7 +149,7 @@ def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
         raise CompareError(
             "these runs were evaluated by metric version "
             f"{first.evaluation.get('metrics_version')}; this version of ocp-mamba ranks metrics "
-            f"of version {METRICS_VERSION}: evaluate them anew"
+            f"of version {METRICS_VERSION}: evaluate them again"
         )
 
 
@@ -173,8 +173,8 @@ def _examples(
             raise CompareError(f"{candidate.name} was not evaluated by {metric}")
         if not np.array_equal(candidate.per_example["chains"], chains):
             raise CompareError(
-                f"{candidate.name} and {first.name} say that they were evaluated on the same data, "
-                "yet their sequences differ; evaluate them anew with one version of ocp-mamba"
+                f"{candidate.name} and {first.name} name the same data, "
+                "yet their sequences differ; evaluate them again with one version of ocp-mamba"
             )
     everything = np.ones(len(chains), bool)
     chosen = everything if stratum == "all" else first.per_example[f"stratum/{stratum}"]

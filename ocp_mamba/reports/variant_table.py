@@ -1,4 +1,4 @@
-"""The planned variants beside their base: figures, paired differences, the scaling coefficient."""
+"""The table of variants: metrics, paired differences to the base, the scaling coefficient."""
 
 from __future__ import annotations
 
