@@ -17,20 +17,8 @@ from ocp_mamba.data.dataset import Dataset, Examples
 from ocp_mamba.embeddings.decoders import Decoder
 from ocp_mamba.embeddings.encoders import Encoder
 from ocp_mamba.embeddings.index import BankIndex
-from ocp_mamba.evaluation import metrics
+from ocp_mamba.evaluation import metrics, names
 from ocp_mamba.evaluation.echo_loop import check_parity, decoded_echo, encode_again
-from ocp_mamba.evaluation.names import (
-    CONTEXT_MEAN_MARGIN,
-    COSINE,
-    ECHO,
-    MARGIN,
-    MRR,
-    P1,
-    P5,
-    P10,
-    RANK,
-    VAL_P1,
-)
 from ocp_mamba.evaluation.predict import predict_examples
 from ocp_mamba.evaluation.reference import SplitReference, split_reference
 from ocp_mamba.evaluation.result import BANK_ECHO, Evaluation
@@ -143,15 +131,15 @@ def _per_example(
     targets, last = _rows(dataset, examples.target), _rows(dataset, examples.last)
     rank = metrics.rank_in_bank(predictions, torch.from_numpy(examples.target).long(), bank).numpy()
     values = {
-        RANK: rank,
-        COSINE: metrics.cosine(predictions, targets).numpy(),
-        P1: metrics.precision_at(found, examples.target, 1).astype(float),
-        P5: metrics.precision_at(found, examples.target, 5).astype(float),
-        P10: metrics.precision_at(found, examples.target, 10).astype(float),
-        MRR: 1.0 / rank,
-        MARGIN: metrics.margin(predictions, targets, last).numpy(),
-        CONTEXT_MEAN_MARGIN: reference.context_mean_margin,
-        ECHO: metrics.cosine(echo, targets).numpy(),
+        names.RANK: rank,
+        names.COSINE: metrics.cosine(predictions, targets).numpy(),
+        names.P1: metrics.precision_at(found, examples.target, 1).astype(float),
+        names.P5: metrics.precision_at(found, examples.target, 5).astype(float),
+        names.P10: metrics.precision_at(found, examples.target, 10).astype(float),
+        names.MRR: 1.0 / rank,
+        names.MARGIN: metrics.margin(predictions, targets, last).numpy(),
+        names.CONTEXT_MEAN_MARGIN: reference.context_mean_margin,
+        names.ECHO: metrics.cosine(echo, targets).numpy(),
         "echo_to_prediction": metrics.cosine(echo, predictions).numpy(),
     }
     others = metrics.other_targets(examples.target, seed)
@@ -182,7 +170,7 @@ def _figures(
     everything = {"": np.ones(len(examples.target), bool)}
     for prefix, chosen in (everything | {f"{name}/": m for name, m in members.items()}).items():
         for metric in per_example:
-            if metric != RANK:
+            if metric != names.RANK:
                 figures[prefix + metric] = over(chosen, metric)
     parts = {f"position/k{k}": examples.position == k for k in np.unique(examples.position)}
     sources = dataset.chain_source[examples.chain]
@@ -190,8 +178,8 @@ def _figures(
         name = re.sub(r"[^\w\-. ]", "_", dataset.meta["sources"][number], flags=re.ASCII)
         parts[f"source/{name}"] = sources == number
     for part, chosen in parts.items():
-        figures[f"{part}_cosine"] = over(chosen, COSINE)
-        figures[f"{part}_p1"] = over(chosen, P1)
+        figures[f"{part}_cosine"] = over(chosen, names.COSINE)
+        figures[f"{part}_p1"] = over(chosen, names.P1)
     return figures
 
 
@@ -216,8 +204,8 @@ def validator(
         predictions = predict_examples(model, dataset, split)
         _, found = index.search(predictions.numpy(), 1)
         return {
-            COSINE: float(metrics.cosine(predictions, targets).mean()),
-            VAL_P1: float((found[:, 0] == examples.target).mean()),
+            names.COSINE: float(metrics.cosine(predictions, targets).mean()),
+            names.VAL_P1: float((found[:, 0] == examples.target).mean()),
             "variance_ratio": metrics.variance(predictions) / variance,
         }
 

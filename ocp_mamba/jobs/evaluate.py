@@ -15,19 +15,10 @@ from ocp_mamba.embeddings.decoders import Decoder, Vec2TextDecoder
 from ocp_mamba.embeddings.encoders import Encoder, SentenceTransformerEncoder
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import DatasetError, DecoderError, JobError
-from ocp_mamba.evaluation import gates
+from ocp_mamba.evaluation import gates, names
 from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.latency import inference_latency
-from ocp_mamba.evaluation.names import (
-    CONTEXT_MEAN_MARGIN,
-    COSINE,
-    ECHO,
-    LATENCY,
-    MARGIN,
-    MRR,
-    P1,
-)
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.jobs.artifacts import log_evaluation
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, open_data
@@ -46,20 +37,20 @@ from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 
 SHOWN = (
-    COSINE,
-    P1,
-    MRR,
-    MARGIN,
-    CONTEXT_MEAN_MARGIN,
+    names.COSINE,
+    names.P1,
+    names.MRR,
+    names.MARGIN,
+    names.CONTEXT_MEAN_MARGIN,
     "contrastive_accuracy",
-    ECHO,
+    names.ECHO,
     "vec2text_echo_similarity",
     "vec2text_echo_to_prediction",
     "cosine_to_global_mean",
     "prediction_variance",
     "target_variance",
     "faiss_recall_at_1",
-    LATENCY,
+    names.LATENCY,
 )
 
 
@@ -194,7 +185,7 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
 
 def margin_note(evaluated: Evaluation) -> str:
     """Return the margin beside the context mean's, in words that keep it from misleading."""
-    ours, mean = (evaluated.figures[name] for name in (MARGIN, CONTEXT_MEAN_MARGIN))
+    ours, mean = (evaluated.figures[name] for name in (names.MARGIN, names.CONTEXT_MEAN_MARGIN))
     return (
         f"{ours}; the untrained context mean has {mean} on the same examples. Below 0 is no fault "
         "by itself: a good regressor that is unsure stays near its input (docs/metrics.md)"

@@ -72,14 +72,6 @@ class Report:
         }
 
 
-@dataclass(frozen=True)
-class _Drawing:
-    title: str
-    source: str
-    words: str
-    note: str = ""
-
-
 def html_report(report: Report) -> str:
     """Return the whole page; it fetches nothing and needs no script.
 
@@ -98,7 +90,7 @@ def html_report(report: Report) -> str:
             "Gates": _gate_table(report.gates),
         },
         warnings=report.warnings,
-        drawings=list(_drawings(report)),
+        drawings=[(title, plots.as_png(d), words) for title, d, words in _drawings(report)],
         examples=dict(_examples(report)),
         every=_every_metric(report.evaluation),
     )
@@ -216,28 +208,27 @@ def _gate_table(verdicts: Mapping[str, str]) -> Table:
     return Table(["gate", "verdict"], rows, "Definitions: docs/metrics.md of the project.")
 
 
-def _drawings(report: Report) -> Iterator[_Drawing]:
+def _drawings(report: Report) -> Iterator[tuple[str, Any, str]]:
+    """The plots: title, drawing, and what it shows in words."""
+    evaluations, evaluation = report.all_evaluations, report.evaluation
     if report.history:
-        drawn = plots.epochs_figure(report.history, report.baselines)
-        words = "validation cosine and P@1 per epoch with a line for each baseline"
-        yield _Drawing("Training", plots.as_png(drawn), words)
-    evaluations = report.all_evaluations
-    if report.evaluation.n_examples == 0:
+        drawing = plots.epochs_figure(report.history, report.baselines)
+        words = "Validation cosine and P@1 per epoch, with a line for each baseline."
+        yield "Training", drawing, words
+    if evaluation.n_examples == 0:
         return
-    yield _Drawing(
-        "Seen and unseen",
-        plots.as_png(plots.strata_figure(evaluations)),
-        "cosine and P@1 per stratum with intervals",
-        "seen: the transition is a step of a train chain. unseen: it is not. unseen target: no "
-        "step of a train chain leads to the next concept.",
+    words = (
+        "Cosine and P@1 per stratum with intervals. seen: the transition is a step of a train "
+        "chain. unseen: it is not. unseen target: no step of a train chain leads to the next "
+        "concept."
     )
+    yield "Seen and unseen", plots.strata_figure(evaluations), words
     ranks = plots.rank_figure(evaluations)
     if ranks is not None:
-        words = "histogram of the rank of the true next concept"
-        yield _Drawing("Rank of the truth", plots.as_png(ranks), words)
-    positions = report.dataset.examples(report.evaluation.split).position
-    drawn = plots.position_figure(evaluations, positions)
-    yield _Drawing("Length of the context", plots.as_png(drawn), "cosine and P@1 by context length")
+        yield "Rank of the truth", ranks, "Histogram of the rank of the true next concept."
+    positions = report.dataset.examples(evaluation.split).position
+    drawing = plots.position_figure(evaluations, positions)
+    yield "Length of the context", drawing, "Cosine and P@1 by the length of the context."
 
 
 def _examples(report: Report) -> Iterator[tuple[str, list[dict[str, Any]]]]:
