@@ -21,7 +21,7 @@ def ridge():
         ("echo_encoder", (names.ECHO,)),
     ],
 )
-def test_evaluations_are_compared_by_what_the_metric_does_not_depend_on(ridge, key, metrics):
+def test_only_what_a_metric_depends_on_must_be_equal(ridge, key, metrics):
     other = replace(ridge, **{key: "another"})
     for metric in (names.COSINE, names.P1, names.ECHO):
         assert (key in comparable_keys(metric)) == (metric in metrics)
