@@ -1,4 +1,4 @@
-"""TODO."""
+"""Means with bootstrap intervals over groups and over seeds, slopes and percentiles."""
 
 from __future__ import annotations
 
@@ -10,24 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
-
-
 TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-
-
 RESAMPLES = 1000
-
-
 T_DRAWS = 500
-"""Draws of Student's t, each with both signs, where there are several seeds: its tails are long."""
+"""Draws of Student's t for several seeds, each with both signs."""
 
 
 @dataclass(frozen=True)
 class Figure:
     """A mean over ``n`` examples with its 95% interval.
 
-    All three numbers are None when n is 0. The interval alone is None when the examples are of one
-    group: how far another group would be from it cannot be known.
+    All three numbers are None when n is 0. The interval alone is None when all examples are of one
+    group, for then nothing is known of how groups differ.
     """
 
     value: float | None
@@ -59,7 +53,7 @@ def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Fig
     Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
 
     Args:
-        values: ``(n,)`` one number an example.
+        values: ``(n,)`` one number for each example.
         groups: ``(n,)`` integers, the family of each example (see ``data.split.families``).
         seed: seed of the resampling.
     """
@@ -134,7 +128,7 @@ def ratio_over_seeds(
 
 
 def _of_other_seeds(drawn: np.ndarray, each_seed: np.ndarray, seed: int) -> np.ndarray:
-    """Add to each draw what another set of as many seeds would change, see `mean_over_seeds`."""
+    """Add to each draw the error of the seeds, see `mean_over_seeds`."""
     n_seeds = len(each_seed)
     spread = each_seed.std(ddof=1) / math.sqrt(n_seeds)
     t = np.random.default_rng(seed).standard_t(n_seeds - 1, size=(T_DRAWS, 1))
@@ -144,7 +138,7 @@ def _of_other_seeds(drawn: np.ndarray, each_seed: np.ndarray, seed: int) -> np.n
 
 @functools.lru_cache(maxsize=4)
 def _resamples(groups: int, seed: int) -> np.ndarray:
-    """How often each group is drawn, ``(RESAMPLES, groups)``; many figures ask for the same."""
+    """How often each group is drawn, ``(RESAMPLES, groups)``; many figures need the same draws."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES).astype(np.float64)
 

@@ -89,13 +89,13 @@ def test_evaluate_a_model_shows_an_evaluation_and_refuses_another_split(
     assert "run ridge val" in text
     assert DATA.fingerprint in text
     for stratum in ("", "seen/", "unseen/"):
-        assert str(shown.evaluated.figures[f"{stratum}next_vec_cosine"]) in text
+        assert str(shown.evaluation.figures[f"{stratum}next_vec_cosine"]) in text
     assert "fail" in text
     assert "image/png" in text
     assert "ridge on val" in text
     assert "left out: these runs are not ranked" in cells[-1]
     assert "ridge test differs from ridge val in split: test, not val" in cells[-1]
-    assert str(other.evaluated.figures["faiss_retrieval_p1"]) in cells[-1]
+    assert str(other.evaluation.figures["faiss_retrieval_p1"]) in cells[-1]
 
 
 def test_sweep_shows_its_trials_its_best_and_its_plots(

@@ -6,15 +6,16 @@ import click
 
 from ocp_mamba.cli.options import InputError
 from ocp_mamba.cli.runs import STORE_OPTION
+from ocp_mamba.evaluation import names
 
 METRICS = {
-    "cosine": "next_vec_cosine",
-    "p1": "faiss_retrieval_p1",
-    "p5": "faiss_retrieval_p5",
-    "p10": "faiss_retrieval_p10",
-    "mrr": "mrr",
-    "margin": "margin",
-    "echo": "echo_loop_similarity",
+    "cosine": names.COSINE,
+    "p1": names.P1,
+    "p5": names.P5,
+    "p10": names.P10,
+    "mrr": names.MRR,
+    "margin": names.MARGIN,
+    "echo": names.ECHO,
 }
 STRATA = ("all", "seen", "unseen", "unseen_target")
 

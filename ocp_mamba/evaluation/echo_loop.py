@@ -1,4 +1,4 @@
-"""The echo loop with a live encoder: its parity with the bank, and texts encoded again."""
+"""The echo loop: encode again the text nearest to a prediction, and compare with the target."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ocp_mamba.stats import Figure, bootstrap_mean
 
 PARITY_TEXTS = 64
 DECODED_EXAMPLES = 100
-"""Predictions that a decoder turns into text: it takes seconds for each."""
+"""Predictions that a decoder turns into text at most: each takes seconds."""
 MIN_PARITY = 0.999
-"""A row rounded to float16 loses less than 1e-6 of its cosine; one of other weights, far more."""
+"""Rounding a row to float16 costs less than 1e-6 of the cosine; other weights cost far more."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Parity:
 
 
 class EncoderMismatchError(OcpMambaError, ValueError):
-    """An encoder does not give the bank's vectors: figures that mix the two mean nothing.
+    """An encoder does not give the bank's vectors: metrics that mix the two mean nothing.
 
-    ``parity`` holds the figures where a live encoder was tried, else None.
+    ``parity`` holds the cosines where a live encoder was tried, else None.
     """
 
     def __init__(self, message: str, parity: Parity | None = None) -> None:
-        """Keep the figures beside the message."""
+        """Keep the parity with the message."""
         super().__init__(message)
         self.parity = parity
 
@@ -52,7 +52,7 @@ def check_parity(encoder: Encoder, dataset: Dataset, seed: int = 0) -> Parity:
     """Encode 64 texts of the bank again, drawn by seed; each must match its row.
 
     Raises:
-        EncoderMismatchError: a cosine is below 0.999; names the worst text and both figures.
+        EncoderMismatchError: a cosine is below 0.999; names the worst text and both cosines.
     """
     n = min(PARITY_TEXTS, dataset.n_concepts)
     rows = np.random.default_rng(seed).choice(dataset.n_concepts, n, replace=False)
@@ -64,7 +64,7 @@ def check_parity(encoder: Encoder, dataset: Dataset, seed: int = 0) -> Parity:
         raise EncoderMismatchError(
             f"encoder mismatch: {n} bank texts encoded again by {encoder.name} have a cosine of "
             f"mean {parity.mean:.4f}, lowest {parity.lowest:.4f} ({str(worst)!r}) with their bank "
-            f"rows, and each must reach {MIN_PARITY}; the bank says it is of "
+            f"rows, and each must reach {MIN_PARITY}; the dataset says that it is of "
             f"{dataset.meta.get('encoder', {}).get('name', 'an unknown encoder')}",
             parity,
         )
@@ -95,7 +95,7 @@ def decoded_echo(
     families: np.ndarray,
     seed: int = 0,
 ) -> dict[str, Figure]:
-    """Close the echo loop with a decoder in the bank's place, on a seeded sample.
+    """Close the echo loop with a decoder instead of the nearest text, on a seeded sample.
 
     Args:
         decoder: turns predictions into texts.

@@ -1,4 +1,4 @@
-"""One evaluation of one predictor on one split, as plain results; no training, no tracker."""
+"""The evaluation of one predictor on one split; it knows no training and no tracker."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ocp_mamba.data.dataset import Dataset, Examples
 from ocp_mamba.embeddings.decoders import Decoder
 from ocp_mamba.embeddings.encoders import Encoder
 from ocp_mamba.embeddings.index import BankIndex
-from ocp_mamba.evaluation import metrics
+from ocp_mamba.evaluation import metrics, names
 from ocp_mamba.evaluation.echo_loop import check_parity, decoded_echo, encode_again
 from ocp_mamba.evaluation.predict import predict_examples
 from ocp_mamba.evaluation.reference import SplitReference, split_reference
-from ocp_mamba.evaluation.result import BANK_ECHO, RANK, Evaluation
+from ocp_mamba.evaluation.result import BANK_ECHO, Evaluation
 from ocp_mamba.evaluation.sensitivity import rollout, sensitivity
 from ocp_mamba.stats import Figure
 
@@ -45,11 +45,11 @@ def evaluate(
         predictor: a model in evaluation mode, or a baseline.
         dataset: gives the split and the bank that retrieval searches.
         split: "train", "val" or "test".
-        name: how results call the predictor.
+        name: of the predictor in the results.
         index: the bank's index, to share it between predictors; an exact one is built when None.
-        encoder: encodes the echo loop's texts again, after `check_parity`; None lets the bank stand
-            in for it.
-        decoder: closes the echo loop once more in the bank's place; needs the encoder.
+        encoder: encodes the echo loop's texts again, after `check_parity`; None takes the bank's
+            own vectors of them.
+        decoder: closes the echo loop once more, by decoding predictions; needs the encoder.
         seed: seed of the bootstrap.
 
     Raises:
@@ -66,19 +66,21 @@ def evaluate(
     scalars: dict[str, float] = {}
     found = np.zeros((0, min(TOP_K, index.size)), np.int64)
     if len(examples.target):
-        beside = split_reference(dataset, split)
-        members, groups = beside.strata, beside.families
+        reference = split_reference(dataset, split)
+        members, groups = reference.strata, reference.families
         predictions = predict_examples(predictor, dataset, split)
         _, found = index.search(predictions.numpy(), TOP_K)
         nearest = found[:, 0]
         echo = encode_again(encoder, dataset, nearest) if encoder else dataset.bank[nearest]
-        per_example = _evaluate(predictions, found, torch.from_numpy(echo), beside, dataset, seed)
+        per_example = _per_example(
+            predictions, found, torch.from_numpy(echo), reference, dataset, seed
+        )
         figures = _figures(per_example, members, groups, examples, dataset, seed)
         figures |= sensitivity(predictor, dataset, examples, groups, predictions, seed)
         figures |= rollout(predictor, dataset, examples, groups, predictions, seed)
         scalars = {
             "prediction_variance": metrics.variance(predictions),
-            "target_variance": beside.target_variance,
+            "target_variance": reference.target_variance,
         }
         if decoder and encoder:
             targets = _rows(dataset, examples.target)
@@ -116,39 +118,39 @@ def _rows(dataset: Dataset, ids: np.ndarray) -> Tensor:
     return torch.from_numpy(dataset.bank[ids])
 
 
-def _evaluate(
+def _per_example(
     predictions: Tensor,
     found: np.ndarray,
     echo: Tensor,
-    beside: SplitReference,
+    reference: SplitReference,
     dataset: Dataset,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """One number an example for each metric; ``echo`` is the nearest text, encoded again."""
-    bank, examples = torch.from_numpy(dataset.bank), beside.examples
+    """One number for each example and metric; ``echo`` is the nearest text, encoded again."""
+    bank, examples = torch.from_numpy(dataset.bank), reference.examples
     targets, last = _rows(dataset, examples.target), _rows(dataset, examples.last)
     rank = metrics.rank_in_bank(predictions, torch.from_numpy(examples.target).long(), bank).numpy()
-    evaluated = {
-        RANK: rank,
-        "next_vec_cosine": metrics.cosine(predictions, targets).numpy(),
-        "faiss_retrieval_p1": metrics.precision_at(found, examples.target, 1).astype(float),
-        "faiss_retrieval_p5": metrics.precision_at(found, examples.target, 5).astype(float),
-        "faiss_retrieval_p10": metrics.precision_at(found, examples.target, 10).astype(float),
-        "mrr": 1.0 / rank,
-        "margin": metrics.margin(predictions, targets, last).numpy(),
-        "context_mean_margin": beside.context_mean_margin,
-        "echo_loop_similarity": metrics.cosine(echo, targets).numpy(),
+    values = {
+        names.RANK: rank,
+        names.COSINE: metrics.cosine(predictions, targets).numpy(),
+        names.P1: metrics.precision_at(found, examples.target, 1).astype(float),
+        names.P5: metrics.precision_at(found, examples.target, 5).astype(float),
+        names.P10: metrics.precision_at(found, examples.target, 10).astype(float),
+        names.MRR: 1.0 / rank,
+        names.MARGIN: metrics.margin(predictions, targets, last).numpy(),
+        names.CONTEXT_MEAN_MARGIN: reference.context_mean_margin,
+        names.ECHO: metrics.cosine(echo, targets).numpy(),
         "echo_to_prediction": metrics.cosine(echo, predictions).numpy(),
     }
     others = metrics.other_targets(examples.target, seed)
     if others is not None:
-        beaten = metrics.margin(predictions, targets, _rows(dataset, others)) > 0
-        evaluated["contrastive_accuracy"] = beaten.numpy().astype(float)
-    if beside.global_mean is not None and beside.target_cosine_to_global_mean is not None:
-        mean = beside.global_mean.expand_as(predictions)
-        evaluated["cosine_to_global_mean"] = metrics.cosine(predictions, mean).numpy()
-        evaluated["target_cosine_to_global_mean"] = beside.target_cosine_to_global_mean
-    return evaluated
+        nearer = metrics.margin(predictions, targets, _rows(dataset, others)) > 0
+        values["contrastive_accuracy"] = nearer.numpy().astype(float)
+    if reference.global_mean is not None and reference.target_cosine_to_global_mean is not None:
+        mean = reference.global_mean.expand_as(predictions)
+        values["cosine_to_global_mean"] = metrics.cosine(predictions, mean).numpy()
+        values["target_cosine_to_global_mean"] = reference.target_cosine_to_global_mean
+    return values
 
 
 def _figures(
@@ -168,7 +170,7 @@ def _figures(
     everything = {"": np.ones(len(examples.target), bool)}
     for prefix, chosen in (everything | {f"{name}/": m for name, m in members.items()}).items():
         for metric in per_example:
-            if metric != RANK:
+            if metric != names.RANK:
                 figures[prefix + metric] = over(chosen, metric)
     parts = {f"position/k{k}": examples.position == k for k in np.unique(examples.position)}
     sources = dataset.chain_source[examples.chain]
@@ -176,17 +178,18 @@ def _figures(
         name = re.sub(r"[^\w\-. ]", "_", dataset.meta["sources"][number], flags=re.ASCII)
         parts[f"source/{name}"] = sources == number
     for part, chosen in parts.items():
-        for short, metric in {"cosine": "next_vec_cosine", "p1": "faiss_retrieval_p1"}.items():
-            figures[f"{part}_{short}"] = over(chosen, metric)
+        figures[f"{part}_cosine"] = over(chosen, names.COSINE)
+        figures[f"{part}_p1"] = over(chosen, names.P1)
     return figures
 
 
 def validator(
     dataset: Dataset, index: BankIndex, split: str = "val"
 ) -> Callable[[Predictor], dict[str, float]]:
-    """Return the evaluate of each epoch: ``next_vec_cosine`` and ``retrieval_p1`` on a split.
+    """Return what validates each epoch: ``next_vec_cosine`` and ``retrieval_p1`` on a split.
 
-    ``variance_ratio`` is the predictions' variance over the targets': near 0, they are all one.
+    ``variance_ratio`` is the variance of the predictions over that of the targets: near 0 all
+    predictions are the same.
 
     Raises:
         ValueError: the split has no examples.
@@ -201,8 +204,8 @@ def validator(
         predictions = predict_examples(model, dataset, split)
         _, found = index.search(predictions.numpy(), 1)
         return {
-            "next_vec_cosine": float(metrics.cosine(predictions, targets).mean()),
-            "retrieval_p1": float((found[:, 0] == examples.target).mean()),
+            names.COSINE: float(metrics.cosine(predictions, targets).mean()),
+            names.VAL_P1: float((found[:, 0] == examples.target).mean()),
             "variance_ratio": metrics.variance(predictions) / variance,
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ocp_mamba import stats
+from ocp_mamba.evaluation.names import COSINE, HEADLINE, P1
 from ocp_mamba.evaluation.result import Evaluation, paired_difference
 
 PASS, FAIL, NOT_RUN = "pass", "fail", "not-run"
@@ -22,17 +22,19 @@ def _verdict(passed: bool | None) -> str:
 
 def cosine_gate(evaluation: Evaluation) -> str:
     """``next_vec_cosine`` is above 0.60."""
-    figure = evaluation.figures.get("next_vec_cosine")
+    figure = evaluation.figures.get(COSINE)
     value = figure.value if figure else None
     return _verdict(None if value is None else value > MIN_COSINE)
 
 
-def trend_gate(cosines: Sequence[float]) -> str:
-    """The least-squares slope of validation cosine over all epochs is above zero (3 or more)."""
-    if len(cosines) < MIN_TREND_EPOCHS:
-        return NOT_RUN
-    slope = stats.slope(cosines)
-    return _verdict(None if slope is None else slope > 0)
+def trend_gate(trends: Sequence[float | None]) -> str:
+    """The metric ``improvement_trend`` of the last epoch is above zero, after 3 epochs or more.
+
+    Args:
+        trends: the metric of each epoch; None where an epoch has none.
+    """
+    last = trends[-1] if len(trends) >= MIN_TREND_EPOCHS else None
+    return _verdict(None if last is None else last > 0)
 
 
 def train_time_gate(minutes: float | None) -> str:
@@ -53,15 +55,12 @@ def unseen_gate(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> 
     ridge = baselines.get("ridge")
     if ridge is None or not evaluation.strata["unseen"].any():
         return NOT_RUN
-    lows = [
-        paired_difference(evaluation, ridge, metric, "unseen").low
-        for metric in ("next_vec_cosine", "faiss_retrieval_p1")
-    ]
+    lows = [paired_difference(evaluation, ridge, metric, "unseen").low for metric in HEADLINE]
     return _verdict(all(low is not None and low > 0 for low in lows))
 
 
 def collapse_gate(evaluation: Evaluation) -> str:
-    """Predictions vary, and keep off the global mean.
+    """Predictions vary, and are not all near the global mean.
 
     Their variance is at least a quarter of the targets', and the interval of their cosine to the
     global mean ends below the middle between the targets' own and 1, where a collapsed model is.
@@ -95,7 +94,7 @@ def evaluate_gates(
     evaluation: Evaluation,
     baselines: Mapping[str, Evaluation],
     *,
-    cosines: Sequence[float] = (),
+    trends: Sequence[float | None] = (),
     train_minutes: float | None = None,
     inference_ready: bool | None = None,
     leaks: bool | None = None,
@@ -106,7 +105,7 @@ def evaluate_gates(
     Args:
         evaluation: of the model.
         baselines: of the same examples, by name; ``ridge`` among them for ``unseen_beats_ridge``.
-        cosines: of the validation split, one an epoch.
+        trends: the metric ``improvement_trend`` of each epoch, None where it has none.
         train_minutes: what training took.
         inference_ready: whether the saved file predicts what the model does.
         leaks: whether an example stands in two splits.
@@ -114,11 +113,11 @@ def evaluate_gates(
     """
     return {
         "next_vec_cosine": cosine_gate(evaluation),
-        "improvement_trend": trend_gate(cosines),
+        "improvement_trend": trend_gate(trends),
         "train_time": train_time_gate(train_minutes),
         "inference_ready": _verdict(inference_ready),
-        "beats_baselines_cosine": beats_gate(evaluation, baselines, "next_vec_cosine"),
-        "beats_baselines_p1": beats_gate(evaluation, baselines, "faiss_retrieval_p1"),
+        "beats_baselines_cosine": beats_gate(evaluation, baselines, COSINE),
+        "beats_baselines_p1": beats_gate(evaluation, baselines, P1),
         "unseen_beats_ridge": unseen_gate(evaluation, baselines),
         "not_collapsed": collapse_gate(evaluation),
         "no_encoder_mismatch": encoder_gate(same_encoder, evaluation.parity is not None),

@@ -1,4 +1,4 @@
-"""Figures as pure functions of tensors; their definitions stand in ``docs/metrics.md``."""
+"""Metrics as pure functions of tensors; ``docs/metrics.md`` has their definitions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 METRICS_VERSION = "3"
-"""Changes when a definition changes: figures of two versions are not comparable."""
+"""Changes when a definition changes: metrics of two versions are not comparable."""
 
 TIE = 1e-6
-"""Two cosines nearer than this are one: float32 rounds a sum of 768 products by about as much."""
+"""Cosines nearer than this count as equal: float32 rounds a sum of 768 products by as much."""
 RANK_ROWS, RANK_SCORES = 1024, 1 << 24
 """Most predictions, and most cosines, that ranks are counted over at once."""
 
@@ -73,7 +73,7 @@ def other_targets(target_ids: np.ndarray, seed: int) -> np.ndarray | None:
 def variance(rows: Tensor) -> float:
     """Variance of rows ``(n, D)`` summed over D; of unit rows 1 - |mean|^2, in 0..1.
 
-    0 says that all rows are one, 1 that they cancel out.
+    It is 0 where all rows are the same, 1 where they cancel out.
     """
     return float((rows - rows.mean(dim=0)).square().sum(dim=1).mean())
 

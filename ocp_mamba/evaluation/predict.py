@@ -1,4 +1,4 @@
-"""TODO."""
+"""Predictions of every example of a split, in batches of whole chains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.base import conditions
 
 EVALUATION_BATCH = 64
-"""Chains: in batches of 256 a quarter of the places are padding, and they leave the cache."""
+"""Chains in a batch: of 256, a quarter would be padding, and the batch outgrows the cache."""
 
 
 def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tensor:
@@ -25,7 +25,7 @@ def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tens
     bank = torch.from_numpy(dataset.bank).to(device_of(predictor))
     out = torch.empty(len(examples.target), bank.shape[1])
     starts = np.searchsorted(examples.chain, np.arange(dataset.n_chains + 1))
-    # not inference_mode, in which autocast rounds the weights anew with each batch
+    # not inference_mode: there autocast rounds the weights again for each batch
     with torch.no_grad():
         for batch in batches(dataset, split, EVALUATION_BATCH, bank=bank):
             taken = conditions(predictor, batch.tmd, batch.relations)

@@ -1,4 +1,4 @@
-"""What stands beside every predictor on a split, worked out once: strata, families, plain means."""
+"""What all evaluations on a split share, computed once: strata, families, simple references."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SplitReference:
 
     Attributes:
         examples: of the split.
-        strata: masks over the examples, of `data.leak.strata`.
+        strata: masks over the examples, of `data.analysis.leakage.strata`.
         families: int64 ``(n,)``, of `data.split.families`.
         context_mean_margin: float32 ``(n,)``, the margin of the untrained context mean.
         target_variance: of the examples' targets.
@@ -44,7 +44,7 @@ _MADE: WeakKeyDictionary[Dataset, dict[str, SplitReference]] = WeakKeyDictionary
 
 
 def split_reference(dataset: Dataset, split: str) -> SplitReference:
-    """Return what a split's evaluations share; made once, and kept while the dataset is in use.
+    """Return what the evaluations on a split share; computed once and kept with its dataset.
 
     Raises:
         ValueError: the split is unknown, or has no examples.

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What an evaluation found, as plain data, and when two of them may be compared."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ import numpy as np
 from ocp_mamba.data.analysis.sample import Sample
 from ocp_mamba.embeddings.decoders import VEC2TEXT
 from ocp_mamba.evaluation.echo_loop import Parity
+from ocp_mamba.evaluation.names import HEADLINE
 from ocp_mamba.stats import Figure, bootstrap_mean
 
-RANK = "rank"
-
-
 BANK_ECHO = "bank"
-
-
+"""The echo encoder of an evaluation that had no live encoder: the bank's own vectors."""
 WHOLE = "whole"
+"""The sample fingerprint of an evaluation of a whole dataset."""
+
+COMPARABLE_KEYS = {
+    "dataset_fingerprint": "evaluation data",
+    "split": "split",
+    "sample_fingerprint": "sample evaluated",
+    "pool_size": "bank (pool size)",
+    "metrics_version": "metric version",
+}
+"""What two evaluations must share for their numbers to be compared, in words."""
+RETRIEVAL_KEYS = {"index": "search index"}
+ECHO_KEYS = {"echo_encoder": "echo encoder"}
+"""What metrics by the bank's index, and metrics of the echo loop, depend on further."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one predictor on one split, with what they were taken over.
+    """Metrics of one predictor on one split, with what they were computed on.
 
     ``figures`` holds a mean with its interval for each metric, and for each metric and stratum
     under ``<stratum>/<metric>``; MLflow's charts have a section for what stands before the slash.
@@ -32,7 +42,8 @@ class Evaluation:
     the bank ids of the nearest rows, ``(n, 10)``, best first. Both are in the order of
     ``dataset.examples(split)``, as are ``chains``, ``families`` (which intervals draw whole) and
     the masks of ``strata``. ``scalars`` holds numbers with no interval. ``sample`` is what was
-    evaluated where the whole dataset, whose fingerprint it bears, was too large: all counts are its.
+    evaluated where the whole dataset was too large: all counts are the sample's, the fingerprint
+    the whole dataset's.
     """
 
     predictor: str
@@ -95,7 +106,7 @@ class Evaluation:
         by_stratum = {
             f"{stratum}_{metric}": f"{stratum}/{metric}"
             for stratum in self.strata
-            for metric in ("next_vec_cosine", "faiss_retrieval_p1")
+            for metric in HEADLINE
         }
         return {
             **{name: figure for name, figure in self.figures.items() if "/" not in name},
@@ -143,7 +154,7 @@ def paired_difference(
         stratum: a key of ``strata``; None for all examples.
 
     Raises:
-        ValueError: the two were not taken over the same data with the same definitions.
+        ValueError: the two were not computed on the same data with the same definitions.
     """
     require_comparable(ours, theirs, metric)
     difference = ours.per_example[metric] - theirs.per_example[metric]
@@ -154,18 +165,21 @@ def paired_difference(
 
 
 def require_comparable(ours: Evaluation, theirs: Evaluation, metric: str) -> None:
-    """Refuse to compare evaluations by a metric that was taken over different things.
+    """Refuse to compare evaluations by a metric that was computed on different things.
 
     Raises:
         ValueError: names what differs.
     """
-    same = ["split", "dataset_fingerprint", "sample_fingerprint", "metrics_version"]
-    same += ["pool_size", "index"]
-    if metric.startswith("echo"):
-        same.append("echo_encoder")
-    for what in same:
-        a, b = getattr(ours, what), getattr(theirs, what)
+    for key in comparable_keys(metric):
+        a, b = getattr(ours, key), getattr(theirs, key)
         if a != b:
             raise ValueError(
-                f"{ours.predictor} and {theirs.predictor} differ in {what}: {a} and {b}"
+                f"{ours.predictor} and {theirs.predictor} differ in {key}: {a} and {b}"
             )
+
+
+def comparable_keys(metric: str) -> dict[str, str]:
+    """Return the attributes that must be equal to compare by a metric, with words for each."""
+    by_index = metric.startswith(("faiss", "echo"))
+    by_echo = metric.startswith("echo")
+    return COMPARABLE_KEYS | (RETRIEVAL_KEYS if by_index else {}) | (ECHO_KEYS if by_echo else {})

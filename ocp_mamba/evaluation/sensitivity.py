@@ -1,6 +1,6 @@
-"""What a predictor makes of a changed context, and of its own predictions fed back to it.
+"""Predictions from changed contexts, and from the predictor's own predictions fed back to it.
 
-Both ask for new forward passes, so both look at a seeded sample of the examples.
+Both need new forward passes, so both take a seeded sample of the examples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.stats import Figure
 
 SAMPLE = 500
-"""Examples looked at: at most this many."""
+"""Most examples that are taken."""
 STEPS = 5
 BATCH = 128
 
@@ -60,7 +60,7 @@ def _padded(sequences: list[Tensor], rows: Tensor) -> Tensor:
 
 
 class _Sample:
-    """Some examples of a split, with what is needed to predict from them anew."""
+    """Some examples of a split, with what is needed to predict from them again."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ def sensitivity(
     """Cosine to the target when the context is shuffled, reversed, or cut to its last vector.
 
     Examples with a context of 2 concepts or more are sampled. A shuffle is a random order other
-    than the true one. A predictor that knows relations is also told those of other steps of the
+    than the true one. A predictor that knows relations is also given those of other steps of the
     sample (``relations_shuffled``), and none (``relations_hidden``).
 
     Args:

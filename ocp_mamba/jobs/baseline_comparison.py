@@ -215,7 +215,7 @@ def _evaluate_all(
     cheap = {}
     for name, predictor in cheap_baselines(dataset).items():
         cheap[name] = Row(name, [evaluated(name, predictor)])
-        _log_child(run, name, cheap[name].evaluated[0], {"predictor": name})
+        _log_child(run, name, cheap[name].evaluations[0], {"predictor": name})
     trained: dict[str, Row] = {}
     precisions = set()
     for unit in units:
@@ -224,7 +224,7 @@ def _evaluate_all(
         _log_trained(run, unit, figures, saved)
         row = trained.get(unit.kind) or Row(saved.kind, [], saved.model.num_parameters(), 0.0)
         minutes = (row.minutes or 0.0) + float(saved.loop["minutes"]) / len(job.seeds)
-        trained[unit.kind] = replace(row, evaluated=[*row.evaluated, figures], minutes=minutes)
+        trained[unit.kind] = replace(row, evaluations=[*row.evaluations, figures], minutes=minutes)
         precisions.add(str(saved.loop["precision"]))
     others = [*cheap.values(), *(row for kind, row in trained.items() if kind != MODEL)]
     facts = {"trained in": " and ".join(sorted(precisions))}

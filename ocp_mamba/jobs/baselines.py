@@ -15,6 +15,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
+from ocp_mamba.evaluation.names import COSINE, HEADLINE, P1, TRAIN_MINUTES
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.tracking.run import TrackedRun
@@ -22,7 +23,6 @@ from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.trainer import fit
 
 CHEAP, FULL = "cheap", "full"
-HEADLINE = ("next_vec_cosine", "faiss_retrieval_p1")
 
 
 def evaluate_cheap(dataset: Dataset, index: BankIndex) -> dict[str, Evaluation]:
@@ -80,7 +80,7 @@ def train_and_evaluate(
             name,
             evaluated[name],
             params,
-            {"train_time_minutes": fitted.train_minutes},
+            {TRAIN_MINUTES: fitted.train_minutes},
             {alarm.tag: str(alarm) for alarm in fitted.alarms},
             history=fitted.history,
             files=[path],
@@ -117,6 +117,6 @@ def log_baseline(
 def trained_gates(evaluated: Evaluation, trained: Mapping[str, Evaluation]) -> dict[str, str]:
     """Whether the model beats every trained baseline; ``not-run`` where none was trained."""
     return {
-        "beats_trained_baselines_cosine": gates.beats_gate(evaluated, trained, HEADLINE[0]),
-        "beats_trained_baselines_p1": gates.beats_gate(evaluated, trained, HEADLINE[1]),
+        "beats_trained_baselines_cosine": gates.beats_gate(evaluated, trained, COSINE),
+        "beats_trained_baselines_p1": gates.beats_gate(evaluated, trained, P1),
     }

@@ -15,7 +15,7 @@ from ocp_mamba.embeddings.decoders import Decoder, Vec2TextDecoder
 from ocp_mamba.embeddings.encoders import Encoder, SentenceTransformerEncoder
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import DatasetError, DecoderError, JobError
-from ocp_mamba.evaluation import gates
+from ocp_mamba.evaluation import gates, names
 from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.latency import inference_latency
@@ -37,20 +37,20 @@ from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 
 SHOWN = (
-    "next_vec_cosine",
-    "faiss_retrieval_p1",
-    "mrr",
-    "margin",
-    "context_mean_margin",
+    names.COSINE,
+    names.P1,
+    names.MRR,
+    names.MARGIN,
+    names.CONTEXT_MEAN_MARGIN,
     "contrastive_accuracy",
-    "echo_loop_similarity",
+    names.ECHO,
     "vec2text_echo_similarity",
     "vec2text_echo_to_prediction",
     "cosine_to_global_mean",
     "prediction_variance",
     "target_variance",
     "faiss_recall_at_1",
-    "inference_latency_ms",
+    names.LATENCY,
 )
 
 
@@ -165,7 +165,7 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
         )
         report = Report(
             title=f"Evaluation of {evaluated.predictor} on the {job.split} split",
-            evaluated=evaluated,
+            evaluation=evaluated,
             dataset=dataset,
             baselines=baselines,
             gates=verdicts,
@@ -185,7 +185,7 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
 
 def margin_note(evaluated: Evaluation) -> str:
     """Return the margin beside the context mean's, in words that keep it from misleading."""
-    ours, mean = (evaluated.figures[name] for name in ("margin", "context_mean_margin"))
+    ours, mean = (evaluated.figures[name] for name in (names.MARGIN, names.CONTEXT_MEAN_MARGIN))
     return (
         f"{ours}; the untrained context mean has {mean} on the same examples. Below 0 is no fault "
         "by itself: a good regressor that is unsure stays near its input (docs/metrics.md)"

@@ -22,6 +22,7 @@ from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
 from ocp_mamba.evaluation.latency import inference_latency
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
+from ocp_mamba.evaluation.names import COSINE, ECHO, LATENCY, P1, TRAIN_MINUTES
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.jobs.artifacts import log_training
 from ocp_mamba.jobs.baselines import (
@@ -41,6 +42,7 @@ from ocp_mamba.jobs.common import (
 )
 from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.kernels.backend import resolve_device, use_backend
+from ocp_mamba.kernels.cpu import kernels_off
 from ocp_mamba.model.base import conditions
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
@@ -57,13 +59,8 @@ from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.state import FitResult
 from ocp_mamba.training.trainer import fit
 
-HEADLINE_METRICS = (
-    "next_vec_cosine",
-    "faiss_retrieval_p1",
-    "echo_loop_similarity",
-    "train_time_minutes",
-    "inference_latency_ms",
-)
+SHOWN = (COSINE, P1, ECHO, TRAIN_MINUTES, LATENCY)
+"""The numbers that the summary shows."""
 READY_TOLERANCE = 1e-5
 
 
@@ -215,12 +212,12 @@ def _conclude(
     evaluated = evaluate(model, prepared.evaluated, "val", name="model", index=prepared.index)
     saved = load_checkpoint(job.output)
     minutes = fitted.train_minutes
-    timing = inference_latency(model) | {"train_time_minutes": minutes}
+    timing = inference_latency(model) | {TRAIN_MINUTES: minutes}
     numbers = evaluated.flat() | timing
     verdicts = gates.evaluate_gates(
         evaluated,
         prepared.baselines,
-        cosines=[r.val["next_vec_cosine"] for r in fitted.history],
+        trends=[record.improvement_trend for record in fitted.history],
         train_minutes=minutes,
         inference_ready=_same_predictions(model, saved, prepared.evaluated),
         leaks=prepared.leaks.leaks,
@@ -255,12 +252,12 @@ def _conclude(
         [
             f"{epoch_table(fitted.history)}\n\n{alarms.listing(fitted.alarms)}",
             baseline_table({**prepared.baselines, "this model": evaluated}),
-            result_table(numbers, verdicts, HEADLINE_METRICS),
+            result_table(numbers, verdicts, SHOWN),
         ]
     )
     report = Report(
         title=f"Training run {run.name}: epoch {fitted.best_epoch} on the val split",
-        evaluated=evaluated,
+        evaluation=evaluated,
         dataset=prepared.evaluated,
         baselines=prepared.baselines,
         gates=verdicts,
@@ -277,13 +274,13 @@ def _conclude(
 
 
 def _same_predictions(model: OCPMambaLVM, saved: Checkpoint, dataset: Dataset) -> bool:
-    """Whether the saved file, loaded anew, predicts what the model does."""
+    """Whether the saved file, loaded again, predicts what the model does, computed as served."""
     loaded = saved.build_model()
     chain = torch.from_numpy(dataset.bank[dataset.chain(0)[:-1]])[None]
     tmd = None if dataset.chain_tmd is None else torch.from_numpy(dataset.chain_tmd[:1])
     steps = dataset.steps(np.arange(chain.shape[1])[None])
     taken = conditions(model, tmd, None if steps is None else torch.from_numpy(steps))
-    with torch.inference_mode():
+    with kernels_off(), torch.inference_mode():
         return torch.allclose(loaded(chain, **taken), model(chain, **taken), atol=READY_TOLERANCE)
 
 

@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,17 @@ def use(wanted: bool) -> None:
 def in_use() -> bool:
     """Whether CPU tensors go to the kernels."""
     return _in_use
+
+
+@contextmanager
+def kernels_off() -> Iterator[None]:
+    """Compute in plain torch inside the block, as a served model does, and afterwards as before."""
+    global _in_use
+    before, _in_use = _in_use, False
+    try:
+        yield
+    finally:
+        _in_use = before
 
 
 def computed_in(stored: torch.dtype) -> torch.dtype:

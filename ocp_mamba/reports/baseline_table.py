@@ -6,42 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from tabulate import tabulate
-
-from ocp_mamba.evaluation.result import Evaluation, require_comparable
-from ocp_mamba.reports.findings import COSINE, P1, listed, outcome
-from ocp_mamba.stats import Figure, mean_over_seeds
-
-COLUMNS: dict[str, tuple[str, str | None]] = {
-    "cosine": (COSINE, None),
-    "P@1": (P1, None),
-    "cosine, unseen": (COSINE, "unseen"),
-    "P@1, unseen": (P1, "unseen"),
-}
-"""The table's columns: a metric, and the stratum that it is taken over."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A predictor, evaluated once for each seed of its training.
-
-    Attributes:
-        name: how the table calls it.
-        evaluated: its evaluations, one a seed; a single one where nothing is trained.
-        parameters: how many it has; None where nothing is trained.
-        minutes: mean time of a training; None where nothing is trained.
-    """
-
-    name: str
-    evaluated: Sequence[Evaluation]
-    parameters: int | None = None
-    minutes: float | None = None
-
-    def values(self, metric: str, stratum: str | None) -> np.ndarray:
-        """Numbers of the stratum's examples, ``(n_seeds, n)``."""
-        chosen = slice(None) if stratum is None else self.evaluated[0].strata[stratum]
-        return np.stack([e.per_example[metric][chosen] for e in self.evaluated])
+from ocp_mamba.evaluation.names import P1
+from ocp_mamba.evaluation.result import require_comparable
+from ocp_mamba.reports.findings import listed, outcome
+from ocp_mamba.reports.rows import Row, computed_on, seeds_note
+from ocp_mamba.reports.tables import BEST, COLUMNS, GITHUB, Cell, Content, Table
+from ocp_mamba.stats import Figure
 
 
 @dataclass(frozen=True)
@@ -61,13 +31,13 @@ class Quality:
     facts: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for rows that were not evaluated alike."""
-        first = self.model.evaluated[0]
-        for row in (self.model, *self.others):
-            if len(row.evaluated) not in (1, len(self.model.evaluated)):
-                raise ValueError(f"{row.name} has {len(row.evaluated)} seeds")
-            for evaluated in row.evaluated:
-                require_comparable(first, evaluated, P1)
+        """Raise `ValueError` for rows that were not evaluated on the same examples."""
+        first = self.model.evaluations[0]
+        for row in self.rows:
+            if len(row.evaluations) not in (1, len(self.model.evaluations)):
+                raise ValueError(f"{row.name} has {len(row.evaluations)} seeds")
+            for evaluation in row.evaluations:
+                require_comparable(first, evaluation, P1)
 
     @property
     def rows(self) -> list[Row]:
@@ -76,60 +46,52 @@ class Quality:
 
     def figure(self, row: Row, column: str) -> Figure:
         """Mean over seeds, with its interval over families and seeds."""
-        metric, stratum = COLUMNS[column]
-        return mean_over_seeds(row.values(metric, stratum), self._families(stratum))
+        return row.figure(column)
 
     def difference(self, row: Row, column: str) -> Figure:
         """The model minus a row: paired by example, and by seed where the row has seeds."""
-        metric, stratum = COLUMNS[column]
-        gap = self.model.values(metric, stratum) - row.values(metric, stratum)
-        return mean_over_seeds(gap, self._families(stratum))
+        return self.model.minus(row, column)
 
     def verdict(self, column: str) -> str:
         """Whether the model beats every row in a column, and where not, which and by how much."""
-        gaps = {row.name: self.difference(row, column) for row in self.others}
-        if any(gap.value is None for gap in gaps.values()):
+        leads = {row.name: self.difference(row, column) for row in self.others}
+        if any(lead.value is None for lead in leads.values()):
             return "not run: no such sequences"
-        said = {name: outcome(gap) for name, gap in gaps.items()}
-        hardest = min(gaps, key=lambda name: gaps[name].value or 0.0)
-        if set(said.values()) == {"beats"}:
-            return f"beats every row; the hardest is {hardest}, {gaps[hardest].text('+.4f')}"
-        shown = {name: f"{name} ({gap.text('+.4f')})" for name, gap in gaps.items()}
+        outcomes = {name: outcome(lead) for name, lead in leads.items()}
+        closest = min(leads, key=lambda name: leads[name].value or 0.0)
+        if set(outcomes.values()) == {"beats"}:
+            return f"beats every row; the closest is {closest}, {leads[closest].text('+.4f')}"
+        shown = {name: f"{name} ({lead.text('+.4f')})" for name, lead in leads.items()}
         groups = {
             words: [
-                name if words == "beats" else shown[name] for name in said if said[name] == words
+                name if words == "beats" else shown[name]
+                for name in outcomes
+                if outcomes[name] == words
             ]
             for words in ("loses to", "ties with", "beats")
         }
         parts = [f"{words} {listed(names)}" for words, names in groups.items() if names]
         return f"does not beat every row: {'; '.join(parts)}"
 
-    def _families(self, stratum: str | None) -> np.ndarray:
-        first = self.model.evaluated[0]
-        return first.families if stratum is None else first.families[first.strata[stratum]]
-
 
 def to_markdown(quality: Quality) -> str:
-    """Return the table, what it was taken over, and a verdict for each column."""
-    first = quality.model.evaluated[0]
-    n = {c: quality.figure(quality.model, c).n for c in COLUMNS}
+    """Return the table, what it was computed on, and a verdict for each column."""
+    first = quality.model.evaluations[0]
+    n = {column: quality.model.figure(column).n for column in COLUMNS}
     titles = [
         f"P@1 in {first.pool_size:,}" if c == "P@1" else f"{c} ({n[c]:,})" if "unseen" in c else c
         for c in COLUMNS
     ]
-    rows = [
+    rows: list[list[Content]] = [
         [
-            f"**{row.name}**" if row is quality.model else row.name,
-            *(str(quality.figure(row, c)) for c in COLUMNS),
+            Cell(row.name, kind=BEST if row is quality.model else ""),
+            *(row.figure(column) for column in COLUMNS),
             "" if row.parameters is None else f"{row.parameters:,}",
             "" if row.minutes is None else f"{row.minutes:.1f}",
         ]
         for row in quality.rows
     ]
-    table = tabulate(
-        rows, ["predictor", *titles, "parameters", "minutes"], tablefmt="github",
-        disable_numparse=True,
-    )  # fmt: skip
+    table = Table(["predictor", *titles, "parameters", "minutes"], rows).to_text(GITHUB)
     verdicts = "\n".join(f"- {column}: {quality.verdict(column)}." for column in COLUMNS)
     return (
         f"{table}\n\n{note(quality)}\n\nThe model, {quality.model.name}, by column:\n\n{verdicts}"
@@ -137,48 +99,31 @@ def to_markdown(quality: Quality) -> str:
 
 
 def note(quality: Quality) -> str:
-    """Say what the figures were taken over, and what their intervals cover."""
-    first, seeds = quality.model.evaluated[0], quality.seeds
-    over = (
-        f"mean over the seeds {listed([str(s) for s in seeds])} of training [95% interval over "
-        "families and seeds]"
-        if len(seeds) > 1
-        else f"one seed of training, {seeds[0]} [95% interval over families; how much another "
-        "seed would change is not in it]"
-    )
+    """Say what the metrics were computed on, and what their intervals cover."""
+    first = quality.model.evaluations[0]
     facts = "".join(f"; {name} {value}" for name, value in quality.facts.items())
     return (
         f"{first.split} split: {first.n_examples:,} sequences of {first.n_chains:,} chains in "
-        f"{first.n_families:,} families; chance P@1 {first.chance_p1:.5f}; {over}; dataset "
-        f"{first.dataset_fingerprint[:12]}, metric version {first.metrics_version}{facts}. "
-        "A row is beaten where the 95% interval of the difference, paired by sequence and seed, "
-        "lies above 0."
+        f"{first.n_families:,} families; chance P@1 {first.chance_p1:.5f}; "
+        f"{seeds_note(quality.seeds)}; dataset {first.dataset_fingerprint[:12]}, metric version "
+        f"{first.metrics_version}{facts}. A row is beaten where the 95% interval of the "
+        "difference, paired by sequence and seed, lies above 0."
     )
 
 
 def to_dict(quality: Quality) -> dict[str, Any]:
     """Return the table as plain values: figures, differences and verdicts by row and column."""
-    first = quality.model.evaluated[0]
     return {
-        "split": first.split,
-        "dataset_fingerprint": first.dataset_fingerprint,
-        "metrics_version": first.metrics_version,
-        "pool_size": first.pool_size,
-        "n_examples": first.n_examples,
-        "n_chains": first.n_chains,
-        "n_families": first.n_families,
-        "seeds": list(quality.seeds),
+        **computed_on(quality.model.evaluations[0], quality.seeds),
         "facts": dict(quality.facts),
         "rows": [
             {
                 "predictor": row.name,
                 "parameters": row.parameters,
                 "minutes": row.minutes,
-                "figures": {c: asdict(quality.figure(row, c)) for c in COLUMNS},
+                "figures": {c: asdict(row.figure(c)) for c in COLUMNS},
                 "each_seed": {
-                    c: [float(v) for v in row.values(*COLUMNS[c]).mean(axis=1)]
-                    if row.values(*COLUMNS[c]).size
-                    else []
+                    c: [float(v) for v in row.values(c).mean(axis=1)] if row.values(c).size else []
                     for c in COLUMNS
                 },
                 "model_minus_it": None

@@ -1,4 +1,4 @@
-"""Plots of evaluations: each draws one figure and returns it, or writes it with its numbers."""
+"""Plots of evaluations: each function draws one plot and returns it, or writes its files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ocp_mamba import stats
+from ocp_mamba.evaluation.names import COSINE, LABELS, RANK, VAL_P1
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.training.history import EpochRecord
 
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, DPI = 9.0, 130
-MODEL_COLOUR = "#1f4e9e"
-BASELINE_COLOURS = ("#e0873b", "#3f9b6c", "#b8566b", "#8465a8", "#7a7468", "#3a9fb3", "#c4a62d")
+MODEL_COLOR = "#1f4e9e"
+BASELINE_COLORS = ("#e0873b", "#3f9b6c", "#b8566b", "#8465a8", "#7a7468", "#3a9fb3", "#c4a62d")
 STRATA = {"all": "", "seen": "seen/", "unseen": "unseen/", "unseen target": "unseen_target/"}
-PANELS = {"cosine": "next_vec_cosine", "P@1": "faiss_retrieval_p1"}
 MIN_AT_POSITION = 20
-"""A position with fewer examples is left out of the curve: its interval says nothing."""
+"""A position with fewer examples is left out of the curve: its interval would be too wide."""
 
 
 def plot_cosine(
@@ -36,7 +36,7 @@ def plot_cosine(
     Args:
         history: the epochs.
         baselines: evaluations on the same split by the baseline's name.
-        path: a ``.png``; the numbers go beside it as ``.json``.
+        path: a ``.png``; the numbers go into a ``.json`` of the same name.
 
     Returns:
         The two files.
@@ -44,45 +44,45 @@ def plot_cosine(
     values = {
         name: {
             metric: figure.value
-            for metric in PANELS.values()
-            if (figure := evaluated.figures.get(metric)) and figure.value is not None
+            for metric in LABELS.values()
+            if (figure := evaluation.figures.get(metric)) and figure.value is not None
         }
-        for name, evaluated in baselines.items()
+        for name, evaluation in baselines.items()
     }
     numbers = {
         "epoch": [r.epoch for r in history],
-        "val_next_vec_cosine": [r.val["next_vec_cosine"] for r in history],
-        "val_retrieval_p1": [r.val.get("retrieval_p1") for r in history],
+        "val_next_vec_cosine": [r.val[COSINE] for r in history],
+        "val_retrieval_p1": [r.val.get(VAL_P1) for r in history],
         "baselines": values,
     }
     return _write(epochs_figure(history, baselines), numbers, path)
 
 
 def epochs_figure(history: Sequence[EpochRecord], baselines: Mapping[str, Evaluation]) -> Figure:
-    """Draw cosine and P@1 per epoch, one panel each; the legend stands beside the axes."""
+    """Draw cosine and P@1 per epoch, one panel each; the legend is to the right."""
     from matplotlib.ticker import MaxNLocator
 
     figure, panels = _figure(2, height=6.4, sharex=True)
-    sources = ("next_vec_cosine", "retrieval_p1")
-    for axes, (label, metric), source in zip(panels, PANELS.items(), sources, strict=True):
+    sources = (COSINE, VAL_P1)
+    for axes, (label, metric), source in zip(panels, LABELS.items(), sources, strict=True):
         points = [(r.epoch, r.val[source]) for r in history if source in r.val]
         lines = []
-        for (name, evaluated), colour in zip(
-            baselines.items(), _colours(len(baselines)), strict=True
+        for (name, evaluation), color in zip(
+            baselines.items(), _colors(len(baselines)), strict=True
         ):
-            found = evaluated.figures.get(metric)
+            found = evaluation.figures.get(metric)
             if found is None or found.value is None or found.low is None or found.high is None:
                 continue
-            axes.axhspan(found.low, found.high, color=colour, alpha=0.15, linewidth=0)
+            axes.axhspan(found.low, found.high, color=color, alpha=0.15, linewidth=0)
             text = f"{name}  {found.value:.3f}"
             lines.append(
-                axes.axhline(found.value, color=colour, linestyle="--", linewidth=1.2, label=text)
+                axes.axhline(found.value, color=color, linestyle="--", linewidth=1.2, label=text)
             )
         if points:
             best = max(value for _, value in points)
             lines += axes.plot(
                 *zip(*points, strict=True),
-                color=MODEL_COLOUR,
+                color=MODEL_COLOR,
                 marker="o",
                 markersize=4,
                 linewidth=2,
@@ -100,7 +100,7 @@ def epochs_figure(history: Sequence[EpochRecord], baselines: Mapping[str, Evalua
 
 
 def plot_losses(history: Sequence[EpochRecord], path: Path) -> list[Path]:
-    """Draw every training loss term per epoch; returns the ``.png`` and a ``.json`` beside it."""
+    """Draw every training loss term per epoch; returns the ``.png`` and the ``.json``."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [r.epoch for r in history]
@@ -118,35 +118,35 @@ def plot_losses(history: Sequence[EpochRecord], path: Path) -> list[Path]:
     return _write(figure, {"epoch": epochs, "losses": losses}, path)
 
 
-def strata_figure(evaluated: Mapping[str, Evaluation]) -> Figure:
+def strata_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
     """Draw cosine and P@1 per stratum, a bar with its interval for each predictor.
 
     Args:
-        evaluated: the model first, then its baselines, all on the same examples.
+        evaluations: the model first, then its baselines, all on the same examples.
     """
     figure, panels = _figure(2, height=6.4, sharex=True)
-    colours = (MODEL_COLOUR, *_colours(len(evaluated) - 1))
-    width = 0.84 / len(evaluated)
-    first = next(iter(evaluated.values()))
-    for axes, (label, metric) in zip(panels, PANELS.items(), strict=True):
-        for number, ((name, evaluation), colour) in enumerate(
-            zip(evaluated.items(), colours, strict=True)
+    colors = (MODEL_COLOR, *_colors(len(evaluations) - 1))
+    width = 0.84 / len(evaluations)
+    first = next(iter(evaluations.values()))
+    for axes, (label, metric) in zip(panels, LABELS.items(), strict=True):
+        for number, ((name, evaluation), color) in enumerate(
+            zip(evaluations.items(), colors, strict=True)
         ):
             for group, prefix in enumerate(STRATA.values()):
                 found = evaluation.figures.get(prefix + metric)
                 if found is None or found.value is None or found.low is None or found.high is None:
                     continue
                 axes.bar(
-                    group + (number - (len(evaluated) - 1) / 2) * width,
+                    group + (number - (len(evaluations) - 1) / 2) * width,
                     found.value,
                     width * 0.92,
                     yerr=[[found.value - found.low], [found.high - found.value]],
-                    color=colour,
+                    color=color,
                     error_kw={"elinewidth": 1, "ecolor": "#222222"},
                     label=name if group == 0 else None,
                 )
         axes.set_ylabel(label)
-    counts = [first.figures.get(p + "next_vec_cosine") for p in STRATA.values()]
+    counts = [first.figures.get(p + COSINE) for p in STRATA.values()]
     names = [f"{s}\nn = {c.n if c else 0:,}" for s, c in zip(STRATA, counts, strict=True)]
     panels[-1].set_xticks(range(len(STRATA)), names)
     panels[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
@@ -168,10 +168,10 @@ def plot_variants(rows: Mapping[str, Mapping[str, stats.Figure]], path: Path) ->
             found = figures[column]
             if found.value is None:
                 continue
-            colour = MODEL_COLOUR if name == base else BASELINE_COLOURS[1]
-            axes.bar(place, found.value, 0.7, color=colour)
+            color = MODEL_COLOR if name == base else BASELINE_COLORS[1]
+            axes.bar(place, found.value, 0.7, color=color)
             if name == base:
-                axes.axhline(found.value, color=colour, linewidth=1, linestyle="--")
+                axes.axhline(found.value, color=color, linewidth=1, linestyle="--")
             if found.low is not None and found.high is not None:
                 axes.plot([place, place], [found.low, found.high], color="#222222", linewidth=1.2)
             axes.annotate(f"{found.value:.3f}", (place, 0), (0, 4), textcoords="offset points",
@@ -183,29 +183,29 @@ def plot_variants(rows: Mapping[str, Mapping[str, stats.Figure]], path: Path) ->
     return path
 
 
-def rank_figure(evaluated: Mapping[str, Evaluation]) -> Figure | None:
+def rank_figure(evaluations: Mapping[str, Evaluation]) -> Figure | None:
     """Draw where the truth ranks in the bank: the share of examples per doubling of the rank.
 
     Args:
-        evaluated: the model first; of the others the one with the best P@1 is drawn as an outline.
+        evaluations: the model first; the other one with the best P@1 is drawn as an outline.
     """
-    (name, model), *others = evaluated.items()
-    if "rank" not in model.per_example or model.n_examples == 0:
+    (name, model), *others = evaluations.items()
+    if RANK not in model.per_example or model.n_examples == 0:
         return None
     edges = 2 ** np.arange(int(np.log2(model.pool_size)) + 2)
     shares = _rank_shares(model, edges)
     at = np.arange(len(shares))
     figure, (axes,) = _figure(1, height=3.8)
-    axes.bar(at, shares, 0.9, color=MODEL_COLOUR, label=name)
-    negative_pool = {n: _rank_shares(e, edges) for n, e in others if "rank" in e.per_example}
-    if negative_pool:
-        rival = max(negative_pool, key=lambda n: negative_pool[n][0])
+    axes.bar(at, shares, 0.9, color=MODEL_COLOR, label=name)
+    others_shares = {n: _rank_shares(e, edges) for n, e in others if RANK in e.per_example}
+    if others_shares:
+        best_other = max(others_shares, key=lambda n: others_shares[n][0])
         axes.stairs(
-            negative_pool[rival],
+            others_shares[best_other],
             np.arange(len(at) + 1) - 0.5,
             color="#222222",
             linewidth=1.4,
-            label=rival,
+            label=best_other,
         )
     ends = np.minimum(edges[1:] - 1, model.pool_size)
     axes.set_xticks(
@@ -221,34 +221,34 @@ def rank_figure(evaluated: Mapping[str, Evaluation]) -> Figure | None:
 
 
 def _rank_shares(evaluation: Evaluation, edges: np.ndarray) -> np.ndarray:
-    ranks = evaluation.per_example["rank"]
+    ranks = evaluation.per_example[RANK]
     return np.histogram(ranks, bins=np.append(edges[:-1], edges[-1] + 1))[0] / len(ranks)
 
 
-def position_figure(evaluated: Mapping[str, Evaluation], positions: np.ndarray) -> Figure:
+def position_figure(evaluations: Mapping[str, Evaluation], positions: np.ndarray) -> Figure:
     """Draw cosine and P@1 against the number of concepts in the context.
 
     Args:
-        evaluated: the model first, then its baselines, all on the same examples.
+        evaluations: the model first, then its baselines, all on the same examples.
         positions: int (n,), the context's length of each example.
     """
     from matplotlib.ticker import MaxNLocator
 
     lengths = [k for k in np.unique(positions) if (positions == k).sum() >= MIN_AT_POSITION]
     figure, panels = _figure(2, height=6.0, sharex=True)
-    colours = (MODEL_COLOUR, *_colours(len(evaluated) - 1))
-    for axes, (label, metric) in zip(panels, PANELS.items(), strict=True):
-        for (name, evaluation), colour in zip(evaluated.items(), colours, strict=True):
+    colors = (MODEL_COLOR, *_colors(len(evaluations) - 1))
+    for axes, (label, metric) in zip(panels, LABELS.items(), strict=True):
+        for (name, evaluation), color in zip(evaluations.items(), colors, strict=True):
             values, chains = evaluation.per_example[metric], evaluation.families
             curve = [
                 stats.bootstrap_mean(values[positions == k], chains[positions == k])
                 for k in lengths
             ]
-            is_model = colour == MODEL_COLOUR
+            is_model = color == MODEL_COLOR
             axes.plot(
                 lengths,
                 _column(curve, "value"),
-                color=colour,
+                color=color,
                 marker="o" if is_model else None,
                 markersize=4,
                 linewidth=2.2 if is_model else 1.1,
@@ -256,7 +256,7 @@ def position_figure(evaluated: Mapping[str, Evaluation], positions: np.ndarray) 
                 zorder=3 if is_model else 2,
             )
             bounds = _column(curve, "low"), _column(curve, "high")
-            axes.fill_between(lengths, *bounds, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(lengths, *bounds, color=color, alpha=0.15, linewidth=0)
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
@@ -266,19 +266,19 @@ def position_figure(evaluated: Mapping[str, Evaluation], positions: np.ndarray) 
 
 
 def intervals_figure(rows: Mapping[str, stats.Figure], label: str) -> Figure:
-    """Draw one row a name: its value as a dot, its interval as a line.
+    """Draw one row for each name: its value as a dot, its interval as a line.
 
     Args:
         rows: figures by name, the first one on top; rows without a value are left out.
-        label: what the figures are.
+        label: what the values are.
     """
     shown = {n: f for n, f in rows.items() if f.value is not None}
     values, lows, highs = (_column(list(shown.values()), c) for c in ("value", "low", "high"))
     figure, (axes,) = _figure(1, height=1.1 + 0.34 * len(shown))
     for number, name in enumerate(shown):
-        colour = MODEL_COLOUR if number == 0 else BASELINE_COLOURS[4]
-        axes.plot([lows[number], highs[number]], [number, number], color=colour, linewidth=2.4)
-        axes.plot([values[number]], [number], "o", color=colour, label=name)
+        color = MODEL_COLOR if number == 0 else BASELINE_COLORS[4]
+        axes.plot([lows[number], highs[number]], [number, number], color=color, linewidth=2.4)
+        axes.plot([values[number]], [number], "o", color=color, label=name)
     axes.set_yticks(range(len(shown)), list(shown))
     axes.invert_yaxis()
     axes.set_xlabel(f"{label}, 95% interval by family")
@@ -314,8 +314,8 @@ def _column(figures: Sequence[stats.Figure], end: str) -> list[float]:
     return [getattr(figure, end) for figure in figures]
 
 
-def _colours(count: int) -> list[str]:
-    return [BASELINE_COLOURS[i % len(BASELINE_COLOURS)] for i in range(count)]
+def _colors(count: int) -> list[str]:
+    return [BASELINE_COLORS[i % len(BASELINE_COLORS)] for i in range(count)]
 
 
 def _figure(rows: int, *, height: float, sharex: bool = False) -> tuple[Figure, list[Axes]]:

@@ -1,36 +1,26 @@
-"""Ranking of evaluated runs that refuses to rank what is not comparable."""
+"""Ranking of evaluated runs; runs that are not comparable are refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from ocp_mamba.errors import CompareError
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
-from ocp_mamba.evaluation.result import WHOLE
-from ocp_mamba.reports.findings import outcome
-from ocp_mamba.reports.html import facts, figure_cell, image, page, section, table, text
-from ocp_mamba.reports.plots import intervals_figure
+from ocp_mamba.evaluation.result import COMPARABLE_KEYS, WHOLE, comparable_keys
+from ocp_mamba.reports.findings import BAD, OPEN, outcome
+from ocp_mamba.reports.html import render
+from ocp_mamba.reports.plots import as_png, intervals_figure
+from ocp_mamba.reports.tables import BEST, GITHUB, Cell, Table
 from ocp_mamba.stats import Figure, bootstrap_mean
 
-COMPARABLE_KEYS = {
-    "dataset_fingerprint": "evaluation data",
-    "split": "split",
-    "sample_fingerprint": "sample evaluated",
-    "pool_size": "bank (pool size)",
-    "metrics_version": "metric version",
-}
-SEARCHED = {"index": "search index"}
-ECHOED = {"echo_encoder": "echo encoder"}
-"""What further must be the same for retrieval figures, and for the echo loop's."""
-ENDINGS = {"beats": "significant", "loses to": "significant", "ties with": "not significant"}
-HEADERS = ("run", "evaluated", "value", "minus the best", "")
+SIGNIFICANT = {"beats": "significant", "loses to": "significant", "ties with": "not significant"}
+TONES = {"best": "", "significant": BAD, "not significant": OPEN}
+HEADERS = ("run", "predictor", "value", "minus the best", "")
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate's place: its figure, and its paired difference to the best (None for that)."""
+    """A candidate's figure, and its paired difference to the best candidate (None for the best)."""
 
     candidate: Candidate
     figure: Figure
@@ -62,7 +52,7 @@ class Row:
     @property
     def verdict(self) -> str:
         """``best``, ``significant`` or ``not significant``."""
-        return "best" if self.behind is None else ENDINGS[outcome(self.behind)]
+        return "best" if self.behind is None else SIGNIFICANT[outcome(self.behind)]
 
 
 @dataclass(frozen=True)
@@ -79,8 +69,23 @@ class Comparison:
         return self.metric if self.stratum == "all" else f"{self.stratum}/{self.metric}"
 
     @property
+    def table(self) -> Table:
+        """The ranking, the best first."""
+        rows = [
+            [
+                Cell(row.candidate.name, note=row.candidate.run_id),
+                str(row.candidate.evaluation["predictor"]),
+                Cell(row.figure, kind=BEST if row.behind is None else ""),
+                "" if row.behind is None else Cell(row.behind, "+.4f"),
+                Cell(row.verdict, kind=TONES[row.verdict]),
+            ]
+            for row in self.rows
+        ]
+        return Table(HEADERS, rows, ours=0)
+
+    @property
     def note(self) -> str:
-        """What the figures were taken over."""
+        """What the numbers were computed on."""
         shared = self.rows[0].candidate.evaluation
         sample = shared.get("sample")
         evaluated = f"Evaluated on {sample['said']}. " if sample else ""
@@ -89,8 +94,8 @@ class Comparison:
             + f"{self.label} on {self.rows[0].figure.n:,} sequences of the {shared['split']} split "
             f"of dataset {shared['dataset_fingerprint'][:12]}, pool {shared['pool_size']:,}, "
             f"metric version {shared['metrics_version']}. [95% interval, by family]. A difference "
-            "is paired over the same sequences, and significant where its interval lies off zero; "
-            "it is not corrected for the number of runs."
+            "is paired over the same sequences, and significant where its interval does not "
+            "contain zero; it is not corrected for the number of runs."
         )
 
 
@@ -125,32 +130,31 @@ def compare(candidates: Sequence[Candidate], metric: str, stratum: str = "all") 
 
 
 def _require_comparable(candidates: Sequence[Candidate], metric: str) -> None:
-    """Refuse runs that differ from the first in what a figure depends on; names all of them."""
-    wanted = COMPARABLE_KEYS | (SEARCHED if metric.startswith(("faiss", "echo")) else {})
-    wanted |= ECHOED if metric.startswith("echo") else {}
+    """Refuse runs that differ from the first in what the metric depends on; names all of them."""
     first, *others = candidates
     found = [
         f"  {other.name} differs from {first.name} in {words}: "
         f"{_short(_known(other, key))}, not {_short(_known(first, key))}"
         for other in others
-        for key, words in wanted.items()
+        for key, words in comparable_keys(metric).items()
         if _known(other, key) != _known(first, key)
     ]
     if found:
         raise CompareError(
-            "these runs are not ranked: their figures were not taken over the same thing\n"
+            "these runs are not ranked: they were not evaluated on the same thing\n"
             + "\n".join(found)
-            + "\nEvaluate them anew on one dataset and split: ocp-mamba evaluate --help"
+            + "\nEvaluate them again on one dataset and split: ocp-mamba evaluate --help"
         )
     if first.evaluation.get("metrics_version") != METRICS_VERSION:
         raise CompareError(
-            f"these runs were evaluated by metric version {first.evaluation.get('metrics_version')}; "
-            f"this version of ocp-mamba ranks figures of version {METRICS_VERSION}: evaluate them anew"
+            "these runs were evaluated by metric version "
+            f"{first.evaluation.get('metrics_version')}; this version of ocp-mamba ranks metrics "
+            f"of version {METRICS_VERSION}: evaluate them again"
         )
 
 
 def _known(candidate: Candidate, key: str) -> object:
-    """What an evaluation says of itself; one from before there were samples was of the whole."""
+    """A value of an evaluation; one from before there were samples was of the whole dataset."""
     return candidate.evaluation.get(key, WHOLE if key == "sample_fingerprint" else None)
 
 
@@ -169,8 +173,8 @@ def _examples(
             raise CompareError(f"{candidate.name} was not evaluated by {metric}")
         if not np.array_equal(candidate.per_example["chains"], chains):
             raise CompareError(
-                f"{candidate.name} and {first.name} say that they were evaluated on the same data, "
-                "yet their sequences differ; evaluate them anew with one version of ocp-mamba"
+                f"{candidate.name} and {first.name} name the same data, "
+                "yet their sequences differ; evaluate them again with one version of ocp-mamba"
             )
     everything = np.ones(len(chains), bool)
     chosen = everything if stratum == "all" else first.per_example[f"stratum/{stratum}"]
@@ -180,19 +184,8 @@ def _examples(
 
 
 def to_text(comparison: Comparison, tablefmt: str = "simple") -> str:
-    """Return the ranking as a table, and what it was taken over, in one of tabulate's formats."""
-    rows = [
-        [
-            row.candidate.name,
-            row.candidate.evaluation["predictor"],
-            str(row.figure),
-            "" if row.behind is None else row.behind.text("+.4f"),
-            row.verdict,
-        ]
-        for row in comparison.rows
-    ]
-    ranked = tabulate(rows, headers=HEADERS, tablefmt=tablefmt, disable_numparse=True)
-    return f"{ranked}\n\n{comparison.note}"
+    """Return the ranking as a table, and its note, in one of tabulate's formats."""
+    return f"{comparison.table.to_text(tablefmt)}\n\n{comparison.note}"
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -205,34 +198,19 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"compare.{ending}" for ending in ("md", "html", "png")]
     title = f"{len(comparison.rows)} runs by {comparison.label}"
-    files[0].write_text(f"# {title}\n\n{to_text(comparison, 'github')}\n", encoding="utf-8")
-    files[1].write_text(_html(comparison, title), encoding="utf-8")
-    _drawing(comparison).savefig(files[2])
-    return files
-
-
-def _drawing(comparison: Comparison) -> Any:
-    rows = {row.candidate.name: row.figure for row in comparison.rows}
-    return intervals_figure(rows, comparison.label)
-
-
-def _html(comparison: Comparison, title: str) -> str:
-    kinds = {"best": "", "significant": "bad", "not significant": "open"}
-    rows = [
-        [
-            f"{escape(row.candidate.name)}<small>{escape(row.candidate.run_id)}</small>",
-            escape(str(row.candidate.evaluation["predictor"])),
-            figure_cell(row.figure, best=row.behind is None),
-            "" if row.behind is None else figure_cell(row.behind, signed=True),
-            f'<span class="{kinds[row.verdict]}">{row.verdict}</span>',
-        ]
-        for row in comparison.rows
-    ]
+    files[0].write_text(f"# {title}\n\n{to_text(comparison, GITHUB)}\n", encoding="utf-8")
+    figures = {row.candidate.name: row.figure for row in comparison.rows}
+    drawing = intervals_figure(figures, comparison.label)
+    drawing.savefig(files[2])
     first = comparison.rows[0].candidate
-    values = {words: str(_known(first, key)) for key, words in COMPARABLE_KEYS.items()}
-    return page(
-        title,
-        f"<h1>{escape(title)}</h1>\n{facts(values)}",
-        section("Ranking", table(HEADERS, rows, ours=0), text(comparison.note, "soft")),
-        section("Intervals", image(_drawing(comparison), f"{comparison.label} of each run")),
+    page = render(
+        "ranking.html",
+        title=title,
+        facts={words: str(_known(first, key)) for key, words in COMPARABLE_KEYS.items()},
+        table=comparison.table,
+        note=comparison.note,
+        drawing=as_png(drawing),
+        label=comparison.label,
     )
+    files[1].write_text(page, encoding="utf-8")
+    return files

@@ -1,4 +1,4 @@
-"""The planned variants beside their base: figures, paired differences, the scaling coefficient."""
+"""The table of variants: metrics, paired differences to the base, the scaling coefficient."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
-from ocp_mamba.evaluation.result import require_comparable
-from ocp_mamba.reports.baseline_table import COLUMNS, Row
-from ocp_mamba.reports.findings import COSINE, P1, listed, outcome
-from ocp_mamba.stats import Figure, mean_over_seeds, ratio_over_seeds
+from ocp_mamba.evaluation import gates
+from ocp_mamba.evaluation.names import LABELS, P1, TRAIN_MINUTES
+from ocp_mamba.evaluation.result import Evaluation, require_comparable
+from ocp_mamba.reports.findings import outcome
+from ocp_mamba.reports.rows import Row, computed_on, metric_name, seeds_note
+from ocp_mamba.reports.tables import BEST, COLUMNS, GITHUB, Cell, Content, Table
+from ocp_mamba.stats import Figure, ratio_over_seeds
 
 RAN, NOT_RUN, FAILED = "ran", "not run", "failed"
-SCALING_METRICS = {"cosine": COSINE, "P@1": P1}
+SCALING_METRICS = LABELS
 SCALING_PASSES = 0.85
-PASS, FAIL, GATE_NOT_RUN = "pass", "fail", "not-run"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What became of a variant.
+    """A planned variant, and its evaluations or why there are none.
 
     Attributes:
         name: of its preset.
@@ -56,7 +57,7 @@ class Scaling:
     Attributes:
         values: by metric, the examples' numbers on the whole and on the half, ``(n_seeds, n)``.
         families: ``(n,)``, of each example.
-        sizes: what there is of, by name, in the whole and in the half.
+        sizes: counts by what is counted, in the whole and in the half.
         minutes: mean time of a training on the half.
         state: `RAN`, `NOT_RUN` or `FAILED`.
         reason: as in `Variant`.
@@ -77,11 +78,11 @@ class Scaling:
     def gate(self, name: str) -> str:
         """``pass`` from 0.85 on, ``fail`` below, ``not-run`` where there is no ratio."""
         if self.state != RAN:
-            return GATE_NOT_RUN
+            return gates.NOT_RUN
         value = self.coefficient(name).value
         if value is None:
-            return GATE_NOT_RUN
-        return PASS if value >= SCALING_PASSES else FAIL
+            return gates.NOT_RUN
+        return gates.PASS if value >= SCALING_PASSES else gates.FAIL
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,15 @@ class Comparison:
     seeds: Sequence[int]
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for rows that were not evaluated alike."""
-        assert self.base.row is not None
+        """Raise `ValueError` for rows that were not evaluated on the same examples."""
         for variant in self.variants:
-            for evaluated in variant.row.evaluated if variant.row else ():
-                require_comparable(self.base.row.evaluated[0], evaluated, P1)
+            for evaluation in variant.row.evaluations if variant.row else ():
+                require_comparable(self.first, evaluation, P1)
+
+    @property
+    def first(self) -> Evaluation:
+        """The base's evaluation of its first seed."""
+        return _row(self.base).evaluations[0]
 
     @property
     def failed(self) -> list[str]:
@@ -107,28 +112,27 @@ class Comparison:
         names = [v.name for v in self.variants if v.state == FAILED]
         return names + ["scaling" for s in scaling if s.state == FAILED]
 
+    @property
+    def evaluated(self) -> list[Variant]:
+        """The base and the variants that have evaluations."""
+        return [v for v in (self.base, *self.variants) if v.row is not None]
+
     def figure(self, variant: Variant, column: str) -> Figure:
         """Mean over seeds, with its interval over families and seeds."""
-        metric, stratum = COLUMNS[column]
-        assert variant.row is not None
-        return mean_over_seeds(variant.row.values(metric, stratum), self._families(stratum))
+        return _row(variant).figure(column)
 
     def difference(self, variant: Variant, column: str) -> Figure:
         """The variant minus the base, paired by example and seed."""
-        metric, stratum = COLUMNS[column]
-        assert variant.row is not None
-        assert self.base.row is not None
-        gap = variant.row.values(metric, stratum) - self.base.row.values(metric, stratum)
-        return mean_over_seeds(gap, self._families(stratum))
+        return _row(variant).minus(_row(self.base), column)
 
-    def _families(self, stratum: str | None) -> np.ndarray:
-        assert self.base.row is not None
-        first = self.base.row.evaluated[0]
-        return first.families if stratum is None else first.families[first.strata[stratum]]
+
+def _row(variant: Variant) -> Row:
+    assert variant.row is not None, f"{variant.name} was not evaluated"
+    return variant.row
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Return the figures, the differences to the base, the scaling coefficient, and their terms."""
+    """Return the figures, the differences to the base, the scaling coefficient, and a note."""
     parts = [_figures(comparison), _differences(comparison)]
     if comparison.scaling is not None:
         parts.append(scaling_text(comparison.scaling))
@@ -136,43 +140,28 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def _figures(comparison: Comparison) -> str:
-    rows = []
+    rows: list[list[Content]] = []
     for variant in (comparison.base, *comparison.variants):
         row = variant.row
         if row is None:
             rows.append([variant.label, f"{variant.state}: {variant.reason}"])
             continue
-        rows.append(
-            [
-                variant.label,
-                *(str(comparison.figure(variant, column)) for column in COLUMNS),
-                f"{row.parameters:,}",
-                f"{variant.steps:,}",
-                f"{row.minutes:.1f}",
-            ]
-        )
-    return _table(rows, ["variant", *COLUMNS, "parameters", "steps", "minutes"])
+        figures = [row.figure(column) for column in COLUMNS]
+        cost = [f"{row.parameters:,}", f"{variant.steps:,}", f"{row.minutes:.1f}"]
+        rows.append([variant.label, *figures, *cost])
+    return Table(["variant", *COLUMNS, "parameters", "steps", "minutes"], rows).to_text(GITHUB)
 
 
 def _differences(comparison: Comparison) -> str:
-    rows = []
-    for variant in comparison.variants:
-        if variant.row is None:
-            continue
-        gaps = {column: comparison.difference(variant, column) for column in COLUMNS}
-        rows.append([variant.label, *map(_gap, gaps.values())])
-    return _table(rows, ["minus the base", *COLUMNS]) if rows else "No variant to compare."
-
-
-def _gap(figure: Figure) -> str:
-    """A difference; bold where its interval lies off zero."""
-    text = figure.text("+.4f")
-    return f"**{text}**" if outcome(figure) != "ties with" and figure.value is not None else text
-
-
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    whole = [[*row, *[""] * (len(headers) - len(row))] for row in rows]
-    return tabulate(whole, headers, tablefmt="github", disable_numparse=True)
+    """The variants minus the base; bold where the interval does not contain zero."""
+    rows: list[list[Content]] = []
+    for variant in comparison.evaluated[1:]:
+        differences = [comparison.difference(variant, column) for column in COLUMNS]
+        cells = [Cell(d, "+.4f", "" if outcome(d) == "ties with" else BEST) for d in differences]
+        rows.append([variant.label, *cells])
+    if not rows:
+        return "No variant to compare."
+    return Table(["minus the base", *COLUMNS], rows).to_text(GITHUB)
 
 
 def scaling_text(scaling: Scaling) -> str:
@@ -194,25 +183,17 @@ def scaling_text(scaling: Scaling) -> str:
 
 
 def note(comparison: Comparison) -> str:
-    """Say what the figures were taken over, and what their intervals cover."""
-    assert comparison.base.row is not None
-    first, seeds = comparison.base.row.evaluated[0], comparison.seeds
-    over = (
-        f"mean over the seeds {listed([str(s) for s in seeds])} of training [95% interval over "
-        "families and seeds]"
-        if len(seeds) > 1
-        else f"one seed of training, {seeds[0]} [95% interval over families; how much another seed "
-        "would change is not in it]"
-    )
+    """Say what the metrics were computed on, and what their intervals cover."""
+    first = comparison.first
     notes = "".join(
         f" {v.name}: {v.reason}." for v in comparison.variants if v.state == RAN and v.reason
     )
     return (
         f"{first.split} split: {first.n_examples:,} sequences of {first.n_families:,} families, "
-        f"pool {first.pool_size:,}, chance P@1 {first.chance_p1:.5f}; {over}; differences are "
-        "paired by sequence and seed, bold where the interval lies off zero, and not corrected for "
-        f"the number of variants; dataset {first.dataset_fingerprint[:12]}, metric version "
-        f"{first.metrics_version}.{notes}"
+        f"pool {first.pool_size:,}, chance P@1 {first.chance_p1:.5f}; "
+        f"{seeds_note(comparison.seeds)}; differences are paired by sequence and seed, bold where "
+        "the interval does not contain zero, and not corrected for the number of variants; "
+        f"dataset {first.dataset_fingerprint[:12]}, metric version {first.metrics_version}.{notes}"
     )
 
 
@@ -220,24 +201,21 @@ def drawn(comparison: Comparison) -> dict[str, dict[str, Figure]]:
     """Return what the plot shows: each column's figure of each variant that has any."""
     return {
         variant.name: {column: comparison.figure(variant, column) for column in COLUMNS}
-        for variant in (comparison.base, *comparison.variants)
-        if variant.row is not None
+        for variant in comparison.evaluated
     }
 
 
 def numbers(comparison: Comparison) -> dict[str, float | None]:
     """Return figures and differences by names for a tracker: ``1B/next_vec_cosine`` and so on."""
     flat: dict[str, float | None] = {}
-    for variant in (comparison.base, *comparison.variants):
-        if variant.row is None:
-            continue
-        for column, (metric, stratum) in COLUMNS.items():
-            name = metric if stratum is None else f"{stratum}_{metric}"
+    for variant in comparison.evaluated:
+        for column in COLUMNS:
+            name = metric_name(column)
             flat |= _with_interval(f"{variant.name}/{name}", comparison.figure(variant, column))
             if variant is not comparison.base:
-                gap = comparison.difference(variant, column)
-                flat |= _with_interval(f"{variant.name}/minus_base_{name}", gap)
-        flat[f"{variant.name}/train_time_minutes"] = variant.row.minutes
+                difference = comparison.difference(variant, column)
+                flat |= _with_interval(f"{variant.name}/minus_base_{name}", difference)
+        flat[f"{variant.name}/{TRAIN_MINUTES}"] = _row(variant).minutes
     if comparison.scaling is not None and comparison.scaling.state == RAN:
         for name, metric in SCALING_METRICS.items():
             figure = comparison.scaling.coefficient(name)
@@ -254,16 +232,9 @@ def _with_interval(name: str, figure: Figure) -> dict[str, float | None]:
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
     """Return everything as plain values."""
-    assert comparison.base.row is not None
-    first, scaling = comparison.base.row.evaluated[0], comparison.scaling
+    scaling = comparison.scaling
     return {
-        "split": first.split,
-        "dataset_fingerprint": first.dataset_fingerprint,
-        "metrics_version": first.metrics_version,
-        "pool_size": first.pool_size,
-        "n_examples": first.n_examples,
-        "n_families": first.n_families,
-        "seeds": list(comparison.seeds),
+        **computed_on(comparison.first, comparison.seeds),
         "variants": [
             {
                 "name": v.name,

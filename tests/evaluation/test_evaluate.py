@@ -237,20 +237,20 @@ def test_gates_pass_and_fail_on_what_they_name(counting):
     oracle = evaluate(Oracle(counting.bank), counting, "val", name="oracle")
     lazy = evaluate(Persistence(), counting, "val", name="persistence")
     good = gates.evaluate_gates(
-        oracle, {"persistence": lazy}, cosines=[0.1, 0.2, 0.3], train_minutes=5.0,
+        oracle, {"persistence": lazy}, trends=[None, 0.1, 0.1], train_minutes=5.0,
         inference_ready=True, leaks=False, same_encoder=True,
     )  # fmt: skip
     assert good.pop("unseen_beats_ridge") == gates.NOT_RUN
     assert set(good.values()) == {gates.PASS}
     bad = gates.evaluate_gates(
-        lazy, {"oracle": oracle}, cosines=[0.3, 0.2, 0.1], train_minutes=500.0,
+        lazy, {"oracle": oracle}, trends=[None, -0.1, -0.1], train_minutes=500.0,
         inference_ready=False, leaks=True, same_encoder=False,
     )  # fmt: skip
     assert bad.pop("unseen_beats_ridge") == gates.NOT_RUN
     assert bad.pop("not_collapsed") == gates.PASS
     assert set(bad.values()) == {gates.FAIL}
     assert gates.beats_gate(oracle, {"itself": oracle}, "next_vec_cosine") == gates.FAIL
-    unknown = gates.evaluate_gates(oracle, {}, cosines=[0.1, 0.2])
+    unknown = gates.evaluate_gates(oracle, {}, trends=[None, 0.1])
     assert unknown["improvement_trend"] == gates.NOT_RUN
     assert unknown["beats_baselines_cosine"] == gates.NOT_RUN
     assert unknown["train_time"] == unknown["inference_ready"] == unknown["no_leak"] == "not-run"

@@ -103,7 +103,7 @@ def test_a_clean_run_raises_nothing(data, baselines, trained):
         trained.model,
         data,
         baselines,
-        cosines=[r.val["next_vec_cosine"] for r in trained.fitted.history],
+        trends=[r.improvement_trend for r in trained.fitted.history],
         train_minutes=sum(r.seconds for r in trained.fitted.history) / 60,
         inference_ready=_same_predictions(trained.model, load_checkpoint(trained.path), data),
         leaks=leaks.leaks,
@@ -192,8 +192,8 @@ def test_shuffled_targets_are_warned_of_and_what_learns_from_them_fails(data, ba
     warnings = [w for w in check(shuffled).warnings if "the targets look shuffled" in w]
     assert len(warnings) == 3
     model, fitted = train(shuffled, shuffled)
-    cosines = [r.val["next_vec_cosine"] for r in fitted.history]
-    found = failures(model, data, baselines, cosines=cosines)
+    trends = [r.improvement_trend for r in fitted.history]
+    found = failures(model, data, baselines, trends=trends)
     assert {"next_vec_cosine", "beats_baselines_cosine", "beats_baselines_p1"} <= set(found)
 
 

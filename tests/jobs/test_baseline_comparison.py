@@ -89,7 +89,7 @@ def test_a_verdict_says_whom_the_model_beats_ties_with_and_loses_to(evaluated):
     above = Row("above", [shifted(ridge, 0.5)])
     beats = Quality(model, [below], (0, 1, 2), {})
     assert re.fullmatch(
-        r"beats every row; the hardest is below, \+0\.5000 \[\+0\.4\d+, \+0\.5\d+\]",
+        r"beats every row; the closest is below, \+0\.5000 \[\+0\.4\d+, \+0\.5\d+\]",
         beats.verdict("cosine"),
     )
     mixed = Quality(model, [below, level, above], (0, 1, 2), {})

@@ -105,7 +105,7 @@ def test_the_page_says_what_was_evaluated_on_what(written, oracle) -> None:
 
 
 def test_every_baseline_stands_with_its_interval(written, report) -> None:
-    for evaluation in report.all_evaluated.values():
+    for evaluation in report.all_evaluations.values():
         figure = evaluation.figures["next_vec_cosine"]
         assert f"[{figure.low:.3f}, {figure.high:.3f}]" in written
     for gate, kind in (("pass", "good"), ("fail", "bad"), ("not-run", "open")):
@@ -115,7 +115,7 @@ def test_every_baseline_stands_with_its_interval(written, report) -> None:
 
 def test_examples_show_context_truth_and_what_was_found(written, report) -> None:
     examples = DATA.examples("val")
-    worst = int(np.argmin(report.evaluated.per_example["next_vec_cosine"]))
+    worst = int(np.argmin(report.evaluation.per_example["next_vec_cosine"]))
     context = DATA.chain(int(examples.chain[worst]))[: examples.position[worst]]
     assert " &rarr; ".join(DATA.texts[context]) in written
     assert '<li class="hit">' in written
@@ -146,7 +146,7 @@ def test_equals_cannot_be_told_apart(baselines) -> None:
     twin = {"twin": baselines["ridge"]}
     said = findings.statements(baselines["ridge"], twin, DATA)[1]
     assert said.answer == "no, ties with twin"
-    assert said.evidence == "Against twin, the hardest to beat: +0.000 [+0.000, +0.000]."
+    assert said.evidence == "Against twin, the strongest baseline: +0.000 [+0.000, +0.000]."
 
 
 def test_baselines_of_other_examples_are_refused(oracle) -> None:
@@ -172,7 +172,7 @@ def test_a_clean_dataset_is_called_clean(oracle) -> None:
 def test_the_figures_and_the_numbers_behind_them_are_written(report, tmp_path) -> None:
     page, figures, numbers = write_evaluation(report, tmp_path / "new")
     assert page.read_text() == html_report(report)
-    evaluated = report.evaluated
+    evaluated = report.evaluation
     assert json.loads(figures.read_text()) == evaluated.to_dict()
     with np.load(numbers) as arrays:
         np.testing.assert_array_equal(arrays["chains"], evaluated.chains)

@@ -137,7 +137,7 @@ def test_two_evaluations_of_an_older_metric_version_are_not_ranked(ids):
     for old in both:
         old.evaluation["metrics_version"] = "1"
         del old.per_example["families"]
-    with pytest.raises(CompareError, match=r"evaluated by metric version 1; .* anew"):
+    with pytest.raises(CompareError, match=r"evaluated by metric version 1; .* again"):
         compare(both, "next_vec_cosine")
 
 

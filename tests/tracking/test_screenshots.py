@@ -100,7 +100,7 @@ def test_the_report_shows_its_verdict_and_its_plots(
     assert len(drawn) > 5000, "the plots' blue is hardly there: no image was drawn"
     assert drawn.max() - drawn.min() > 1500, "one plot at most was drawn"
     assert f"<title>Training run {NAMES[1]}</title>" in document
-    for said in ("Does it copy its input?", "Headline figures", "persistence", tracked.run_ids[1]):
+    for said in ("Does it copy its input?", "Headline metrics", "persistence", tracked.run_ids[1]):
         assert said in document
 
 
