@@ -27,8 +27,10 @@ from ocp_mamba.config import MODEL_SIZES
               help="What is evaluated. test is touched when named here alone, and the run is tagged "
               "test_split_evaluated; training and early stopping look at train and val.")  # fmt: skip
 @click.option("--output", default="outputs/quality", show_default=True,
-              help="Folder of the trained models and the table; what is there is not trained "
-              "again.")  # fmt: skip
+              help="Folder of the table.")  # fmt: skip
+@click.option("--models", default="outputs/trained", show_default=True,
+              help="Folder of the trained models, which `quality` and `variants` share; what is "
+              "there is not trained again.")  # fmt: skip
 @click.option("--only", type=click.Choice(["train", "table"]),
               help="train: evaluate nothing, so that processes can share seeds. table: train "
               "nothing.")  # fmt: skip
@@ -61,6 +63,7 @@ def quality(**flags: Any) -> None:
             baseline_comparison.QualityJob(
                 data=resolve_file(flags["data"]),
                 output=resolve_output(flags["output"]),
+                models=resolve_output(flags["models"]),
                 model=model,
                 train=train,
                 seeds=flags["seeds"],

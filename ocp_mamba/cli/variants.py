@@ -9,7 +9,7 @@ import click
 
 from ocp_mamba.cli.options import AutoInt, Seeds, listed, merged_settings, with_errors
 from ocp_mamba.config import MODEL_SIZES
-from ocp_mamba.presets import SCALING, VARIANTS, listing
+from ocp_mamba.presets import ABLATIONS, CODES, SCALING, VARIANTS, listing
 
 
 class _Names(click.ParamType):
@@ -21,10 +21,11 @@ class _Names(click.ParamType):
         if isinstance(value, tuple):
             return value
         words = VARIANTS if value == "all" else str(value).split(",")
-        names = tuple(word.strip() for word in words)
-        unknown = [name for name in names if name not in VARIANTS]
+        names = tuple(CODES.get(word.strip(), word.strip()) for word in words)
+        known = (*VARIANTS, *ABLATIONS)
+        unknown = [name for name in names if name not in known]
         if unknown:
-            self.fail(f"{unknown[0]!r} is unknown; choose of {', '.join(VARIANTS)}", param, ctx)
+            self.fail(f"{unknown[0]!r} is unknown; choose of {', '.join(known)}", param, ctx)
         if len(set(names)) < len(names):
             self.fail(f"{value!r} names a variant twice", param, ctx)
         return names
@@ -35,11 +36,11 @@ class _Names(click.ParamType):
     \b
     Examples:
       ocp-mamba variants --data ocp_training_9k.npz
-      ocp-mamba variants --data ocp_training_9k.npz --only 1B,1D --epochs 5 --seeds 0,1,2
+      ocp-mamba variants --data ocp_training_9k.npz --only tmd,deep --epochs 5 --seeds 0,1,2
 
     \b
     Variants:
-{listed(listing())}      {SCALING:<9} the base on twice the concepts over the base on half of them
+{listed(listing())}      {SCALING:<14} the base on twice the concepts over the base on half of them
     """
 )
 @click.option("--data", required=True, help="Dataset file, or an older npz.")
@@ -49,8 +50,10 @@ class _Names(click.ParamType):
 @click.option("--seeds", type=Seeds(), default="0", show_default=True, metavar="N,N,…",
               help="Train everything with each of these.")  # fmt: skip
 @click.option("--output", default="outputs/variants", show_default=True,
-              help="Folder of the trained models and the table; what is there is not trained "
-              "again.")  # fmt: skip
+              help="Folder of the table.")  # fmt: skip
+@click.option("--models", default="outputs/trained", show_default=True,
+              help="Folder of the trained models, which `quality` and `variants` share; what is "
+              "there is not trained again.")  # fmt: skip
 @click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), default="small",
               show_default=True, help="Of the base.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step.")
@@ -83,6 +86,7 @@ def variants(**flags: Any) -> None:
                 variants.VariantsJob(
                     data=resolve_file(flags["data"]),
                     output=resolve_output(flags["output"]),
+                    models=resolve_output(flags["models"]),
                     model=model,
                     train=train,
                     seeds=flags["seeds"],
