@@ -95,7 +95,7 @@ def run_quality(job: QualityJob, log: Log) -> Quality | None:
     require_trainable(dataset, job.data, job.model)
     if dataset.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to evaluate on")
-    check_dataset_and_log(dataset, log)
+    check_dataset_and_log(dataset, log, job.train.min_context)
     index = BankIndex(dataset.bank)
     units = _units(job, dataset)
     missing = [unit for unit in units if not unit.path.exists()]
