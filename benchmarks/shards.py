@@ -32,7 +32,7 @@ from ocp_mamba.data.chunks import count_examples
 from ocp_mamba.data.dataset import SCHEMA_VERSION, Dataset
 from ocp_mamba.data.fingerprint import fingerprint_of
 from ocp_mamba.data.load import load_dataset
-from ocp_mamba.data.shards.convert import ShardWriter, write_shards
+from ocp_mamba.data.shards.convert import ArrayWriter, write_shards
 from ocp_mamba.data.shards.mapped import open_shards
 from ocp_mamba.model.build import build_model
 from ocp_mamba.training.negatives import build_negative_pool
@@ -173,9 +173,10 @@ def measure(folder: Path, steps: int, size: str) -> list[list[object]]:
 def resplit(folder: Path, train: float) -> None:
     """Deal the chains of a folder out anew, ``train`` of them to train; see `make`."""
     listed = json.loads((folder / META_FILE).read_text())
-    rng, writer = np.random.default_rng(2), ShardWriter(folder, "split", np.dtype(np.uint8), ())
-    for n in listed["arrays"]["split"]["rows"]:
-        writer.write(splits(rng.random(n), train))
+    rng, writer = np.random.default_rng(2), ArrayWriter(folder, "split", np.dtype(np.uint8), ())
+    rows = listed["arrays"]["split"]["rows"]
+    for start in range(0, rows, 1 << 20):
+        writer.write(splits(rng.random(min(1 << 20, rows - start)), train))
     listed["arrays"]["split"] = writer.close()
     (folder / META_FILE).write_text(json.dumps(listed))
     listed["fingerprint"] = fingerprint_of(open_shards(folder), np.ascontiguousarray)

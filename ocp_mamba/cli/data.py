@@ -13,7 +13,7 @@ import click
 from tqdm import tqdm
 
 from ocp_mamba.cli.options import eval_limits, eval_options, listed
-from ocp_mamba.data.analysis.leakage import LeakReport
+from ocp_mamba.data.analysis.leakage import LEARN_ALL, LeakReport
 from ocp_mamba.data.analysis.leakage import check as check_leaks
 from ocp_mamba.data.analysis.sample import evaluation_part
 from ocp_mamba.data.build.builder import build_dataset
@@ -21,11 +21,10 @@ from ocp_mamba.data.build.chains import Chain, read_chains
 from ocp_mamba.data.build.wordnet import LICENCE as WORDNET_LICENCE
 from ocp_mamba.data.build.wordnet import wordnet_chains
 from ocp_mamba.data.build.wordnet_relations import RELATIONS, relation_chains
-from ocp_mamba.data.dataset import Dataset, is_dataset_file
+from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.legacy.importer import import_legacy
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.data.shards.convert import shard, unshard
-from ocp_mamba.data.shards.mapped import is_shards
 from ocp_mamba.embeddings.encoders import SentenceTransformerEncoder
 from ocp_mamba.errors import DatasetError, EncoderError
 
@@ -238,7 +237,7 @@ def import_(
     "ocp-mamba data check ocp_training_9k.npz --strict --json leaks.json"
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the numbers too.")
 @click.option("--strict", is_flag=True, help="End with exit code 1 if a split leaks.")
 @click.option("--track/--no-track", default=True, help="Log the report to MLflow.  [default: yes]")
 @eval_options
@@ -253,15 +252,17 @@ def check(
 ) -> None:
     """Report leaks between the splits of FILE, and faults of its bank; log them as a run.
 
-    FILE is a dataset file, a folder of shards, or an older .npz, which is imported for the check
-    only. Of more data than the limits say, a sample is looked up in all chains. docs/import.md
-    explains every figure.
+    FILE is a dataset file, a folder of `data shard`, or an older .npz, which is imported for the
+    check only. Train counts as all prefixes of its chains, the most that any training learns. If
+    there is more data than the limits allow, a sample is compared with all chains. docs/import.md
+    explains every number.
     """
     if json_path is not None and not json_path.parent.is_dir():
         raise DataError(f"--json {json_path}: the folder {json_path.parent} does not exist")
     try:
-        dataset = _open(file, allow_pickle)
-        report = check_leaks(evaluation_part(dataset, eval_limits(limits), progress=True))
+        dataset = load_dataset(file, allow_pickle, lambda text: click.echo(f"{text}\n"))
+        evaluated = evaluation_part(dataset, eval_limits(limits), progress=True)
+        report = check_leaks(evaluated, min_context=LEARN_ALL)
         if json_path is not None:
             content = {
                 "file": file.name,
@@ -288,15 +289,6 @@ def _track(dataset: Dataset, file: Path, report: LeakReport) -> None:
         click.echo(f"\nlogged as run {track_check(dataset, file, report)}")
     except TrackingError as error:
         raise DataError(f"{error}; or give --no-track") from error
-
-
-def _open(file: Path, allow_pickle: bool) -> Dataset:
-    """A dataset file as it is; an older file by import, with the import's report printed."""
-    if is_shards(file) or is_dataset_file(file):
-        return load_dataset(file)
-    dataset, report = import_legacy(file, allow_pickle=allow_pickle)
-    click.echo(f"{report.to_markdown()}\n")
-    return dataset
 
 
 @data.command("shard", epilog="Example: ocp-mamba data shard ocp_training_9k.npz ocp_training_9k")

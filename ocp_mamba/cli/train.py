@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @_flag("--tmd", "Condition on each chain's TMD vector.")
 @_flag("--relations", "Condition on the relations between concepts that the dataset names.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step, all processes.")
-@click.option("--max-epochs", type=click.IntRange(min=1))
+@click.option("--max-epochs", type=AutoInt(), help="Passes over the train split, at most.")
 @_flag("--early-stopping", "Stop when the cosine no longer rises; the best epoch is kept anyway.")
 @click.option("--patience", type=click.IntRange(min=1), help="Epochs to wait; 3 if not given.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")

@@ -1,6 +1,7 @@
-"""Datasets: the file and its checks, splits, batches for training.
+"""Datasets: the file and its checks, splits, and batches for training.
 
-`build` makes them, `legacy` imports older files, `shards` keeps large ones, `analysis` looks inside.
+`build` makes datasets, `legacy` imports older files, `shards` holds datasets larger than memory,
+`analysis` finds leaks and draws samples.
 """
 
 from ocp_mamba.data.dataset import SPLITS, Dataset, Examples

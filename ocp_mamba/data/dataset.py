@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ocp_mamba.config import MIN_CONTEXT
+from ocp_mamba.data.arrays import DatasetArrays
 from ocp_mamba.data.fingerprint import fingerprint_of
 from ocp_mamba.data.npz import npz_keys, write_npz
 from ocp_mamba.data.validation import check_dataset
@@ -60,39 +61,11 @@ class Examples:
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """Concepts with their vectors, chains of them, and who trains and who evaluates.
+class Dataset(DatasetArrays):
+    """Concepts with their vectors, chains of them, and the split of the chains.
 
-    Attributes:
-        bank: float32 (n_concepts, 768), unit rows.
-        texts: unicode (n_concepts,), one text per bank row.
-        chain_values: int32, the bank ids of all chains, one after the other.
-        chain_offsets: int64 (n_chains + 1,), where each chain starts in ``chain_values``.
-        chain_source: uint8 or uint16 (n_chains,), index into ``meta["sources"]``.
-        chain_tmd: float32 (n_chains, 16), or None for a dataset without TMD codes.
-        split: uint8 (n_chains,), index into `SPLITS`.
-        meta: schema_version, encoder {name, weight_hash}, builder_version, sources, licence, seed,
-            counts; all of it JSON.
-        chain_first: uint8 (n_chains,), index in the chain of its first target: 2 for built data.
-        bank_dtype: "float32" or "float16", the precision of the bank in the file.
-        chain_relation: uint16, as long as ``chain_values``, or None: by which relation each concept
-            follows the one before it, 1 + an index into ``meta["relations"]``; 0 for unknown, as at
-            the start of a chain.
-        chain_confidence: float32, as long, 0..1: how sure that relation is; None for wholly.
+    The fields are those of `DatasetArrays`; creating a dataset checks them.
     """
-
-    bank: np.ndarray
-    texts: np.ndarray
-    chain_values: np.ndarray
-    chain_offsets: np.ndarray
-    chain_source: np.ndarray
-    chain_tmd: np.ndarray | None
-    split: np.ndarray
-    meta: dict[str, Any]
-    chain_first: np.ndarray
-    bank_dtype: str = "float32"
-    chain_relation: np.ndarray | None = None
-    chain_confidence: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check every array.
@@ -104,7 +77,7 @@ class Dataset:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the bank is in memory, and not read from the disk where it is looked at."""
+        """Whether the bank is in memory; a mapped bank is read from the disk when it is used."""
         return True
 
     @property
@@ -178,8 +151,8 @@ class Dataset:
 
         Args:
             split: "train", "val" or "test".
-            min_context: fewest concepts of context; None for those that the dataset evaluates by,
-                from each chain's ``chain_first`` on. 1 gives every step of every chain.
+            min_context: fewest concepts of context; None takes the targets that the dataset is
+                evaluated on, from each chain's ``chain_first`` on. 1 gives every step of a chain.
 
         Raises:
             ValueError: ``split`` is unknown.
@@ -207,13 +180,10 @@ class Dataset:
         return self.bank[concepts]
 
     def expect(self, chains: np.ndarray) -> None:
-        """Make ready the bank rows of chains that are wanted soon; in memory they are."""
+        """Prefetch the bank rows of chains that are used soon; does nothing in memory."""
 
     def expect_ids(self, chains: np.ndarray) -> None:
-        """Make ready the concepts' ids of chains that are wanted soon; in memory they are."""
-
-    def release(self) -> None:
-        """Let go of what was read from the disk; in memory there is nothing to let go of."""
+        """Prefetch the concept ids of chains that are used soon; does nothing in memory."""
 
     def save(self, path: str | Path) -> None:
         """Write the `.npz`. A save that fails leaves an older file at ``path`` as it was.
@@ -288,8 +258,8 @@ class Dataset:
 def first_targets(first: np.ndarray, lengths: np.ndarray, min_context: int | None) -> np.ndarray:
     """Index of the first target in each of some chains, int64.
 
-    It is that which the dataset evaluates from, or the one after ``min_context`` concepts: a chain
-    that is no longer than that has none, which is where it ends.
+    With None it is the chain's own ``first``; otherwise the concept after the first ``min_context``
+    ones. A chain that is too short for that has no target, and its length is returned.
     """
     if min_context is None:
         return first.astype(np.int64)
@@ -326,7 +296,7 @@ def to_float16(bank: np.ndarray) -> np.ndarray:
 
 
 def is_dataset_file(path: str | Path) -> bool:
-    """Whether an `.npz` means to be a dataset file, and not one of the older layouts.
+    """Whether an `.npz` is a dataset file, and not a file of an older layout.
 
     Raises:
         DatasetError: as `npz_keys`.
@@ -335,7 +305,7 @@ def is_dataset_file(path: str | Path) -> bool:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a dataset file, after its list of keys was found right."""
+    """All arrays of a dataset file, once its list of keys is right."""
     keys = npz_keys(path)
     twice = sorted({key for key in keys if keys.count(key) > 1})
     missing = sorted(set(REQUIRED_KEYS) - set(keys))

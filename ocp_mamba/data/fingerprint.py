@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.data.arrays import DatasetArrays
 
 CHUNK_BYTES = 1 << 25
 
@@ -22,7 +21,7 @@ def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
         yield array[start : start + rows]
 
 
-def fingerprint_of(dataset: Dataset, stored: Callable[[np.ndarray], np.ndarray]) -> str:
+def fingerprint_of(dataset: DatasetArrays, stored: Callable[[np.ndarray], np.ndarray]) -> str:
     """SHA-256 of the content, hex: the same for any compression, file name, text width or shards.
 
     Args:
@@ -61,7 +60,7 @@ def _as_is(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _names(dataset: Dataset) -> Iterator[str]:
+def _names(dataset: DatasetArrays) -> Iterator[str]:
     """Pieces of ``json.dumps({"relations"?, "sources", "texts"}, sort_keys=True)``."""
     names: dict[str, Any] = {"sources": dataset.meta["sources"]}
     if dataset.chain_relation is not None:

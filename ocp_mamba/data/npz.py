@@ -1,9 +1,7 @@
-"""The `.npz` container: which arrays it holds, and how one is written whole or not at all."""
+"""The `.npz` container: the names of its arrays, and writing one whole or not at all."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ocp_mamba.errors import DatasetError
+from ocp_mamba.system.files import atomic_write
 
 
 def npz_keys(path: str | Path) -> list[str]:
@@ -37,22 +36,10 @@ def npz_keys(path: str | Path) -> list[str]:
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:
-    """Write an `.npz` whole or not at all: what fails leaves an older file as it was.
+    """Write an `.npz` whole or not at all; a failure leaves an older file as it was.
 
     Raises:
         OSError: the folder does not exist or cannot be written.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)

@@ -11,6 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ocp_mamba.config import MIN_CONTEXT
+from ocp_mamba.data.components import smallest_of_component
 from ocp_mamba.data.dataset import SPLITS, Dataset
 
 FRACTIONS = (0.70, 0.15, 0.15)
@@ -91,27 +92,17 @@ def chain_groups(
     """
     n = len(offsets) - 1
     first = np.full(n, MIN_CONTEXT) if first is None else first
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    def join(key: tuple[bool, bytes], i: int) -> None:
-        a, b = root(owner.setdefault(key, i)), root(i)
-        parent[max(a, b)] = min(a, b)
-
     owner: dict[tuple[bool, bytes], int] = {}
+    pairs: list[tuple[int, int]] = []
     for i, (start, end, k) in enumerate(
         zip(offsets[:-1].tolist(), offsets[1:].tolist(), first.tolist(), strict=True)
     ):
-        for stop in range(start + k + 1, end + 1):
-            join((False, values[start:stop].tobytes()), i)
+        keys = [(False, values[start:stop].tobytes()) for stop in range(start + k + 1, end + 1)]
         if join_siblings:
-            join((True, values[start + 1 : end].tobytes()), i)
-    return np.array([root(i) for i in range(n)], dtype=np.int64)
+            keys.append((True, values[start + 1 : end].tobytes()))
+        pairs += [(i, owner.setdefault(key, i)) for key in keys]
+    one, other = np.array(pairs, np.int64).reshape(-1, 2).T
+    return smallest_of_component(n, one, other)
 
 
 def families(dataset: Dataset, split: str) -> np.ndarray:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ocp_mamba.config import D_TMD, D_VECTOR
+from ocp_mamba.data.arrays import DatasetArrays
 from ocp_mamba.errors import DatasetError
-
-if TYPE_CHECKING:
-    from ocp_mamba.data.dataset import Dataset
 
 UNIT_TOLERANCE = 2e-3
 """How far a bank row's norm may be from 1; float16 rounding alone stays below 5e-4."""
 
 
-def check_dataset(data: Dataset, schema_version: int, n_splits: int) -> None:
+def check_dataset(data: DatasetArrays, schema_version: int, n_splits: int) -> None:
     """Check all arrays of a dataset against each other.
 
     Raises:
@@ -46,7 +44,7 @@ def check_dataset(data: Dataset, schema_version: int, n_splits: int) -> None:
     _check_relations(data)
 
 
-def _check_relations(data: Dataset) -> None:
+def _check_relations(data: DatasetArrays) -> None:
     """Check relations and confidences of the steps, where there are any."""
     relation, confidence = data.chain_relation, data.chain_confidence
     names = data.meta.get("relations")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from ocp_mamba.config import D_VECTOR
 from ocp_mamba.errors import EncoderError
+from ocp_mamba.system.files import atomic_write
 
 SHARD = 512
 """Texts per file of the encoding cache: what a killed run loses at most."""
@@ -217,7 +217,8 @@ def _read_shard(cache_dir: Path, key: str) -> np.ndarray | None:
 
 
 def _write_shard(cache_dir: Path, key: str, vectors: np.ndarray) -> None:
-    handle, name = tempfile.mkstemp(dir=cache_dir, suffix=".part")
-    with os.fdopen(handle, "wb") as file:
-        np.save(file, vectors, allow_pickle=False)
-    Path(name).replace(cache_dir / f"{key}.{_file_hash(Path(name))[:32]}.npy")
+    content = io.BytesIO()
+    np.save(content, vectors, allow_pickle=False)
+    file_hash = hashlib.sha256(content.getbuffer()).hexdigest()
+    with atomic_write(cache_dir / f"{key}.{file_hash[:32]}.npy") as file:
+        file.write(content.getbuffer())

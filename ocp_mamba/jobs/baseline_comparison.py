@@ -55,7 +55,7 @@ def run_quality(job: QualityJob, log: Log) -> Quality | None:
     require_trainable(dataset, job.data, job.model)
     if dataset.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to evaluate on")
-    check_dataset_and_log(dataset, log)
+    check_dataset_and_log(dataset, log, job.train.min_context)
     index = BankIndex(dataset.bank)
     trainings, facts = _trainings(job)
     models = TrainedModels(job.models, log, progress=job.progress)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ocp_mamba.config import ModelConfig, TrainConfig
-from ocp_mamba.data.analysis.leakage import LeakReport, check
+from ocp_mamba.data.analysis.leakage import LEARN_ALL, LeakReport, check
 from ocp_mamba.data.analysis.sample import EvalLimits, evaluation_part, sample_of
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.load import load_dataset
@@ -60,9 +60,16 @@ def open_data(path: Path, *, allow_pickle: bool, log: Log) -> Dataset:
     return load_dataset(path, allow_pickle=allow_pickle, log=log)
 
 
-def check_dataset_and_log(dataset: Dataset, log: Log) -> LeakReport:
-    """Check a dataset and say each warning of the report."""
-    report = check(dataset)
+def check_dataset_and_log(dataset: Dataset, log: Log, min_context: int = LEARN_ALL) -> LeakReport:
+    """Check a dataset for leaks and log each warning of the report.
+
+    Args:
+        dataset: the dataset that is evaluated.
+        log: takes the warnings.
+        min_context: fewest concepts of context that the training learns from. The default covers
+            the most that any training learns, for a model whose training is unknown.
+    """
+    report = check(dataset, min_context=min_context)
     for warning in report.warnings:
         log(f"WARNING: {warning}")
     return report

@@ -117,9 +117,8 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
     if job.relations:
         job = replace(job, model=with_relations(job.model, dataset, job.data))
     require_trainable(dataset, job.data, job.model)
-    prepared = _check_and_evaluate_baselines(
-        dataset, evaluation_dataset(dataset, job.limits, log, job.progress), log
-    )
+    evaluated = evaluation_dataset(dataset, job.limits, log, job.progress)
+    prepared = _check_and_evaluate_baselines(dataset, evaluated, job.train.min_context, log)
     torch.manual_seed(job.train.seed)
     model = build_model(job.model)
     world = _placed(job, world)
@@ -143,8 +142,8 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
         checkpoint_every=job.checkpoint_every,
         evaluated=prepared.evaluated,
     ) as run:
-        for name, evaluated in prepared.baselines.items():
-            log_baseline(run, name, evaluated)
+        for name, evaluation in prepared.baselines.items():
+            log_baseline(run, name, evaluation)
         with world.name_lost_workers():
             fitted = fit(
                 model,
@@ -172,9 +171,11 @@ class _Prepared:
     baselines: Mapping[str, Evaluation]
 
 
-def _check_and_evaluate_baselines(dataset: Dataset, evaluated: Dataset, log: Log) -> _Prepared:
-    """Check what is evaluated, aloud where it leaks, and evaluate the baselines on its val split."""
-    leaks = check_dataset_and_log(evaluated, log)
+def _check_and_evaluate_baselines(
+    dataset: Dataset, evaluated: Dataset, min_context: int, log: Log
+) -> _Prepared:
+    """Log the leaks into what is evaluated, and evaluate the baselines on its val split."""
+    leaks = check_dataset_and_log(evaluated, log, min_context)
     index = BankIndex(evaluated.bank, "auto")
     log(f"Evaluating the baselines on {evaluated.n_examples('val'):,} validation sequences")
     baselines = evaluate_cheap(evaluated, index)

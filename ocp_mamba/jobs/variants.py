@@ -79,7 +79,7 @@ def run_variants(job: VariantsJob, log: Log) -> Comparison:
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
     require_trainable(dataset, job.data, job.model)
-    leaks = check_dataset_and_log(dataset, log)
+    leaks = check_dataset_and_log(dataset, log, job.train.min_context)
     with track(
         dataset,
         job.data,

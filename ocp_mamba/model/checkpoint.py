@@ -13,6 +13,7 @@ from ocp_mamba.config import ModelConfig
 from ocp_mamba.errors import CheckpointError, ConfigError
 from ocp_mamba.model.build import build_model, class_of
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.system.files import atomic_write
 
 FORMAT_VERSION = 2
 """Version of the ``.pt`` layout that `write_checkpoint` writes; `read_checkpoint` reads 1 too."""
@@ -34,9 +35,8 @@ def write_checkpoint(path: Path | str, kind: str, content: dict[str, Any]) -> No
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format_version": FORMAT_VERSION, "kind": kind} | content
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    with atomic_write(path) as file:
+        torch.save(content, file)
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ocp_mamba.errors import QueueError, first_line
+from ocp_mamba.system.files import atomic_write
 
 Operation = dict[str, Any]
 Apply = Callable[[Operation], Any]
@@ -108,12 +108,8 @@ class OfflineQueue:
         header = {"spool_version": QUEUE_VERSION, "store": self._store}
         lines = [json.dumps(line) for line in [header, *self.pending]]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        with atomic_write(self.path) as file:
+            file.write(("\n".join(lines) + "\n").encode())
 
 
 def read_queue(path: Path) -> tuple[str, list[Operation]]:

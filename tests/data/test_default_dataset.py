@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ocp_mamba.data.analysis.leakage import check
 from ocp_mamba.data.build.chains import Chain, clean_chains
 from ocp_mamba.data.build.tmd import dense
 from ocp_mamba.data.build.wordnet import LICENCE, wordnet_chains
@@ -59,6 +60,15 @@ def test_chains_climb_to_a_root_and_are_clean(data):
     nouns = sum(t[-1] == "entity" for t in texts)
     assert 0.8 < nouns / data.n_chains < 0.95
     assert np.bincount(data.chain_values, minlength=data.n_concepts).min() >= 1
+
+
+@pytest.mark.parametrize("min_context", [None, 1, 2])
+def test_no_training_learns_an_example_of_val_or_test(data, min_context):
+    report = check(data, min_context=min_context)
+    assert report.pairs == dict.fromkeys(
+        [("train", "val"), ("train", "test"), ("val", "test")], (0, 0.0)
+    )
+    assert not report.leaks
 
 
 def test_no_example_and_no_siblings_straddle_splits(data):

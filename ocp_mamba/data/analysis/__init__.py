@@ -1,1 +1,1 @@
-"""TODO."""
+"""Analysis of datasets: leaks between splits, duplicates, samples to evaluate on, and subsets."""

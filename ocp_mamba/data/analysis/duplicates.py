@@ -1,81 +1,90 @@
-"""Vectors that are the same but for rounding."""
+"""Duplicate vectors: rows that differ by rounding only."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from ocp_mamba.data.components import smallest_of_component
+
 SAME_DISTANCE = 1e-3
-"""Unit rows this near to each other are one vector (cosine above 0.9999995). Rounding one vector
-to float16 moves it by 3e-4, and an encoder's batches by 3e-5, so neither makes two of one."""
+"""Unit rows at most this far apart are one vector (cosine above 0.9999995). Rounding a vector to
+float16 moves it by 3e-4, and an encoder's batches by 3e-5, so neither makes two vectors of one."""
 
 CHUNK = 8192
+
 _RESTART_SHARE = 0.1
+"""Share of the compared rows that were found to be duplicates, above which they are left out."""
 
 
 def norms_of(rows: np.ndarray) -> np.ndarray:
-    """Euclidean norms of float32 rows (n, d), taken in float64."""
+    """Euclidean norms of float32 rows (n, d), computed in float64."""
     squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
     return np.asarray(np.sqrt(squares))
 
 
-def find_duplicates(unit: np.ndarray) -> tuple[np.ndarray, float]:
-    """Find rows that are the same but for rounding.
+def find_duplicates(rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Find rows that differ by rounding only.
 
-    Rows are compared when their shadows on four fixed random directions are near, which those of
-    rows within `SAME_DISTANCE` always are.
+    Rows are projected on four fixed random directions. Two rows within `SAME_DISTANCE` have
+    projections within `SAME_DISTANCE`, so only rows with such projections are compared.
 
     Args:
-        unit: float32 (n, d), unit rows.
+        rows: float32 (n, d), unit rows.
 
     Returns:
-        For each row the row that stands for it, int64 (n,): itself, or an earlier row no further
-        than `SAME_DISTANCE`; and the largest distance between a row and the one that stands for it.
+        For each row its representative, int64 (n,): itself, or an earlier row at most
+        `SAME_DISTANCE` away; and the largest distance between a row and its representative.
     """
-    directions = np.random.default_rng(0).standard_normal((unit.shape[1], 4))
-    directions /= np.linalg.norm(directions, axis=0)
-    shadows = np.empty((len(unit), 4))
-    for i in range(0, len(unit), CHUNK):
-        shadows[i : i + CHUNK] = unit[i : i + CHUNK].astype(np.float64) @ directions
-    root = np.arange(len(unit))
-    alive = np.argsort(shadows[:, 0], kind="stable")
+    n = len(rows)
+    projections = _projections(rows)
+    representative = np.arange(n)
+    compared = np.argsort(projections[:, 0], kind="stable")
     step = 1
-    while step < len(alive):
-        one, other = alive[:-step], alive[step:]
-        near = shadows[other, 0] - shadows[one, 0] <= SAME_DISTANCE
+    while step < len(compared):
+        one, other = compared[:-step], compared[step:]
+        near = projections[other, 0] - projections[one, 0] <= SAME_DISTANCE
         if not near.any():
             break
-        near &= (np.abs(shadows[other] - shadows[one]) <= SAME_DISTANCE).all(axis=1)
+        near &= (np.abs(projections[other] - projections[one]) <= SAME_DISTANCE).all(axis=1)
         one, other = one[near], other[near]
-        same = _distances(unit, one, other) <= SAME_DISTANCE
-        _unite(root, one[same], other[same])
-        gone = root[alive] != alive
-        if gone.mean() > _RESTART_SHARE:  # a collapsed bank would otherwise cost n² comparisons
-            alive, step = alive[~gone], 0
+        is_duplicate = _distances(rows, one, other) <= SAME_DISTANCE
+        representative = _merge(representative, one[is_duplicate], other[is_duplicate])
+        represented = representative[compared] != compared
+        if represented.mean() > _RESTART_SHARE:  # a collapsed bank would cost n² comparisons
+            compared, step = compared[~represented], 0
         step += 1
-    root = np.array([_find(root, i) for i in range(len(root))], dtype=np.int64)
-    far = _distances(unit, np.arange(len(unit)), root) > SAME_DISTANCE
-    root[far] = np.flatnonzero(far)
-    return root, float(_distances(unit, np.arange(len(unit)), root).max(initial=0.0))
+    every = np.arange(n)
+    too_far = _distances(rows, every, representative) > SAME_DISTANCE
+    representative[too_far] = every[too_far]
+    return representative, float(_distances(rows, every, representative).max(initial=0.0))
 
 
-def _unite(root: np.ndarray, ones: np.ndarray, others: np.ndarray) -> None:
-    """Join pairs; the smaller number stands for both."""
-    for one, other in zip(ones.tolist(), others.tolist(), strict=True):
-        low, high = sorted((_find(root, one), _find(root, other)))
-        root[high] = low
+def _projections(rows: np.ndarray) -> np.ndarray:
+    """Inner products of rows with four fixed random unit directions, float64 (n, 4)."""
+    directions = np.random.default_rng(0).standard_normal((rows.shape[1], 4))
+    directions /= np.linalg.norm(directions, axis=0)
+    out = np.empty((len(rows), 4))
+    for i in range(0, len(rows), CHUNK):
+        out[i : i + CHUNK] = rows[i : i + CHUNK].astype(np.float64) @ directions
+    return out
 
 
-def _find(root: np.ndarray, i: int) -> int:
-    while root[i] != i:
-        root[i] = root[root[i]]
-        i = int(root[i])
-    return i
+def _merge(representative: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The representatives once pairs of duplicates are joined: the smallest row of each group."""
+    if len(one) == 0:
+        return representative
+    known = np.flatnonzero(representative != np.arange(len(representative)))
+    return smallest_of_component(
+        len(representative),
+        np.concatenate([known, one]),
+        np.concatenate([representative[known], other]),
+    )
 
 
-def _distances(unit: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Distances between rows, float64 (n,), in chunks."""
+def _distances(rows: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Distances between pairs of rows, float64 (n,), in chunks."""
     out = np.empty(len(one))
     for i in range(0, len(one), CHUNK):
         part = slice(i, i + CHUNK)
-        out[part] = norms_of(unit[one[part]] - unit[other[part]])
+        out[part] = norms_of(rows[one[part]] - rows[other[part]])
     return out

@@ -1,7 +1,7 @@
-"""What a dataset gives away: examples in two splits, targets seen in train, ceilings, bad rows.
+"""The leak report of a dataset: examples in two splits, targets seen in train, ceilings, bad rows.
 
 Two examples are identical when the bank ids of their whole context and of their target are.
-Formulas of all figures are in ``docs/import.md``.
+``docs/import.md`` has the formula of every number.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ import numpy as np
 from tabulate import tabulate
 
 from ocp_mamba.data.analysis.duplicates import find_duplicates
-from ocp_mamba.data.analysis.overlap import IN_SPLIT, KNOWN_TARGET, SEEN
+from ocp_mamba.data.analysis.overlap import IN_SPLIT, IN_TRAIN_CHAIN, KNOWN_TARGET, SEEN
 from ocp_mamba.data.analysis.sample import Sample, SampledDataset, sample_of
 from ocp_mamba.data.dataset import SPLITS, Dataset, Examples
 
+LEARN_ALL = 1
+"""The ``min_context`` of `check` that covers the most that any training learns."""
+
 NORM_TOLERANCE = 1e-3
-"""A bank row is called unit when its norm is this near to 1."""
+"""How far the norm of a unit row may be from 1."""
 
 REPEAT_LIMIT = 0.01
-"""Share of targets that equal the context's last concept above which a warning is due."""
+"""Largest share of targets that equal the context's last concept without a warning."""
 
 ZERO_TMD_LIMIT = 0.5
-"""Share of chains with all-zero TMD codes above which a warning is due."""
+"""Largest share of chains with all-zero TMD codes without a warning."""
 
 STRATA = ("seen", "unseen", "unseen_target")
 """Keys of `strata`."""
@@ -36,17 +39,20 @@ _CHUNK = 8192
 
 @dataclass(frozen=True)
 class LeakReport:
-    """The findings about one dataset; a figure over no examples is absent.
+    """What was found in one dataset; a number over no examples is absent.
 
     Attributes:
-        splits: figures of each split that has examples, by split and name.
-        pairs: for two splits, how many examples of the second also are in the first, and the share.
-        bank: figures of the bank and of the dataset as a whole.
+        splits: numbers of each split that has examples, by split and name.
+        pairs: for two splits, how many examples of the second are also in the first, and their
+            share. "In train" means: learnt by a training with ``min_context``.
+        bank: numbers of the bank and of the dataset as a whole.
         sources: OCP sequences per source and split.
         warnings: what the user must know, one plain sentence each; empty for a clean dataset.
-        sample: what was looked at, where not the whole was. Its examples are then looked up in the
-            whole of the other splits; ``concepts`` and ``unused_concepts`` are the whole's, the
-            other figures the sample's.
+        sample: what was checked, where that is not the whole dataset. The sample's examples are
+            then compared with all chains of the other splits; ``concepts`` and ``unused_concepts``
+            are those of the whole dataset, the other numbers those of the sample.
+        min_context: fewest concepts of context that training is taken to learn from; None for the
+            dataset's own rule, each chain's ``chain_first``.
     """
 
     splits: dict[str, dict[str, float]]
@@ -55,14 +61,15 @@ class LeakReport:
     sources: dict[str, dict[str, int]]
     warnings: list[str] = field(default_factory=list)
     sample: Sample | None = None
+    min_context: int | None = None
 
     @property
     def leaks(self) -> bool:
-        """Whether an identical (prefix, target) lies in two splits."""
+        """Whether an identical (prefix, target) is in two splits."""
         return any(count for count, _ in self.pairs.values())
 
     def figures(self) -> dict[str, float]:
-        """All numbers by names that MLflow takes, such as ``data/val_targets_seen_share``."""
+        """All numbers under names for MLflow, such as ``data/val_targets_seen_share``."""
         flat = {f"data/{name}": float(value) for name, value in self.bank.items()}
         for split, values in self.splits.items():
             flat |= {f"data/{split}_{name}": float(value) for name, value in values.items()}
@@ -81,8 +88,9 @@ class LeakReport:
             if self.leaks
             else "No identical (prefix, target) example straddles splits."
         )
-        looked_at = [f"Of {self.sample}; looked up in all chains.\n"] if self.sample else []
-        parts = [*looked_at, verdict, *(f"- WARNING: {warning}" for warning in self.warnings)]
+        scope = [f"Of {self.sample}; looked up in all chains.\n"] if self.sample else []
+        warnings = [f"- WARNING: {warning}" for warning in self.warnings]
+        parts = [*scope, verdict, _learnt(self.min_context), *warnings]
         names = list(dict.fromkeys(name for values in self.splits.values() for name in values))
         rows: list[list[object]] = [
             [name, *(_number(self.splits.get(split, {}).get(name)) for split in SPLITS)]
@@ -98,47 +106,82 @@ class LeakReport:
         ]
         whole = [[name, _number(value)] for name, value in self.bank.items()]
         tables = [
-            _table(rows, ["figure", *SPLITS]),
+            _table(rows, ["number", *SPLITS]),
             _table(pairs, ["identical examples", "count", "share"]),
             _table(whole, ["whole dataset", "value"]),
         ]
         return "\n".join(parts) + "\n\n" + "\n\n".join(tables)
 
 
-def check(dataset: Dataset, seed: int = 0) -> LeakReport:
+def _learnt(min_context: int | None) -> str:
+    """The sentence that says which train examples were compared."""
+    if min_context is None:
+        return "Compared with train: the examples that the dataset evaluates."
+    most = ", the most that any training learns" if min_context == LEARN_ALL else ""
+    return (
+        "Compared with train: every prefix of a train chain with a context of at least "
+        f"{min_context} concept{'s' if min_context > 1 else ''}{most} (`min_context`)."
+    )
+
+
+def check(dataset: Dataset, seed: int = 0, *, min_context: int | None = None) -> LeakReport:
     """Look for leaks and faults.
+
+    A leak into val or test is an example that training learns. Training with ``min_context``
+    learns more than the dataset's own train examples: every prefix of a train chain that is long
+    enough. Which examples of val and test are evaluated does not depend on it.
 
     Args:
         dataset: any valid dataset.
-        seed: of the permutation behind ``permuted_cosine``.
+        seed: seed of the permutation behind ``permuted_cosine``.
+        min_context: fewest concepts of context that training learns from, as
+            `TrainConfig.min_context`; `LEARN_ALL` where the training is unknown. None takes the
+            dataset's own rule, each chain's ``chain_first``.
     """
     nodes = _prefix_nodes(dataset)
     examples = {s: e for s in SPLITS if len((e := dataset.examples(s)).chain)}
-    identity = {s: nodes[dataset.chain_offsets[e.chain] + e.position] for s, e in examples.items()}
+    identity = {s: _identity(dataset, nodes, e) for s, e in examples.items()}
     splits = {
-        s: _split_figures(dataset, nodes, s, e, identity[s], seed) for s, e in examples.items()
+        s: _split_numbers(dataset, nodes, s, e, identity[s], seed) for s, e in examples.items()
     }
     pairs = {}
     for one, other in combinations(examples, 2):
+        least = min_context if one == "train" else None
         if isinstance(dataset, SampledDataset):
-            shared = dataset.met_by(examples[other], IN_SPLIT[one])
+            shared = _shared_with_whole(dataset, examples[other], one, least)
         else:
-            shared = np.isin(identity[other], identity[one])
+            learnt = _identity(dataset, nodes, dataset.examples(one, least))
+            shared = np.isin(identity[other], learnt)
         pairs[one, other] = (int(shared.sum()), float(shared.mean()))
-    bank = _bank_figures(dataset)
+    bank = _bank_numbers(dataset)
     sources = _source_counts(dataset, examples)
-    report = LeakReport(splits, pairs, bank, sources, sample=sample_of(dataset))
+    sample = sample_of(dataset)
+    report = LeakReport(splits, pairs, bank, sources, sample=sample, min_context=min_context)
     report.warnings.extend(_warnings(report))
     return report
 
 
+def _identity(dataset: Dataset, nodes: np.ndarray, examples: Examples) -> np.ndarray:
+    """One number per (context, target), int64 (n,); ``nodes`` as `_prefix_nodes` gives them."""
+    return nodes[dataset.chain_offsets[examples.chain] + examples.position]
+
+
+def _shared_with_whole(
+    dataset: SampledDataset, examples: Examples, split: str, min_context: int | None
+) -> np.ndarray:
+    """Which examples of a sample are in a split of the whole dataset, bool (n,)."""
+    if min_context is None:
+        return dataset.overlaps(examples, IN_SPLIT[split])
+    return dataset.overlaps(examples, IN_TRAIN_CHAIN) & (examples.position >= min_context)
+
+
 def strata(dataset: Dataset, split: str) -> dict[str, np.ndarray]:
-    """Which examples of a split have been met in train, and how far.
+    """Group the examples of a split by what of them occurs in train.
 
     Returns:
         Three bool arrays over ``dataset.examples(split)``: ``seen``, the transition (last concept
-        of the context → target) is a step of a train chain, be it the first one; ``unseen``, all
-        others; ``unseen_target``, no step of a train chain leads to the target.
+        of the context → target) is a step of a train chain, the first step included; ``unseen``,
+        all others; ``unseen_target``, no step of a train chain leads to the target.
         ``unseen_target`` is a part of ``unseen``.
 
     Raises:
@@ -146,8 +189,8 @@ def strata(dataset: Dataset, split: str) -> dict[str, np.ndarray]:
     """
     if isinstance(dataset, SampledDataset):
         examples = dataset.examples(split)
-        seen = dataset.met_by(examples, SEEN)
-        known = dataset.met_by(examples, KNOWN_TARGET)
+        seen = dataset.overlaps(examples, SEEN)
+        known = dataset.overlaps(examples, KNOWN_TARGET)
         return {"seen": seen, "unseen": ~seen, "unseen_target": ~known}
     train, examples = dataset.examples("train", min_context=1), dataset.examples(split)
     seen = np.isin(_transitions(dataset, examples), _transitions(dataset, train))
@@ -161,17 +204,17 @@ def strata(dataset: Dataset, split: str) -> dict[str, np.ndarray]:
 def _prefix_nodes(dataset: Dataset) -> np.ndarray:
     """Number the different prefixes: int64, one per entry of ``chain_values``.
 
-    Entry ``chain_offsets[c] + k`` is the number of ``chain[:k + 1]``: two are equal when and only
-    when the prefixes are. Built like a trie, one concept deeper in all chains at a time.
+    Entry ``chain_offsets[c] + k`` is the number of ``chain[:k + 1]``; two numbers are equal exactly
+    when the prefixes are. Built like a trie, for all chains at once, one position at a time.
     """
     nodes = np.full(len(dataset.chain_values), -1, dtype=np.int64)
-    alive = np.arange(dataset.n_chains)
+    active = np.arange(dataset.n_chains)
     parent = np.zeros(dataset.n_chains, dtype=np.int64)
     total = 0
     for depth in range(int(dataset.lengths.max())):
-        longer = dataset.lengths[alive] > depth
-        alive, parent = alive[longer], parent[longer]
-        flat = dataset.chain_offsets[alive] + depth
+        longer = dataset.lengths[active] > depth
+        active, parent = active[longer], parent[longer]
+        flat = dataset.chain_offsets[active] + depth
         pair = parent * dataset.n_concepts + dataset.chain_values[flat]
         kinds, node = np.unique(pair, return_inverse=True)
         nodes[flat] = parent = node + total
@@ -184,7 +227,7 @@ def _transitions(dataset: Dataset, examples: Examples) -> np.ndarray:
     return examples.last.astype(np.int64) * dataset.n_concepts + examples.target
 
 
-def _split_figures(
+def _split_numbers(
     dataset: Dataset,
     nodes: np.ndarray,
     split: str,
@@ -198,7 +241,7 @@ def _split_figures(
     paired = _cosines(dataset.bank, examples.last, examples.target)
     permuted = _cosines(dataset.bank, examples.last, shuffled)
     gain = paired - permuted
-    figures = {
+    numbers = {
         "chains": float(len(dataset.chains_in(split))),
         "examples": float(n),
         "repeated_examples": float(n - len(np.unique(identity))),
@@ -209,11 +252,11 @@ def _split_figures(
         "target_is_last_share": float((examples.last == examples.target).mean()),
     }
     if split == "train":
-        return figures
+        return numbers
     parts = strata(dataset, split)
-    figures["targets_seen_share"] = float(1 - parts["unseen_target"].mean())
-    figures["transitions_seen_share"] = float(parts["seen"].mean())
-    return figures | {f"{name}_examples": float(part.sum()) for name, part in parts.items()}
+    numbers["targets_seen_share"] = float(1 - parts["unseen_target"].mean())
+    numbers["transitions_seen_share"] = float(parts["seen"].mean())
+    return numbers | {f"{name}_examples": float(part.sum()) for name, part in parts.items()}
 
 
 def _ceiling(prefix: np.ndarray, identity: np.ndarray) -> float:
@@ -234,11 +277,11 @@ def _cosines(bank: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray
     return np.concatenate(parts)
 
 
-def _bank_figures(dataset: Dataset) -> dict[str, float]:
+def _bank_numbers(dataset: Dataset) -> dict[str, float]:
     bank, texts = dataset.bank, dataset.texts
     norms = [np.linalg.norm(bank[i : i + _CHUNK], axis=1) for i in range(0, len(bank), _CHUNK)]
     off = np.abs(np.concatenate(norms) - 1)
-    figures = {
+    numbers = {
         "concepts": float(len(bank)),
         "non_unit_rows": float((off > NORM_TOLERANCE).sum()),
         "largest_norm_error": float(off.max()),
@@ -247,19 +290,19 @@ def _bank_figures(dataset: Dataset) -> dict[str, float]:
         "unused_concepts": float(len(bank) - len(np.unique(dataset.chain_values))),
     }
     if isinstance(dataset, SampledDataset):
-        figures["concepts"] = float(dataset.sample.concepts[1])
-        figures["unused_concepts"] = float(dataset.unused)
+        numbers["concepts"] = float(dataset.sample.concepts[1])
+        numbers["unused_concepts"] = float(dataset.unused)
     if dataset.chain_tmd is not None:
-        figures["zero_tmd_share"] = float((~dataset.chain_tmd.any(axis=1)).mean())
+        numbers["zero_tmd_share"] = float((~dataset.chain_tmd.any(axis=1)).mean())
     if dataset.chain_relation is not None:
         known, sure = np.count_nonzero(dataset.chain_relation), dataset.chain_confidence
-        figures["relations"] = float(len(dataset.relations))
-        figures["known_relation_share"] = known / (len(dataset.chain_values) - dataset.n_chains)
+        numbers["relations"] = float(len(dataset.relations))
+        numbers["known_relation_share"] = known / (len(dataset.chain_values) - dataset.n_chains)
         if known:
-            figures["mean_relation_confidence"] = (
+            numbers["mean_relation_confidence"] = (
                 1.0 if sure is None else float(sure.sum(dtype=np.float64)) / known
             )
-    return figures
+    return numbers
 
 
 def _source_counts(dataset: Dataset, examples: dict[str, Examples]) -> dict[str, dict[str, int]]:
@@ -289,8 +332,8 @@ def _warnings(report: LeakReport) -> list[str]:
         if gain <= 2 * values["paired_gain_standard_error"]:
             found.append(
                 f"in {split} a target is no nearer to its context ({values['paired_cosine']:.3f}) "
-                f"than to a stranger's ({values['permuted_cosine']:.3f}): the targets look "
-                "shuffled, off by a row, or the vectors carry no relation."
+                f"than to a random context ({values['permuted_cosine']:.3f}): the targets look "
+                "shuffled or off by one row, or the vectors carry no relation."
             )
         if values["target_is_last_share"] > REPEAT_LIMIT:
             found.append(

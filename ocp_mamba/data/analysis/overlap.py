@@ -1,4 +1,7 @@
-"""What the whole of a dataset knows of some of its examples, found by one pass over all chains."""
+"""What some examples of a dataset share with all its chains, found in one pass over the chains.
+
+Each example gets one uint8 number whose bits say which of the facts below hold for it.
+"""
 
 from __future__ import annotations
 
@@ -8,76 +11,84 @@ from ocp_mamba.data.analysis.subset import places_of
 from ocp_mamba.data.chunks import ChainChunk, chain_chunks
 from ocp_mamba.data.dataset import SPLITS, Dataset
 
-SEEN, KNOWN_TARGET = 1, 2
-"""Bits: the transition is a step of a train chain; some step of one leads to the target."""
+SEEN = 1
+"""The transition (last concept of the context → target) is a step of a train chain."""
+
+KNOWN_TARGET = 2
+"""Some step of a train chain leads to the target."""
+
 IN_SPLIT = {split: 4 << number for number, split in enumerate(SPLITS)}
-"""Bits: the same context and target are an example of this split."""
+"""The same context and target are an example of this split, by the dataset's own rule."""
+
+IN_TRAIN_CHAIN = 32
+"""A train chain begins with the context and the target, be they an example of it or not."""
 
 
 def overlap_with_dataset(
     dataset: Dataset, chains: np.ndarray, *, progress: bool = False
 ) -> tuple[np.ndarray, int]:
-    """Look at all chains for what the examples of some of them have in common with the rest.
+    """Compare the examples of some chains with all chains of a dataset.
 
     Args:
-        dataset: the whole.
-        chains: int64 ``(m,)``, ids of the chains asked about, rising.
+        dataset: the whole dataset.
+        chains: int64 ``(m,)``, ids of the chains whose examples are compared, ascending.
         progress: show a progress bar.
 
     Returns:
-        uint8, one number for each concept of these chains: bits of what holds for the example of
-        which it is the target; and how many concepts of the bank stand in any chain.
+        The bits, uint8, one number for each concept of these chains: those of the example whose
+        target the concept is. And the number of concepts of the bank that occur in any chain.
     """
     at, lengths = places_of(dataset, chains)
     starts = np.cumsum(lengths) - lengths
     values = dataset.chain_values[at].astype(np.int64)
-    place = np.arange(len(values)) - np.repeat(starts, lengths)
-    transitions = _Transitions(values, place > 0, dataset.n_concepts)
-    prefixes = _Prefixes(values, starts, lengths, dataset.n_concepts)
+    position = np.arange(len(values)) - np.repeat(starts, lengths)
+    transitions = _TransitionLookup(values, position > 0, dataset.n_concepts)
+    prefixes = _PrefixLookup(values, starts, lengths, dataset.n_concepts)
     known = np.zeros(dataset.n_concepts, bool)
     used = np.zeros(dataset.n_concepts, bool)
-    for chunk in chain_chunks(dataset, "looking for it in all chains", progress):
+    for chunk in chain_chunks(dataset, "comparing with all chains", progress):
         last, target = chunk.examples("train", min_context=1)
         known[target] = True
         used[chunk.values] = True
-        transitions.overlap_with_dataset(last, target)
-        prefixes.overlap_with_dataset(chunk)
-    met = prefixes.bits()
-    met[transitions.seen()] |= SEEN
-    met[known[values]] |= KNOWN_TARGET
-    return met, int(used.sum())
+        transitions.add(last, target)
+        prefixes.add(chunk)
+    bits = prefixes.bits()
+    bits[transitions.seen()] |= SEEN
+    bits[known[values]] |= KNOWN_TARGET
+    return bits, int(used.sum())
 
 
-class _Transitions:
-    """Which steps between two concepts have been met."""
+class _TransitionLookup:
+    """Finds which transitions of the compared chains occur among those added."""
 
-    def __init__(self, values: np.ndarray, asked: np.ndarray, n_concepts: int) -> None:
-        self._n, self._asked = n_concepts, asked
-        at = np.flatnonzero(asked)
+    def __init__(self, values: np.ndarray, is_target: np.ndarray, n_concepts: int) -> None:
+        self._n, self._is_target = n_concepts, is_target
+        at = np.flatnonzero(is_target)
         self._keys, self._number = np.unique(
             values[at - 1] * n_concepts + values[at], return_inverse=True
         )
-        self._met = np.zeros(len(self._keys), bool)
+        self._found = np.zeros(len(self._keys), bool)
         self._targets = np.zeros(n_concepts, bool)
         self._targets[values[at]] = True
 
-    def overlap_with_dataset(self, last: np.ndarray, target: np.ndarray) -> None:
-        near = self._targets[target]
-        found, _ = _find(self._keys, last[near] * self._n + target[near])
-        self._met[found] = True
+    def add(self, last: np.ndarray, target: np.ndarray) -> None:
+        """Mark the transitions from ``last`` to ``target``, int64 ``(n,)`` each."""
+        possible = self._targets[target]
+        found, _ = _find(self._keys, last[possible] * self._n + target[possible])
+        self._found[found] = True
 
     def seen(self) -> np.ndarray:
-        """Whether the step to each concept was met, bool."""
-        seen = np.zeros(len(self._asked), bool)
-        seen[self._asked] = self._met[self._number]
+        """Whether the transition to each concept of the compared chains was added, bool."""
+        seen = np.zeros(len(self._is_target), bool)
+        seen[self._is_target] = self._found[self._number]
         return seen
 
 
-class _Prefixes:
-    """Which prefixes of the chains asked about are examples of which split; a trie, by depth.
+class _PrefixLookup:
+    """Finds where the prefixes of the compared chains occur; a trie, stored by depth.
 
-    A prefix of d + 1 concepts is one number: the place of (number of its first d, last concept)
-    among all such pairs of that depth.
+    A prefix of d + 1 concepts is one number: the rank of (number of its first d concepts, last
+    concept) among all such pairs of that depth.
     """
 
     def __init__(
@@ -85,8 +96,8 @@ class _Prefixes:
     ) -> None:
         self._n, self._total = n_concepts, len(values)
         self._keys: list[np.ndarray] = []
-        self._own: list[tuple[np.ndarray, np.ndarray]] = []
-        self._met: list[np.ndarray] = []
+        self._places: list[tuple[np.ndarray, np.ndarray]] = []
+        self._bits: list[np.ndarray] = []
         number = np.zeros(len(starts), np.int64)
         for depth in range(int(lengths.max())):
             longer = lengths > depth
@@ -95,37 +106,38 @@ class _Prefixes:
                 number * n_concepts + values[starts + depth], return_inverse=True
             )
             self._keys.append(keys)
-            self._own.append((starts + depth, number))
-            self._met.append(np.zeros(len(keys), np.uint8))
+            self._places.append((starts + depth, number))
+            self._bits.append(np.zeros(len(keys), np.uint8))
 
-    def overlap_with_dataset(self, chunk: ChainChunk) -> None:
-        alive = np.arange(len(chunk.chains))
-        number = np.zeros(len(alive), np.int64)
-        bits = np.array([IN_SPLIT[split] for split in SPLITS], np.uint8)
+    def add(self, chunk: ChainChunk) -> None:
+        """Set the bits of the prefixes with which the chunk's chains begin."""
+        active = np.arange(len(chunk.chains))
+        number = np.zeros(len(active), np.int64)
         for depth, keys in enumerate(self._keys):
-            longer = chunk.lengths[alive] > depth
-            alive, number = alive[longer], number[longer]
-            values = chunk.values[chunk.starts[alive] + depth]
-            number, here = _find(keys, number * self._n + values)
-            alive = alive[here]
-            if len(alive) == 0:
+            longer = chunk.lengths[active] > depth
+            active, number = active[longer], number[longer]
+            values = chunk.values[chunk.starts[active] + depth]
+            number, is_found = _find(keys, number * self._n + values)
+            active = active[is_found]
+            if len(active) == 0:
                 return
-            example = chunk.first[alive] <= depth
-            for bit in np.unique(bits[chunk.split[alive[example]]]):
-                of_split = bits[chunk.split[alive]] == bit
-                self._met[depth][number[example & of_split]] |= bit
+            split, is_example = chunk.split[active], chunk.first[active] <= depth
+            bits = self._bits[depth]
+            for code, name in enumerate(SPLITS):
+                bits[number[is_example & (split == code)]] |= IN_SPLIT[name]
+            bits[number[split == SPLITS.index("train")]] |= IN_TRAIN_CHAIN
 
     def bits(self) -> np.ndarray:
-        """The splits in which the prefix up to each concept is an example, uint8."""
-        bits = np.zeros(self._total, np.uint8)
-        for (at, number), met in zip(self._own, self._met, strict=True):
-            bits[at] = met[number]
-        return bits
+        """The bits of the prefix that ends in each concept of the compared chains, uint8."""
+        out = np.zeros(self._total, np.uint8)
+        for (places, number), bits in zip(self._places, self._bits, strict=True):
+            out[places] = bits[number]
+        return out
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places among rising keys of those wanted that are there, and a mask of which are."""
+    """Places in sorted keys of those wanted numbers that occur there, and which ones do, bool."""
     at = np.searchsorted(keys, wanted)
     at[at == len(keys)] = 0
-    there = keys[at] == wanted
-    return at[there], there
+    is_found = keys[at] == wanted
+    return at[is_found], is_found

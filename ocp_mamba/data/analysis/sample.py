@@ -1,8 +1,8 @@
 """A sample to evaluate on, of a dataset too large to be evaluated whole.
 
-It is a dataset itself, in memory, and small: chains of each split, and a pool of the bank. What an
-example has to do with the rest of the data (was its transition met in train, does it stand in
-another split) is worked out against the whole, chain by chain, and carried with it.
+A sample is itself a small dataset in memory: some chains of each split, and a part of the bank, the
+pool. Whether an example's transition occurs in train, or the example itself in another split, is
+found by comparing it with all chains of the whole dataset, and stored in the sample.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ LARGEST_KEY = 2**64 - 1
 
 @dataclass(frozen=True)
 class EvalLimits:
-    """What is evaluated whole; 0 sets no limit.
+    """How much is evaluated at most; 0 sets no limit.
 
     Attributes:
-        sequences: of val, and of test: the most that are evaluated.
-        train: sequences of train: the most that baselines without a gradient learn from.
-        pool: concepts: the most that retrieval searches.
-        seed: of the draw.
+        sequences: most sequences that are evaluated, of val and of test each.
+        train: most train sequences that baselines without a gradient learn from.
+        pool: most concepts that retrieval searches.
+        seed: seed of the random draw.
     """
 
     sequences: int = 10_000
@@ -45,14 +45,14 @@ class EvalLimits:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a sample holds, of how much.
+    """What a sample holds, and of how much.
 
     Attributes:
         of: fingerprint of the whole dataset.
-        fingerprint: of the sample: two are one when the same chains and concepts were drawn.
-        sequences: of each split, drawn and all.
-        concepts: drawn and all.
-        seed: of the draw.
+        fingerprint: fingerprint of the sample; the same for the same drawn chains and concepts.
+        sequences: for each split, how many sequences were drawn, and how many there are.
+        concepts: how many concepts were drawn, and how many there are.
+        seed: seed of the random draw.
     """
 
     of: str
@@ -62,7 +62,7 @@ class Sample:
     seed: int
 
     def __str__(self) -> str:
-        """Say it in one line, for a person."""
+        """One line for a person to read."""
         drawn = {split: _of(*pair) for split, pair in self.sequences.items()}
         return (
             f"a sample (seed {self.seed}, {self.fingerprint[:12]}): val {drawn['val']} and test "
@@ -71,7 +71,7 @@ class Sample:
         )
 
     def tags(self) -> dict[str, str]:
-        """Return what a run's tags say of it."""
+        """Tags of an MLflow run that name the sample."""
         return {
             "sample.fingerprint": self.fingerprint,
             "sample.seed": str(self.seed),
@@ -80,7 +80,7 @@ class Sample:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON, with its sentence."""
+        """The sample as plain JSON, with its line for a person."""
         return {**asdict(self), "said": str(self)}
 
 
@@ -90,51 +90,51 @@ def _of(some: int, every: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class SampledDataset(Dataset):
-    """A sample, and what the whole knows of its examples.
+    """A sample, and what its examples share with the whole dataset.
 
     Attributes:
         sample: what was drawn.
-        chains: int64 ``(n_chains,)``, rising: which chain of the whole each of its chains is.
-        met: uint8, as long as ``chain_values``, see `data.met.meet`.
-        unused: concepts of the whole bank that stand in no chain.
+        chains: int64 ``(n_chains,)``, ascending: the id that each chain has in the whole dataset.
+        overlap: uint8, as long as ``chain_values``: the bits of `overlap_with_dataset`.
+        unused: concepts of the whole bank that occur in no chain.
     """
 
     sample: Sample = field(default_factory=lambda: Sample("", "", {}, (0, 0), 0))
     chains: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    met: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    overlap: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
     unused: int = 0
 
     @property
     def fingerprint(self) -> str:
-        """The sample's; the whole's is ``sample.of``."""
+        """Fingerprint of the sample; that of the whole dataset is ``sample.of``."""
         return self.sample.fingerprint
 
-    def met_by(self, examples: Examples, bit: int) -> np.ndarray:
-        """Whether a bit of ``met`` is set for each example, bool ``(n,)``."""
-        return self.met[self.chain_offsets[examples.chain] + examples.position] & bit > 0
+    def overlaps(self, examples: Examples, bit: int) -> np.ndarray:
+        """Whether a bit of ``overlap`` is set for each example, bool ``(n,)``."""
+        return self.overlap[self.chain_offsets[examples.chain] + examples.position] & bit > 0
 
 
 def sample_of(dataset: Dataset) -> Sample | None:
-    """What a dataset was drawn from; None for one that is whole."""
+    """What a sampled dataset was drawn from; None for a whole dataset."""
     return dataset.sample if isinstance(dataset, SampledDataset) else None
 
 
 def evaluation_part(dataset: Dataset, limits: EvalLimits, *, progress: bool = False) -> Dataset:
     """Return the dataset to evaluate on: the whole, or a sample where it exceeds a limit.
 
-    Chains are drawn by families as far as they can be told from a chain alone: those that differ in
-    their first concept only are drawn together, in an order by hash and seed, until the limit is
-    reached. The pool is the concepts of the chains drawn, and others at random up to its limit; it
-    is larger where these chains have more. What exceeds no limit is taken whole.
+    Chains that differ only in their first concept are drawn together, in an order given by a hash
+    and the seed, until the limit is reached. The pool holds the concepts of the drawn chains, and
+    random other concepts up to its limit; it is larger where these chains have more concepts.
+    Splits and banks within their limits are taken whole.
 
     Args:
         dataset: in memory or mapped.
-        limits: what is evaluated whole.
+        limits: how much is evaluated at most.
         progress: show progress bars.
 
     Returns:
-        ``dataset`` itself, or a `SampledDataset`. One dataset, content for content, gives one
-        sample, be it a file or a folder.
+        ``dataset`` itself, or a `SampledDataset`. The same content gives the same sample, whether
+        it comes from a file or from a folder.
     """
     counts = count_examples(dataset)
     large = {s: limits.of(s) for s in SPLITS if 0 < limits.of(s) < counts[s]}
@@ -143,7 +143,7 @@ def evaluation_part(dataset: Dataset, limits: EvalLimits, *, progress: bool = Fa
     chains = _draw_chains(dataset, large, counts, limits.seed, progress)
     places, _ = places_of(dataset, chains)
     concepts = _draw_concepts(dataset, np.unique(dataset.chain_values[places]), limits)
-    met, used = overlap_with_dataset(dataset, chains, progress=progress)
+    overlap, used = overlap_with_dataset(dataset, chains, progress=progress)
     fields = part_of(dataset, chains, concepts)
     digest = hashlib.sha256(dataset.fingerprint.encode())
     digest.update(chains.astype("<i8").tobytes() + concepts.astype("<i8").tobytes())
@@ -160,14 +160,20 @@ def evaluation_part(dataset: Dataset, limits: EvalLimits, *, progress: bool = Fa
         (len(concepts), dataset.n_concepts),
         limits.seed,
     )
-    return SampledDataset(**fields, meta=dataset.meta, sample=sample, chains=chains, met=met,
-                          unused=dataset.n_concepts - used)  # fmt: skip
+    return SampledDataset(
+        **fields,
+        meta=dataset.meta,
+        sample=sample,
+        chains=chains,
+        overlap=overlap,
+        unused=dataset.n_concepts - used,
+    )
 
 
 def _draw_chains(
     dataset: Dataset, large: dict[str, int], counts: dict[str, int], seed: int, progress: bool
 ) -> np.ndarray:
-    """Ids of the chains drawn, rising: all of a split that is not large."""
+    """Ids of the drawn chains, ascending; every chain of a split that is not large."""
     shares = {split: 2 * limit / counts[split] for split, limit in large.items()}
     while True:
         most = np.array([_share_of_keys(shares.get(split, 1.0)) for split in SPLITS], np.uint64)
@@ -192,9 +198,9 @@ def _draw_chains(
 
 
 def _whole_groups(chains: np.ndarray, keys: np.ndarray, n: np.ndarray, limit: int) -> np.ndarray:
-    """The chains of the first groups, by key, that have no more than ``limit`` sequences together.
+    """The chains of the first groups, by key, that have at most ``limit`` sequences together.
 
-    Of a first group that alone has more, as many chains as fit; one chain in any case.
+    If the first group alone has more, as many of its chains as fit; always at least one chain.
     """
     order = np.lexsort((chains, keys))
     keys, total = keys[order], np.cumsum(n[order])
@@ -207,15 +213,15 @@ def _whole_groups(chains: np.ndarray, keys: np.ndarray, n: np.ndarray, limit: in
 
 
 def _share_of_keys(share: float) -> int:
-    """The key that a share of all keys does not exceed."""
+    """The limit below which this share of all keys lies."""
     return LARGEST_KEY if share >= 1 else int(share * 2**64)
 
 
 def _keys(values: np.ndarray, starts: np.ndarray, seed: int) -> np.ndarray:
     """A hash of all concepts but the first of each chain, uint64 ``(m,)``.
 
-    Each concept and its place are mixed as in Steele et al., "Fast Splittable Pseudorandom Number
-    Generators", 2014 (SplitMix64), and added up.
+    Each concept and its position are mixed as in Steele et al., "Fast Splittable Pseudorandom
+    Number Generators", 2014 (SplitMix64), and added up.
     """
     lengths = np.diff(np.append(starts, len(values)))
     place = np.arange(len(values)) - np.repeat(starts, lengths)
@@ -235,7 +241,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _draw_concepts(dataset: Dataset, used: np.ndarray, limits: EvalLimits) -> np.ndarray:
-    """Ids of the pool, rising: those used, and others drawn up to the limit."""
+    """Concept ids of the pool, ascending: those used, and others drawn up to the limit."""
     n = dataset.n_concepts
     if not 0 < limits.pool < n:
         return np.arange(n)

@@ -1,4 +1,4 @@
-"""Between an `.npz` and a folder of shards, a chunk at a time in both directions."""
+"""Between an `.npz` and a folder of mapped arrays, a chunk at a time in both directions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,62 +24,49 @@ from ocp_mamba.data.shards.mapped import (
     FORMAT,
     HEADER,
     META,
-    ROW_STEP,
+    OLD_FORMAT,
+    file_name,
+    is_shards,
     open_shards,
-    shard_name,
+    read_meta,
 )
 from ocp_mamba.errors import DatasetError
+from ocp_mamba.system.files import atomic_write, sync, sync_folder
 
-SHARD_BYTES = 1 << 28
+WRITE_BYTES = 1 << 16
+"""Bytes written at once. Linux caches what is written at once as one block of up to 2 MiB, and maps
+the whole block where one row of it is read: resident memory would not stay flat."""
 
 Progress = Callable[[int], object]
 
 
-class ShardWriter:
-    """Writes one array, rows as they come, into shards of one size."""
+class ArrayWriter:
+    """Writes one array of a folder, chunk by chunk."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype, row: tuple[int, ...]) -> None:
-        """Write the array ``name`` of rows ``row`` and this dtype into ``folder``."""
-        self._folder, self._name, self._dtype, self._row = folder, name, dtype, row
-        row_bytes = dtype.itemsize * int(np.prod(row, dtype=np.int64))
-        self._limit = max(1, SHARD_BYTES // max(1, row_bytes * ROW_STEP)) * ROW_STEP
-        self._rows: list[int] = []
-        self._file: IO[bytes] | None = None
+        """Write the array ``name`` of this dtype, its rows of shape ``row``, into ``folder``."""
+        self._dtype, self._row, self._rows = dtype, row, 0
+        self._file = (folder / file_name(name)).open("wb")
+        self._file.write(bytes(HEADER))
 
     def write(self, rows: np.ndarray) -> None:
         """Add rows."""
-        rows = np.ascontiguousarray(rows, dtype=self._dtype)
-        while len(rows):
-            if self._file is None or self._rows[-1] == self._limit:
-                self._next()
-            assert self._file is not None
-            taken = rows[: self._limit - self._rows[-1]]
-            self._file.write(taken.data)
-            self._rows[-1] += len(taken)
-            rows = rows[len(taken) :]
+        data = np.ascontiguousarray(rows, dtype=self._dtype).reshape(-1).view(np.uint8)
+        for start in range(0, len(data), WRITE_BYTES):
+            self._file.write(data[start : start + WRITE_BYTES].data)
+        self._rows += len(rows)
 
     def close(self) -> dict[str, Any]:
-        """End the last shard; returns what ``meta.json`` says of the array."""
-        self._end()
+        """Write the header; returns the array's entry in ``meta.json``."""
+        with self._file as file:
+            file.seek(0)
+            file.write(_header(self._dtype, (self._rows, *self._row)))
+            sync(file)
         return {"dtype": self._dtype.str, "row": list(self._row), "rows": self._rows}
-
-    def _next(self) -> None:
-        self._end()
-        path = self._folder / shard_name(self._name, len(self._rows))
-        self._file = path.open("wb")
-        self._file.write(bytes(HEADER))
-        self._rows.append(0)
-
-    def _end(self) -> None:
-        if self._file is not None:
-            self._file.seek(0)
-            self._file.write(_header(self._dtype, (self._rows[-1], *self._row)))
-            self._file.close()
-            self._file = None
 
 
 def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """The head of a `.npy` file, version 1.0, filled up to `HEADER` bytes."""
+    """The header of a `.npy` file, version 1.0, filled up to `HEADER` bytes."""
     text = repr({"descr": dtype.str, "fortran_order": False, "shape": shape})
     room = HEADER - 10
     return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + f"{text:<{room - 1}}\n".encode()
@@ -93,39 +80,33 @@ def write_shards(
     bank_dtype: str,
     fingerprint: str | None = None,
 ) -> str:
-    """Write a folder of shards whole or not at all; returns its fingerprint.
+    """Write a folder of mapped arrays whole or not at all; returns its fingerprint.
 
     Args:
-        folder: to make.
-        arrays: chunks of each array; the bank's are brought to unit rows.
-        meta: the dataset's.
+        folder: the folder to make.
+        arrays: chunks of each array; rows of the bank are normalized.
+        meta: the dataset's ``meta``.
         bank_dtype: precision of the bank in an `.npz` of the same content.
-        fingerprint: what the content must have; None takes what it has.
+        fingerprint: the fingerprint that the content must have; None accepts any.
 
     Raises:
         DatasetError: the folder exists, an array is empty, or the content has another fingerprint.
+        OSError: the folder cannot be written.
     """
     if folder.exists():
         raise DatasetError(f"{folder} exists already; name another folder")
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
     try:
         listed: dict[str, Any] = {"format": FORMAT, "meta": meta, "bank_dtype": bank_dtype}
-        listed |= {"arrays": {}, "fingerprint": ""}
-        for name, chain_chunks in arrays.items():
-            writer: ShardWriter | None = None
-            for chunk in chain_chunks:
-                chunk = unit_rows(chunk) if name == "bank" else chunk
-                writer = writer or ShardWriter(part, name, chunk.dtype, ARRAYS[name][1])
-                writer.write(chunk)
-            if writer is None:
-                raise DatasetError(f"array {name!r} is empty")
-            listed["arrays"][name] = writer.close()
+        listed["arrays"] = {name: _write_array(part, name, arrays[name]) for name in arrays}
+        listed["fingerprint"] = ""
         (part / META).write_text(json.dumps(listed), encoding="utf-8")
         found = fingerprint_of(open_shards(part), _stored(bank_dtype))
         if fingerprint not in (None, found):
             raise DatasetError(f"content has the fingerprint {found}, {fingerprint} was stated")
         listed["fingerprint"] = found
-        (part / META).write_text(json.dumps(listed, indent=1), encoding="utf-8")
+        with atomic_write(part / META) as file:
+            file.write(json.dumps(listed, indent=1).encode())
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o777 & ~umask)
@@ -133,34 +114,50 @@ def write_shards(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    sync_folder(folder.parent)
     return found
 
 
+def _write_array(folder: Path, name: str, parts: Iterator[np.ndarray]) -> dict[str, Any]:
+    """Write one array; returns its entry in ``meta.json``."""
+    rows = (unit_rows(part) for part in parts) if name == "bank" else parts
+    first = next(rows, None)
+    if first is None:
+        raise DatasetError(f"array {name!r} is empty")
+    writer = ArrayWriter(folder, name, first.dtype, ARRAYS[name][1])
+    try:
+        for part in chain([first], rows):
+            writer.write(part)
+    finally:
+        entry = writer.close()
+    return entry
+
+
 def shard(source: Path, folder: Path, progress: Progress = lambda done: None) -> str:
-    """Turn a dataset file into a folder of shards; returns the fingerprint, which both have.
+    """Turn a dataset file into a folder of mapped arrays; returns the fingerprint of both.
 
     Args:
-        source: the `.npz`.
-        folder: to make.
+        source: the `.npz`, or a folder that an older version wrote.
+        folder: the folder to make.
         progress: called with the bytes of each chunk that was read.
 
     Raises:
-        DatasetError: the file is no dataset file or is damaged, or the folder exists.
+        DatasetError: the source is no dataset file or is damaged, or the folder exists.
+        OSError: the folder cannot be written.
     """
+    if is_shards(source):
+        return _renew(source, folder, progress)
     if not is_dataset_file(source):
-        raise DatasetError(f"{source}: an older layout; turn it into a dataset file first, with "
-                           "`ocp-mamba data import`")  # fmt: skip
+        raise DatasetError(
+            f"{source}: an older layout; turn it into a dataset file first, with "
+            "`ocp-mamba data import`"
+        )
     keys = npz_keys(source)
     meta = parse_meta(next(read_member(source, "meta")))
     fingerprint = meta.pop("fingerprint", None)
-    present = [name for name in ARRAYS if name in keys]
-
-    def counted(name: str) -> Iterator[np.ndarray]:
-        for chunk in read_member(source, name):
-            progress(chunk.nbytes)
-            yield chunk
-
-    arrays = {name: counted(name) for name in present}
+    arrays = {
+        name: _counted(read_member(source, name), progress) for name in ARRAYS if name in keys
+    }
     if "chain_first" not in keys:
         arrays["chain_first"] = (
             np.full(len(chunk), MIN_CONTEXT, np.uint8) for chunk in read_member(source, "split")
@@ -172,11 +169,41 @@ def shard(source: Path, folder: Path, progress: Progress = lambda done: None) ->
         raise DatasetError(f"dataset file {source}: {error}") from error
 
 
+def _renew(source: Path, folder: Path, progress: Progress) -> str:
+    """Write a folder of the older format, with several files an array, in today's format."""
+    listed = read_meta(source)
+    if listed["format"] != OLD_FORMAT:
+        raise DatasetError(f"{source}: is such a folder already")
+
+    def parts(name: str) -> Iterator[np.ndarray]:
+        for number in range(len(listed["arrays"][name]["rows"])):
+            path = source / f"{name}-{number:05d}.npy"
+            try:
+                yield from chunks(np.load(path, mmap_mode="r"))
+            except (OSError, ValueError, EOFError) as error:
+                raise DatasetError(f"{path} cannot be read: {error}") from error
+
+    arrays = {name: _counted(parts(name), progress) for name in listed["arrays"] if name in ARRAYS}
+    return write_shards(
+        folder,
+        arrays,
+        listed["meta"],
+        bank_dtype=listed["bank_dtype"],
+        fingerprint=listed["fingerprint"],
+    )
+
+
+def _counted(parts: Iterator[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
+    for part in parts:
+        progress(part.nbytes)
+        yield part
+
+
 def unshard(folder: Path, out: Path, progress: Progress = lambda done: None) -> str:
-    """Turn a folder of shards into a dataset file; returns the fingerprint, which both have.
+    """Turn a folder of mapped arrays into a dataset file; returns the fingerprint of both.
 
     Raises:
-        DatasetError: the folder is not one of shards, or is damaged.
+        DatasetError: the folder is not one of mapped arrays, or is damaged.
         OSError: the file cannot be written.
     """
     data = open_shards(folder)
@@ -184,13 +211,13 @@ def unshard(folder: Path, out: Path, progress: Progress = lambda done: None) -> 
     keys = [name for name in ARRAYS if getattr(data, name) is not None]
     if all((chunk == MIN_CONTEXT).all() for chunk in chunks(data.chain_first)):
         keys.remove("chain_first")
-    with _whole(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in keys:
             array = getattr(data, name)
             convert = stored if name == "bank" else (lambda rows: rows)
             dtype = convert(array[:1]).dtype
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                _write_head(member, dtype, array.shape)
+                _write_header(member, dtype, array.shape)
                 for chunk in chunks(array):
                     member.write(np.ascontiguousarray(convert(chunk)).data)
                     progress(chunk.nbytes)
@@ -231,27 +258,12 @@ def read_member(path: Path, key: str) -> Iterator[np.ndarray]:
         raise DatasetError(f"{path}: key {key!r} cannot be read: {error}") from error
 
 
-def _write_head(member: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+def _write_header(member: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(
         member, {"descr": dtype.str, "fortran_order": False, "shape": shape}
     )
 
 
 def _stored(bank_dtype: str) -> Callable[[np.ndarray], np.ndarray]:
-    """What brings a folder's rows, which are unit rows already, to the precision of the file."""
+    """The conversion of a folder's unit rows to the precision of the file."""
     return np.ascontiguousarray if bank_dtype == "float32" else to_float16
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside ``path`` that takes its place when the block ends well."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

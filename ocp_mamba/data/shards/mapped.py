@@ -1,19 +1,16 @@
-"""Datasets as a folder of memory-mapped shards, for those that do not fit into memory.
+"""Datasets as a folder of memory-mapped arrays, for those that do not fit into memory.
 
-The folder holds the arrays of a dataset file as plain `.npy` files of a bounded size, and a
-``meta.json`` that lists them. A shard's data starts on a page and fills whole pages, so that the
-system can map the shards of an array side by side: they are one array in memory, read from the disk
-where it is looked at. The bank is kept as float32 unit rows, ready for use.
+The folder holds each array of a dataset file as one plain `.npy` file, and a ``meta.json`` that
+lists them. The arrays are mapped: what is used is read from the disk, and can be dropped again. The
+bank is stored as float32 unit rows, ready for use.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import json
 import mmap
-import os
-import weakref
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,19 +22,19 @@ from ocp_mamba.data.dataset import SCHEMA_VERSION, Dataset
 from ocp_mamba.errors import DatasetError
 
 META = "meta.json"
-FORMAT = "ocp_mamba shards 1"
-HEADER = 4096
-"""Bytes before a shard's data: a page, so that the data can be mapped where it is wanted."""
+FORMAT = "ocp_mamba shards 2"
 
-ROW_STEP = 4096
-"""A shard but the last has a multiple of so many rows: whole pages, whatever a row's size."""
+OLD_FORMAT = "ocp_mamba shards 1"
+"""Format of folders with several files an array; `convert.shard` turns them into today's."""
+
+HEADER = 4096
+"""Bytes before an array's data. The number of rows is known last, so there must be room for it."""
 
 ROWS_READ = 1024
 """Rows of the bank that are copied together."""
 
-RESERVE_NOTHING = 0x4000  # Linux's MAP_NORESERVE: read-only use needs no memory behind it
-FIXED = 0x10
-FAILED = ctypes.c_void_p(-1).value
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x40 if sys.platform == "darwin" else 0x4000)
+"""No memory is set aside for a mapping: without it, one larger than memory may be refused."""
 
 ARRAYS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "bank": (("<f4",), (D_VECTOR,)),
@@ -51,28 +48,28 @@ ARRAYS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "chain_relation": (("<u2",), ()),
     "chain_confidence": (("<f4",), ()),
 }
-"""Arrays of the folder: the dtypes and the shape of a row that each may have."""
+"""Arrays of the folder: the dtypes that each may have, and the shape of its rows."""
 
 OPTIONAL = ("chain_tmd", "chain_relation", "chain_confidence")
 
 
 @dataclass(frozen=True, eq=False)
 class MappedDataset(Dataset):
-    """A `Dataset` whose arrays lie on the disk; only what is looked at comes into memory.
+    """A `Dataset` whose arrays are read from the disk where they are used.
 
-    Its content was checked when the folder was written; opening it checks names, dtypes, shapes and
-    sizes, which takes no time, and trusts the fingerprint in ``meta.json``.
+    Its content was checked when the folder was written. Opening it checks names, dtypes, shapes and
+    sizes, and trusts the fingerprint in ``meta.json``.
 
     Attributes:
-        stated_fingerprint: what ``meta.json`` says.
-        mapped: address and bytes of each array.
+        stated_fingerprint: the fingerprint in ``meta.json``.
+        mapped: the memory map of each array's file.
     """
 
     stated_fingerprint: str = ""
-    mapped: list[tuple[int, int]] = field(default_factory=list)
+    mapped: dict[str, mmap.mmap] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check shapes against each other, not the content.
+        """Check the arrays' lengths against each other, but not their content.
 
         Raises:
             DatasetError: the arrays do not belong together.
@@ -97,7 +94,7 @@ class MappedDataset(Dataset):
 
     @property
     def in_memory(self) -> bool:
-        """No."""
+        """False."""
         return False
 
     @property
@@ -106,7 +103,7 @@ class MappedDataset(Dataset):
         return self.stated_fingerprint
 
     def expect(self, chains: np.ndarray) -> None:
-        """Let the system read the bank rows of chains that are wanted soon, in the background."""
+        """Let the system read the bank rows of chains that are used soon, in the background."""
         steps = np.arange(self.lengths[chains].max())
         valid = steps < self.lengths[chains, None]
         self._expect_rows(
@@ -114,11 +111,18 @@ class MappedDataset(Dataset):
         )
 
     def _expect_rows(self, concepts: np.ndarray) -> None:
-        first = self.bank.ctypes.data + concepts.astype(np.int64) * self.bank.strides[0]
-        _will_need(first, first + self.bank.strides[0])
+        row_bytes = self.bank.strides[0]
+        first = concepts.astype(np.int64) * row_bytes
+        _prefetch(self.mapped["bank"], first, first + row_bytes)
+
+    def expect_ids(self, chains: np.ndarray) -> None:
+        """Let the system read the concept ids of chains that are used soon, in the background."""
+        first = self.chain_offsets[chains] * self.chain_values.itemsize
+        end = first + self.lengths[chains] * self.chain_values.itemsize
+        _prefetch(self.mapped["chain_values"], first, end)
 
     def rows(self, concepts: np.ndarray) -> np.ndarray:
-        """Bank rows, copied; some are asked for ahead while others are read."""
+        """Bank rows, copied; the next rows are prefetched while some are read."""
         parts = np.array_split(concepts, max(1, len(concepts) // ROWS_READ))
         out = np.empty((len(concepts), *self.bank.shape[1:]), self.bank.dtype)
         at = 0
@@ -130,33 +134,33 @@ class MappedDataset(Dataset):
             self.release()
         return out
 
-    def expect_ids(self, chains: np.ndarray) -> None:
-        """Let the system read, in the background, which concepts chains have."""
-        first = self.chain_values.ctypes.data + self.chain_offsets[chains] * 4
-        _will_need(first, first + self.lengths[chains] * 4)
-
     def release(self) -> None:
-        """Let go of the pages that were looked at; they are read again where they are wanted."""
-        for address, size in self.mapped:
-            _libc().madvise(address, size, mmap.MADV_DONTNEED)
+        """Drop all pages from memory; they are read again where they are used."""
+        for mapping in self.mapped.values():
+            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def is_shards(path: str | Path) -> bool:
-    """Whether a path is a folder of shards."""
+    """Whether a path is a folder of mapped arrays."""
     return (Path(path) / META).is_file()
 
 
 def open_shards(folder: str | Path) -> MappedDataset:
-    """Open a folder of shards; nothing but ``meta.json`` and the headers is read.
+    """Open a folder of mapped arrays; only ``meta.json`` is read, and the files' sizes.
 
     Raises:
-        DatasetError: a file is missing, damaged or not what ``meta.json`` says, or this system
-            cannot map shards side by side.
+        DatasetError: a file is missing, damaged or not what ``meta.json`` says, or the folder was
+            written by an older version.
     """
     folder = Path(folder)
     try:
-        listed = _read_meta(folder)
-        mapped: list[tuple[int, int]] = []
+        listed = read_meta(folder)
+        if listed["format"] == OLD_FORMAT:
+            raise DatasetError(
+                "written by an older version of ocp-mamba, in several files an array; write it "
+                f"anew with `ocp-mamba data shard {folder} NEW_FOLDER`"
+            )
+        mapped: dict[str, mmap.mmap] = {}
         arrays = {name: _array(folder, name, listed, mapped) for name in ARRAYS}
         return MappedDataset(
             **arrays,  # type: ignore[arg-type]
@@ -169,102 +173,78 @@ def open_shards(folder: str | Path) -> MappedDataset:
         raise DatasetError(f"dataset folder {folder}: {error}") from error
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Read the ``meta.json`` of a folder, of today's format or the older one.
+
+    Raises:
+        DatasetError: it cannot be read, or is not that of a dataset folder.
+    """
     try:
         listed = json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{META} cannot be read: {error}") from error
-    wanted = {"format", "meta", "bank_dtype", "fingerprint", "arrays"}
-    if not isinstance(listed, dict) or listed.get("format") != FORMAT or not wanted <= set(listed):
+    keys = {"format", "meta", "bank_dtype", "fingerprint", "arrays"}
+    formats = (FORMAT, OLD_FORMAT)
+    if not isinstance(listed, dict) or listed.get("format") not in formats or keys - set(listed):
         raise DatasetError(
-            f"{META}: an object with format {FORMAT!r} and {sorted(wanted)} wanted; write the "
+            f"{META}: an object with format {FORMAT!r} and {sorted(keys)} wanted; write the "
             "folder again with `ocp-mamba data shard`"
         )
     return listed
 
 
 def _array(
-    folder: Path, name: str, listed: dict[str, Any], mapped: list[tuple[int, int]]
+    folder: Path, name: str, listed: dict[str, Any], mapped: dict[str, mmap.mmap]
 ) -> np.ndarray | None:
-    """One array of the folder, mapped; None for an optional one that is not there."""
+    """One array of the folder; its map is added to ``mapped``. None for an absent optional one."""
     if name not in listed["arrays"]:
         if name in OPTIONAL:
             return None
         raise DatasetError(f"{META} lists no array {name!r}")
-    dtype, row = np.dtype(listed["arrays"][name]["dtype"]), tuple(listed["arrays"][name]["row"])
+    entry = listed["arrays"][name]
+    dtype, row, rows = np.dtype(entry["dtype"]), tuple(entry["row"]), entry["rows"]
     dtypes, wanted_row = ARRAYS[name]
     if not dtype.str.startswith(dtypes) or row != wanted_row:
         raise DatasetError(
             f"array {name!r}: {dtype.str} rows of {row} found, {' or '.join(dtypes)} rows of "
             f"{wanted_row} wanted"
         )
-    rows = listed["arrays"][name]["rows"]
-    row_bytes = dtype.itemsize * int(np.prod(row, dtype=np.int64))
-    files = [folder / shard_name(name, i) for i in range(len(rows))]
-    for path, n in zip(files, rows, strict=True):
-        found = path.stat().st_size if path.is_file() else None
-        if found != HEADER + n * row_bytes:
-            raise DatasetError(
-                f"{path.name}: {'no such file' if found is None else f'{found} bytes'} found, "
-                f"{HEADER + n * row_bytes} bytes wanted: copy it or write the folder again"
-            )
-    buffer = _map(files, [n * row_bytes for n in rows], mapped)
-    return np.frombuffer(buffer, dtype).reshape(-1, *row)
-
-
-def shard_name(array: str, number: int) -> str:
-    """Return the file name of one shard."""
-    return f"{array}-{number:05d}.npy"
-
-
-def _map(files: list[Path], sizes: list[int], mapped: list[tuple[int, int]]) -> Any:
-    """Map the data of files side by side, readable, and private if something writes there."""
-    total = sum(sizes)
-    if total == 0:
-        return b""
-    if mmap.PAGESIZE != HEADER:
+    path = folder / file_name(name)
+    size = HEADER + rows * dtype.itemsize * int(np.prod(row, dtype=np.int64))
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
         raise DatasetError(
-            f"pages of {mmap.PAGESIZE} bytes here, shards are made for {HEADER}: use "
-            "`ocp-mamba data unshard` elsewhere, and the .npz here"
+            f"{path.name}: {'no such file' if found is None else f'{found} bytes'} found, "
+            f"{size} bytes wanted: copy it or write the folder again"
         )
-    libc = _libc()
-    private = mmap.MAP_PRIVATE | RESERVE_NOTHING
-    base = libc.mmap(None, total, mmap.PROT_READ, private | mmap.MAP_ANONYMOUS, -1, 0)
-    if base in (None, FAILED):
-        raise DatasetError(f"cannot map {total} bytes: {_why()}")
-    at = base
-    for path, size in zip(files, sizes, strict=True):
+    mapped[name] = _map(path)
+    return np.frombuffer(mapped[name], dtype, offset=HEADER).reshape(-1, *row)
+
+
+def file_name(array: str) -> str:
+    """Return the name of an array's file."""
+    return f"{array}.npy"
+
+
+def _map(path: Path) -> mmap.mmap:
+    """Map a file; it is never changed: a write into the array stays in memory.
+
+    Raises:
+        DatasetError: the system cannot map it.
+    """
+    # Torch warns of arrays that cannot be written, though nothing writes into this one.
+    protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | NO_RESERVE
+    try:
         with path.open("rb") as file:
-            got = libc.mmap(
-                at, size, mmap.PROT_READ | mmap.PROT_WRITE, private | FIXED, file.fileno(), HEADER
-            )
-        if got != at:
-            libc.munmap(base, total)
-            raise DatasetError(f"cannot map {path.name}: {_why()}")
-        at += size
-    buffer = (ctypes.c_char * total).from_address(base)
-    weakref.finalize(buffer, libc.munmap, base, total)
-    mapped.append((base, total))
-    return buffer
+            return mmap.mmap(file.fileno(), 0, flags=flags, prot=protection)
+    except OSError as error:
+        raise DatasetError(f"cannot map {path.name}: {error}") from error
 
 
-def _will_need(first: np.ndarray, end: np.ndarray) -> None:
-    """Ask for the pages of addresses ``first`` to ``end``, each int64 ``(n,)``."""
-    libc, pages = _libc(), first // HEADER * HEADER
-    for page, last in zip(pages.tolist(), end.tolist(), strict=True):
-        libc.madvise(page, last - page, mmap.MADV_WILLNEED)
-
-
-@functools.cache
-def _libc() -> Any:
-    """The C library, with the types of the calls that are made."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return libc
-
-
-def _why() -> str:
-    return os.strerror(ctypes.get_errno())
+def _prefetch(mapping: mmap.mmap, first: np.ndarray, end: np.ndarray) -> None:
+    """Ask for the pages of some bytes of the data, ``first`` to ``end``, int64 ``(n,)`` each."""
+    pages = (first + HEADER) // mmap.PAGESIZE * mmap.PAGESIZE
+    lengths = end + HEADER - pages
+    with suppress(OSError):  # only a hint: what was not prefetched is read when it is used
+        for page, length in zip(pages.tolist(), lengths.tolist(), strict=True):
+            mapping.madvise(mmap.MADV_WILLNEED, page, length)

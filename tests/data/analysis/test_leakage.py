@@ -15,11 +15,14 @@ from click.testing import CliRunner
 from data_maker import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from legacy_files import WINDOW_NAMES, save, window_file
 
 from ocp_mamba.cli.data import data
 from ocp_mamba.config import D_TMD
 from ocp_mamba.data.analysis.leakage import check, strata
 from ocp_mamba.data.dataset import SPLITS, Dataset
+from ocp_mamba.data.load import load_dataset
+from ocp_mamba.jobs.common import check_dataset_and_log
 
 
 def dataset_of(chains: dict[str, list[list[int]]], **replaced: Any) -> Dataset:
@@ -267,7 +270,7 @@ def test_check_command(tmp_path: Path, dataset: Dataset, options: list[str], cod
     result = CliRunner().invoke(
         data, ["check", str(file), "--no-track", "--json", str(figures), *options]
     )
-    report = check(dataset)
+    report = check(dataset, min_context=1)
     assert result.exit_code == code, result.output
     assert result.output == report.to_markdown() + "\n"
     assert json.loads(figures.read_text(encoding="utf-8")) == {
@@ -299,3 +302,43 @@ def test_check_command_refuses_in_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(data, ["check", str(file), "--json", str(tmp_path / "a" / "b")])
     assert result.exit_code == 2
     assert "does not exist" in result.output
+
+
+# --- what training learns of train
+
+
+@pytest.fixture
+def window_leak(tmp_path: Path) -> Path:
+    """Windows by split: train's 0 1 2 3 → 4 also teaches 0 1 → 2, which is an example of val."""
+    train = [((0, 1, 2, 3), 4), ((5, 6, 7, 8), 9)]
+    val = [((0, 1), 2), ((0, 9), 1)]
+    arrays = window_file(train, WINDOW_NAMES, "train_") | window_file(val, WINDOW_NAMES, "val_")
+    return save(tmp_path, arrays)
+
+
+def test_a_val_example_inside_a_train_window_is_a_leak(window_leak: Path) -> None:
+    dataset = load_dataset(window_leak)
+    assert not check(dataset).leaks
+    report = check(dataset, min_context=1)
+    assert report.leaks
+    assert report.pairs == {("train", "val"): (1, 0.5)}
+    assert report.splits["train"]["examples"] == 2  # what is evaluated stays as it was
+    assert "at least 1 concept, the most that any training learns" in report.to_markdown()
+    assert check(dataset, min_context=2).pairs == {("train", "val"): (1, 0.5)}
+    assert not check(dataset, min_context=3).leaks
+
+
+def test_jobs_and_the_command_line_check_what_training_learns(window_leak: Path) -> None:
+    logged: list[str] = []
+    assert check_dataset_and_log(load_dataset(window_leak), logged.append).leaks
+    assert logged[0].startswith("WARNING: 1 examples of val (50.0%) also are in train")
+    assert not check_dataset_and_log(load_dataset(window_leak), logged.append, 3).leaks
+    result = CliRunner().invoke(data, ["check", str(window_leak), "--strict", "--no-track"])
+    assert result.exit_code == 1
+    assert "**LEAKS**" in result.output
+
+
+def test_other_splits_are_compared_by_the_rule_of_the_dataset() -> None:
+    chains = {"train": [[7, 8, 9]], "val": [[0, 1, 2, 3, 4]], "test": [[0, 1, 2]]}
+    dataset = dataset_of(chains, chain_first=np.array([2, 4, 2], dtype=np.uint8))
+    assert not check(dataset, min_context=1).leaks

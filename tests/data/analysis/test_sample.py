@@ -41,9 +41,9 @@ def siblings(n_groups: int, size: int, seed: int, **changed: object) -> Dataset:
     )
 
 
-def prefixes(data: Dataset, split: str) -> list[bytes]:
+def prefixes(data: Dataset, split: str, min_context: int | None = None) -> list[bytes]:
     """Context and target of each example."""
-    examples = data.examples(split)
+    examples = data.examples(split, min_context)
     return [
         data.chain(int(c))[: k + 1].tobytes()
         for c, k in zip(examples.chain, examples.position, strict=True)
@@ -65,6 +65,7 @@ def places_in_whole(part: SampledDataset, whole: Dataset, split: str) -> np.ndar
     n_concepts=st.sampled_from([5, 12, 60]),
     first=st.sampled_from([1, 2, None]),
     longest=st.sampled_from([3, 9]),
+    min_context=st.sampled_from([None, 1, 2, 4]),
     at_once=st.sampled_from([3, 50, 10_000]),
     limits=st.builds(
         EvalLimits,
@@ -75,7 +76,7 @@ def places_in_whole(part: SampledDataset, whole: Dataset, split: str) -> np.ndar
     ),
 )
 def test_the_sample_knows_of_its_examples_what_the_whole_does(
-    seed, n_concepts, first, longest, at_once, limits
+    seed, n_concepts, first, longest, min_context, at_once, limits
 ):
     rng = np.random.default_rng(seed)
     firsts = rng.integers(1, 3, 120) if first is None else np.full(120, first)
@@ -88,7 +89,7 @@ def test_the_sample_knows_of_its_examples_what_the_whole_does(
     if not isinstance(part, SampledDataset):
         assert part is whole
         return
-    report = check(part)
+    report = check(part, min_context=min_context)
     texts = dict(zip(whole.texts, whole.bank, strict=True))
     for text, row in zip(part.texts, part.bank, strict=True):
         np.testing.assert_array_equal(row, texts[text])
@@ -104,7 +105,7 @@ def test_the_sample_knows_of_its_examples_what_the_whole_does(
         limit = limits.of(split)
         assert len(rows) <= max(limit, 8) if limit else len(rows) == len(theirs.target)
     for (one, other), (count, share) in report.pairs.items():
-        elsewhere = set(prefixes(whole, one))
+        elsewhere = set(prefixes(whole, one, min_context if one == "train" else None))
         mine = np.array(prefixes(whole, other), object)[places_in_whole(part, whole, other)]
         assert count == sum(p in elsewhere for p in mine)
         assert share == pytest.approx(count / len(mine))

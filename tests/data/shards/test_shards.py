@@ -16,7 +16,7 @@ from ocp_mamba.data.batches import RELEASE_EVERY, batches
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.fingerprint import chunks
 from ocp_mamba.data.load import load_dataset
-from ocp_mamba.data.shards import convert, mapped
+from ocp_mamba.data.shards import mapped
 from ocp_mamba.data.shards.convert import shard, unshard, write_shards
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import DatasetError
@@ -36,7 +36,7 @@ def arrays_of(data: Dataset) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module", params=PARTS, ids=lambda p: p[0])
 def npz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset file of more rows than one shard takes."""
+    """A dataset file."""
     dtype, tmd = request.param
     first = np.full(500, 2, np.uint8) if not tmd else np.ones(500, np.uint8)
     data = make_dataset(500, CONCEPTS, 1, tmd=tmd, bank_dtype=dtype, chain_first=first)
@@ -46,8 +46,7 @@ def npz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def folder(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(convert, "SHARD_BYTES", 1)  # as small as shards can be
+def folder(npz: Path, tmp_path: Path) -> Path:
     shard(npz, tmp_path / "data")
     return tmp_path / "data"
 
@@ -61,9 +60,42 @@ def test_a_folder_is_the_file(npz, folder):
     for name, array in arrays_of(data).items():
         np.testing.assert_array_equal(getattr(mapped, name), array)
         assert getattr(mapped, name).dtype == array.dtype
-    files = sorted(folder.glob("bank-*.npy"))
-    assert [np.load(f).shape[0] for f in files] == [4096, CONCEPTS - 4096]
-    np.testing.assert_array_equal(np.concatenate([np.load(f) for f in files]), data.bank)
+        np.testing.assert_array_equal(np.load(folder / f"{name}.npy"), array)
+    assert mapped.bank.flags.writeable  # torch warns of an array that is not
+    mapped.bank[0] = 0
+    np.testing.assert_array_equal(np.load(folder / "bank.npy"), data.bank)
+    mapped.release()
+    np.testing.assert_array_equal(mapped.bank, data.bank)
+
+
+def in_older_format(folder: Path, rows_a_file: int) -> Path:
+    """The same folder with several files an array, as older versions wrote it."""
+    old = folder.with_name("old")
+    old.mkdir()
+    listed = json.loads((folder / "meta.json").read_text())
+    for name, entry in listed["arrays"].items():
+        array = np.load(folder / f"{name}.npy")
+        parts = np.split(array, range(rows_a_file, len(array), rows_a_file))
+        entry["rows"] = [len(part) for part in parts]
+        for number, part in enumerate(parts):
+            np.save(old / f"{name}-{number:05d}.npy", part)
+    (old / "meta.json").write_text(json.dumps(listed | {"format": "ocp_mamba shards 1"}))
+    return old
+
+
+def test_a_folder_of_the_older_format_says_how_to_write_it_anew(npz, folder, tmp_path):
+    old = in_older_format(folder, 1000)
+    with pytest.raises(DatasetError, match=f"data shard {old} NEW_FOLDER"):
+        load_dataset(old)
+    fingerprint = Dataset.load(npz).fingerprint
+    assert f"fingerprint {fingerprint[:12]}" in run("data", "shard", old, tmp_path / "new")
+    for path in folder.glob("*.npy"):
+        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes()
+    assert load_dataset(tmp_path / "new").fingerprint == fingerprint
+    assert "is such a folder already" in run("data", "shard", folder, tmp_path / "x", code=2)
+    (old / "bank-00001.npy").write_bytes(b"")
+    assert "bank-00001.npy cannot be read" in run("data", "shard", old, tmp_path / "x", code=2)
+    assert not (tmp_path / "x").exists()
 
 
 def test_there_and_back_is_the_same_content(npz, folder, tmp_path):
@@ -95,9 +127,7 @@ def test_the_command_line_converts_and_reads_folders(tmp_path):
     fingerprint = Dataset.load(npz).fingerprint
     assert f"fingerprint {fingerprint[:12]}" in run("data", "shard", npz, folder)
     assert "straddles" in run("data", "check", folder, "--no-track")
-    assert (
-        open_data(resolve_file(folder), allow_pickle=False, echo=print).fingerprint == fingerprint
-    )
+    assert open_data(resolve_file(folder), allow_pickle=False, log=print).fingerprint == fingerprint
     run("data", "unshard", folder, tmp_path / "back.npz")
     assert Dataset.load(tmp_path / "back.npz").fingerprint == fingerprint
     assert "exists already" in run("data", "shard", npz, folder, code=2)
@@ -113,19 +143,19 @@ def test_a_damaged_folder_is_refused_by_name(folder):
         with pytest.raises(DatasetError, match=match):
             load_dataset(folder)
 
-    refused("format 'ocp_mamba shards 1'", format="other")
+    refused("format 'ocp_mamba shards 2'", format="other")
     refused("lists no array 'bank'", arrays={})
     bank = listed["arrays"]["bank"]
     refused("'bank': <f8 rows", arrays=listed["arrays"] | {"bank": bank | {"dtype": "<f8"}})
     refused("schema_version 9 found, 1 wanted", meta=listed["meta"] | {"schema_version": 9})
     split = listed["arrays"]["split"]
-    (folder / "split-00000.npy").write_bytes((folder / "split-00000.npy").read_bytes()[:-1])
-    short = listed["arrays"] | {"split": split | {"rows": [split["rows"][0] - 1]}}
-    refused(f"array 'split': {split['rows'][0] - 1} rows found", arrays=short)
-    (folder / "bank-00001.npy").write_bytes(b"")
-    refused(r"bank-00001.npy: 0 bytes found, \d+ bytes wanted")
-    (folder / "bank-00001.npy").unlink()
-    refused("bank-00001.npy: no such file found")
+    (folder / "split.npy").write_bytes((folder / "split.npy").read_bytes()[:-1])
+    short = listed["arrays"] | {"split": split | {"rows": split["rows"] - 1}}
+    refused(f"array 'split': {split['rows'] - 1} rows found", arrays=short)
+    (folder / "bank.npy").write_bytes(b"")
+    refused(r"bank.npy: 0 bytes found, \d+ bytes wanted")
+    (folder / "bank.npy").unlink()
+    refused("bank.npy: no such file found")
 
 
 def test_what_cannot_be_sharded_leaves_nothing(npz, tmp_path):
