@@ -12,13 +12,19 @@ from ocp_mamba.cli.options import InputError, with_errors
 from ocp_mamba.config import MODEL_SIZES, TrainConfig, model_config, override, read_config_file
 from ocp_mamba.errors import ConfigError
 from ocp_mamba.presets import BASE, PRESETS, preset
+from ocp_mamba.sweep.defaults import (
+    DEFAULT_TRIALS,
+    GRACE_SECONDS,
+    OBJECTIVES,
+    PRUNERS,
+    WARM_TRIALS,
+)
 
 if TYPE_CHECKING:
     from ocp_mamba.sweep.job import SweepJob
 
 STORAGE_VARIABLE = "OCP_MAMBA_SWEEP_STORAGE"
 AUTO = "auto"
-GRACE, N_TRIALS = 60, 20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 OF_THE_STUDY = ("study", "space", "objective", "model_size", "preset_name", "config_file",
                 "max_epochs", "seed", "pruner", "trial_timeout", "warm_start", "patience",
@@ -66,7 +72,8 @@ def _or_auto(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 )
 @click.option("--data", help="Dataset file; --join finds the study's own where it lies here.")
 @click.option("--n-trials", type=click.IntRange(min=1),
-              help=f"Finished and pruned trials in all; {N_TRIALS} for a new study.")  # fmt: skip
+              help="Finished and pruned trials in all; "
+              f"{DEFAULT_TRIALS} for a new study.")  # fmt: skip
 @click.option("--study", callback=_or_auto, help="Its name; the dataset's if not given.")
 @click.option("--join", metavar="STUDY", help="Take part in a study, with its settings.")
 @click.option("--storage", envvar=STORAGE_VARIABLE, metavar="FILE_OR_URL", show_envvar=True,
@@ -74,8 +81,8 @@ def _or_auto(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
               "given.")  # fmt: skip
 @click.option("--space", callback=_or_auto, metavar="FILE", help="Search space, YAML.")
 @click.option("--show-space", is_flag=True, help="Print the search space and end.")
-@click.option("--objective", multiple=True, metavar="[cosine|p1]",
-              help="Figure of the val split to maximise; several give a Pareto front.")  # fmt: skip
+@click.option("--objective", multiple=True, metavar=f"[{'|'.join(OBJECTIVES)}]",
+              help="Metric of the val split to maximize; several give a Pareto front.")  # fmt: skip
 @click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), help="small if not given.")
 @click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)),
               help=f"A planned variant, as for train: {', '.join(PRESETS)}.")  # fmt: skip
@@ -86,17 +93,22 @@ def _or_auto(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
 @click.option("--seed", type=click.IntRange(min=0), help="Of every training, and of the search.")
 @click.option("--threads", type=click.IntRange(min=0), help="Of this worker.")
-@click.option("--pruner", type=click.Choice([AUTO, "asha", "hyperband", "median", "none"]),
+@click.option("--pruner", type=click.Choice([AUTO, *PRUNERS]),
               callback=_or_auto, help="asha for one objective; several cannot prune.")  # fmt: skip
 @click.option("--timeout", type=_Duration(), default=0.0,
               help="Begin no further trial after 90s, 30m, 2h, …")  # fmt: skip
 @click.option("--trial-timeout", type=_Duration(), help="Prune a trial after 90s, 30m, 2h, …")
 @click.option("--warm-start", multiple=True, metavar="STUDY",
-              help="Try the 5 best configurations of an earlier study first.")  # fmt: skip
-@click.option("--retrain-best", is_flag=False, flag_value="true", type=click.BOOL, default=False,
-              help="Then train the best configuration again, evaluate and register it.")  # fmt: skip
-@click.option("--retrain-epochs", type=click.IntRange(min=1), help="For that; 10 if not given.")
-@click.option("--grace", type=click.IntRange(min=2), default=GRACE, show_default=True,
+              help=f"Try the {WARM_TRIALS} best configurations of an earlier study "
+              "first.")  # fmt: skip
+@click.option("--retrain-best", is_flag=False, flag_value="true", type=click.BOOL,
+              default=False,
+              help="Then train the best configuration again, evaluate and "
+              "register it.")  # fmt: skip
+@click.option("--retrain-epochs", type=click.IntRange(min=1),
+              help="For that; if not given, as many as a trial had, and at least "
+              f"{TrainConfig().max_epochs}.")  # fmt: skip
+@click.option("--grace", type=click.IntRange(min=2), default=GRACE_SECONDS, show_default=True,
               metavar="SECONDS", help="A worker silent for so long is dead: its trial is "
               "taken over.")  # fmt: skip
 @click.option("--output", default="outputs/sweeps", show_default=True, help="Folder to write.")

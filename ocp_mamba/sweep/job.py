@@ -15,17 +15,11 @@ from ocp_mamba.errors import JobError, SweepError
 from ocp_mamba.jobs.common import open_data
 from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.jobs.train import TrainJob, run_training
+from ocp_mamba.sweep.attempts import first_number
+from ocp_mamba.sweep.defaults import OBJECTIVES
 from ocp_mamba.sweep.space import DEFAULT_SPACE, load_space
 from ocp_mamba.sweep.storage import SweepStorage, default_journal, open_storage
-from ocp_mamba.sweep.study import (
-    OBJECTIVES,
-    Sweep,
-    SweepSettings,
-    first_number,
-    join,
-    start,
-    study_data,
-)
+from ocp_mamba.sweep.study import Sweep, SweepSettings, join, start, study_data
 from ocp_mamba.sweep.worker import Worker, work
 from ocp_mamba.system.paths import caller_folder
 from ocp_mamba.system.process import mlflow_run_ancestor, stop_signals
@@ -105,8 +99,7 @@ def run_sweep(job: SweepJob, log: Log) -> Sweep:
         if sweep.counts().done >= sweep.n_trials:
             log("nothing left to try; for more: --n-trials")
         folder = job.output / job.study
-        worker = Worker(dataset, data, folder, store, job.grace, job.timeout, job.threads,
-                        log, job.progress)  # fmt: skip
+        worker = Worker(dataset, data, folder, store, job.timeout, job.threads, log, job.progress)
         work(sweep, worker)
         log(_result(sweep, folder))
         if job.retrain:

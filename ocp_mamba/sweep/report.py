@@ -18,7 +18,9 @@ from tqdm import tqdm
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.errors import first_line
 from ocp_mamba.reports.plots import save_pyplot
-from ocp_mamba.sweep.study import N_TRIALS, OBJECTIVES, RUN_ID, Sweep, first_number
+from ocp_mamba.sweep.attempts import first_number
+from ocp_mamba.sweep.defaults import OBJECTIVES
+from ocp_mamba.sweep.study import N_TRIALS, RUN_ID, Sweep
 from ocp_mamba.tracking.store import STORE_FAILURES
 from ocp_mamba.training.state import EpochResult
 

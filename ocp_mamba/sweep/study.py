@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,26 +24,19 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
 )
 from optuna.samplers import TPESampler
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import SweepError
+from ocp_mamba.sweep.attempts import MAX_RETRIES, Counts, begin_again, count
+from ocp_mamba.sweep.defaults import DEFAULT_TRIALS, WARM_TRIALS
 from ocp_mamba.sweep.runs import ParentRun, end_trial_run, leave_project_run, make_parent
 from ocp_mamba.sweep.space import Space, parse_space
-from ocp_mamba.sweep.storage import MAX_RETRIES, SweepStorage
-
-OBJECTIVES = {"cosine": "next_vec_cosine", "p1": "retrieval_p1"}
-"""Each is maximised, on the validation split, at the epoch of the best cosine."""
-
-PRUNERS = ("asha", "hyperband", "median", "none")
-DEFAULT_TRIALS = 20
-WARM_TRIALS = 5
-"""How many configurations a warm start takes from an earlier study."""
+from ocp_mamba.sweep.storage import SweepStorage
 
 ID, SETTINGS, N_TRIALS, PARENT = "id", "settings", "n_trials", "parent_run_id"
-RUN_ID, WORKER, WARM_START, REASON = "run_id", "worker", "warm_start", "reason"
+RUN_ID, WARM_START, REASON = "run_id", "warm_start", "reason"
 
 
 @dataclass(frozen=True)
@@ -73,21 +66,6 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Trials of a study; what a dead worker left and another one took over counts once."""
-
-    finished: int
-    pruned: int
-    failed: int
-    running: int
-
-    @property
-    def done(self) -> int:
-        """Those that count towards ``n_trials``."""
-        return self.finished + self.pruned
-
-
-@dataclass(frozen=True)
 class Sweep:
     """A study, its storage and its parent run, as one worker holds them."""
 
@@ -112,9 +90,9 @@ class Sweep:
 
     def claim(self) -> Trial | None:
         """Begin a trial, or return None where none is missing or the missing ones are running."""
-        with self.storage.locked(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of ask() beside a heartbeat
-            self._take_back()
+        with self.storage.locked():
+            for dead in self.storage.silent(self.trials()):
+                self._take_over(dead)
             trials = self.trials()
             counts = count(trials)
             if counts.done + counts.running >= self.n_trials:
@@ -122,50 +100,28 @@ class Sweep:
             self.parent.running()
             self.study.sampler = _sampler(self.settings.train.seed + len(trials))
             trial = self.study.ask(fixed_distributions=dict(self.space.distributions))
-            self.storage.beat(trial._trial_id)
-            trial.set_user_attr(WORKER, {"trial": trial.number})
+            self.storage.beat(trial)
         return trial
 
     def release(self, trial: Trial, reason: str) -> None:
         """Give a trial back that this worker will not finish, for another one to take over."""
         with self.storage.locked():
             trial.set_user_attr(REASON, reason)
-            self.study.tell(trial, state=TrialState.FAIL)
-            self._retry(self.frozen(trial))
+            self._take_over(self.frozen(trial))
 
     def frozen(self, trial: Trial) -> FrozenTrial:
         """Return a trial as the storage has it."""
-        return self.study._storage.get_trial(trial._trial_id)
+        return next(t for t in self.trials() if t.number == trial.number)
 
     def holds(self, trial: Trial) -> bool:
         """Whether a trial is still this worker's: one that was silent for too long is not."""
         return self.frozen(trial).state == TrialState.RUNNING
 
-    def _take_back(self) -> None:
-        """Fail the trials of dead workers and put them back; call it under the lock."""
-        running = {t.number for t in self.trials() if t.state == TrialState.RUNNING}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self.study)
-        for trial in self.trials():
-            if trial.number not in running:
-                continue
-            # begun under the lock, and its worker was killed before it let go of the lock
-            orphan = trial.user_attrs.get(WORKER) != {"trial": trial.number}
-            if trial.state == TrialState.RUNNING and orphan:
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                self._retry(trial)
-            given_up = len(history(trial)) >= MAX_RETRIES
-            if trial.state == TrialState.FAIL and given_up and RUN_ID in trial.user_attrs:
-                reason = f"{MAX_RETRIES + 1} workers were lost on this trial"
-                end_trial_run(trial.user_attrs[RUN_ID], "FAILED", reason)
-
-    def _retry(self, trial: FrozenTrial) -> None:
-        storage = self.study._storage
-        assert isinstance(storage, BaseHeartbeat)
-        callback = storage.get_heartbeat_stale_trial_callback()
-        assert callback is not None
-        callback(self.study, trial)
+    def _take_over(self, trial: FrozenTrial) -> None:
+        """Let a trial be begun again, or end the run of one that too many workers were lost on."""
+        if not begin_again(self.study, trial) and RUN_ID in trial.user_attrs:
+            reason = f"{MAX_RETRIES + 1} workers were lost on this trial"
+            end_trial_run(trial.user_attrs[RUN_ID], "FAILED", reason)
 
     def best(self) -> FrozenTrial | None:
         """Return the finished trial that is best in the first objective, or None."""
@@ -175,32 +131,6 @@ class Sweep:
     def configs(self, trial: FrozenTrial | Trial) -> tuple[ModelConfig, TrainConfig]:
         """Return the configs of a trial."""
         return self.space.configs(trial.params, self.settings.model, self.settings.train)
-
-
-def count(trials: Iterable[FrozenTrial]) -> Counts:
-    """Count trials by what became of them."""
-    trials = list(trials)
-    retried = {n for t in trials for n in history(t)}
-
-    def of(state: TrialState) -> int:
-        return sum(t.state == state and t.number not in retried for t in trials)
-
-    return Counts(
-        of(TrialState.COMPLETE), of(TrialState.PRUNED), of(TrialState.FAIL), of(TrialState.RUNNING)
-    )
-
-
-def history(trial: FrozenTrial) -> list[int]:
-    """Return the numbers of the earlier attempts at a trial, the first one first.
-
-    Where Optuna's `RetryHeartbeatStaleTrialCallback` keeps them.
-    """
-    return list(trial.system_attrs.get("retry_history", []))
-
-
-def first_number(trial: FrozenTrial) -> int:
-    """Return the number that a trial and its retries share."""
-    return [*history(trial), trial.number][0]
 
 
 def start(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,18 +23,11 @@ from ocp_mamba.errors import SweepError, TrackingError, first_line
 from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.jobs.common import what_ran
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.sweep.attempts import first_number, history
+from ocp_mamba.sweep.defaults import OBJECTIVES, STARTUP_TRIALS
 from ocp_mamba.sweep.report import Progress, SweepReport
 from ocp_mamba.sweep.runs import TrialRun, open_trial_run
-from ocp_mamba.sweep.storage import beat_seconds
-from ocp_mamba.sweep.study import (
-    OBJECTIVES,
-    RUN_ID,
-    WARM_START,
-    Sweep,
-    SweepSettings,
-    first_number,
-    history,
-)
+from ocp_mamba.sweep.study import RUN_ID, WARM_START, Sweep, SweepSettings
 from ocp_mamba.system.process import Killed, undisturbed
 from ocp_mamba.tracking.session import config_params
 from ocp_mamba.tracking.store import STORE_FAILURES
@@ -52,9 +41,6 @@ AWAY: tuple[type[Exception], ...] = (*STORE_FAILURES, StorageInternalError)
 """What MLflow's and Optuna's stores raise when they do not answer."""
 
 LONGEST_WAIT = 5.0
-STARTUP_TRIALS = 5
-"""So many first trials are never pruned: the others need something whole to be compared with."""
-
 STATE_TAG = "sweep.state"
 FINISHED, PRUNED, FAILED, LOST = "finished", "pruned", "failed", "lost"
 
@@ -75,7 +61,6 @@ class Worker:
     data: Path
     output: Path
     store: str
-    grace: int
     timeout: float
     threads: int
     log: Callable[[str], None]
@@ -130,7 +115,7 @@ def _loop(
             if counts.done >= sweep.n_trials:
                 return
             progress.waiting(counts.running)
-            time.sleep(min(LONGEST_WAIT, max(0.2, worker.grace / 4)))
+            time.sleep(min(LONGEST_WAIT, max(0.2, sweep.storage.grace / 4)))
             continue
         state, reason = _run_trial(sweep, worker, trial, validate, progress)
         progress.ended(trial, state, reason)
@@ -170,7 +155,7 @@ def _run_trial(
     progress: Progress,
 ) -> tuple[str, str]:
     """Train one trial, in a run of its own; returns what became of it, and why."""
-    with _heartbeat(sweep, trial, worker.grace):
+    with sweep.storage.beating(trial):
         try:
             run = _open_run(sweep, worker, trial)
         except BaseException as error:
@@ -188,7 +173,7 @@ def _run_trial(
             sweep.study.tell(trial, list(values.values()))
             return FINISHED, ""
         except (_LostError, UpdateFinishedTrialError):
-            return LOST, f"silent for more than {worker.grace} s, another worker has it"
+            return LOST, f"silent for more than {sweep.storage.grace} s, another worker has it"
         except TrialPruned as error:
             run.log_results({}, tags={STATE_TAG: PRUNED})
             run.end("KILLED", f"pruned: {error}")
@@ -243,20 +228,23 @@ def _train(
     run.log_params(
         config_params(model=model_config, train=config) | what_ran(model, worker.dataset, config)
     )
-    limit = _TimeLimit(sweep.settings.trial_seconds)
+    first = first_number(sweep.frozen(trial))
 
     def on_epoch(result: EpochResult) -> None:
-        with limit.held():
-            _require_held(sweep, trial)
-            run.on_epoch(result)
-            progress.epoch(first, result)
-            _report(sweep.settings, trial, result)
+        _require_held(sweep, trial)
+        run.on_epoch(result)
+        progress.epoch(first, result)
+        _report(sweep.settings, trial, result)
 
-    first = first_number(sweep.frozen(trial))
-    with limit:
-        fitted = fit(
-            model, worker.dataset, config, validate=validate, on_epoch=on_epoch, progress=False
-        )
+    fitted = fit(
+        model,
+        worker.dataset,
+        config,
+        validate=validate,
+        on_epoch=on_epoch,
+        on_step=_Deadline(sweep.settings.trial_seconds).check,
+        progress=False,
+    )
     run.log_results({"train_time_minutes": fitted.train_minutes}, epoch=None)
     return _objectives(sweep.settings, fitted)
 
@@ -285,57 +273,18 @@ def _require_held(sweep: Sweep, trial: Trial) -> None:
         raise _LostError
 
 
-@contextmanager
-def _heartbeat(sweep: Sweep, trial: Trial, grace: int) -> Iterator[None]:
-    """Say that a trial is alive, from a thread, until the block is left."""
-    stop = threading.Event()
+class _Deadline:
+    """The end of a trial's time, which is checked after each step of its training.
 
-    def beat() -> None:
-        while not stop.wait(beat_seconds(grace)):
-            try:
-                sweep.storage.beat(trial._trial_id)
-            except Exception:  # storage away, or the trial is another's: `holds` finds out
-                continue
-
-    thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-class _TimeLimit:
-    """Raises in the main thread when its seconds are over, but not while it is `held`."""
+    A step, a validation and what `on_epoch` writes are thereby never cut in two.
+    """
 
     def __init__(self, seconds: float) -> None:
+        """Begin now; ``seconds`` 0 is no limit."""
         self._seconds = seconds
-        self._held = self._rung = False
+        self._end = time.monotonic() + seconds if seconds else math.inf
 
-    def __enter__(self) -> None:
-        if self._seconds:
-            self._before = signal.signal(signal.SIGALRM, self._ring)
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
-
-    def __exit__(self, *error: object) -> None:
-        if self._seconds:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._before)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let a block finish: what it writes is not cut in two."""
-        self._held = True
-        yield
-        self._held = False
-        if self._rung:
-            self._raise()
-
-    def _ring(self, signum: int, frame: FrameType | None) -> None:
-        self._rung = True
-        if not self._held:
-            self._raise()
-
-    def _raise(self) -> None:
-        raise _TimeUpError(f"the time limit of {self._seconds:g} s")
+    def check(self) -> None:
+        """Raise `_TimeUpError` when the time is over."""
+        if time.monotonic() > self._end:
+            raise _TimeUpError(f"the time limit of {self._seconds:g} s")

@@ -41,12 +41,12 @@ BATCH = 100
 def metric_entry(
     key: str, value: float, timestamp: int, step: int, dataset: tuple[str, str] | None = None
 ) -> dict[str, Any]:
-    """Return a metric as JSON; ``dataset`` is (name, digest) of what it was measured on."""
+    """Return a metric as JSON; ``dataset`` is (name, digest) of the split it was computed on."""
     return {"key": key, "value": value, "time": timestamp, "step": step, "dataset": dataset}
 
 
 def model_entry(epoch: int, checkpoint: Path, *, delete_checkpoint: bool = False) -> Operation:
-    """Return the operation that makes an epoch's row a whole model out of a ``.pt``."""
+    """Return the operation that turns an epoch's row into a whole model, from a ``.pt``."""
     return {
         "op": "model",
         "epoch": epoch,
@@ -57,7 +57,7 @@ def model_entry(epoch: int, checkpoint: Path, *, delete_checkpoint: bool = False
 
 
 def apply(operation: Operation) -> str | None:
-    """Do one operation on the current tracking store.
+    """Apply one operation to the current tracking store.
 
     Returns:
         The LoggedModel's id for ``log`` with an epoch and for ``model``, the run's for ``child``.
