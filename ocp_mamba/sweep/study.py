@@ -1,8 +1,8 @@
 """A sweep: an Optuna study that any number of workers share, and its one parent run in MLflow.
 
-Which trial runs next is settled under the storage's lock: dead workers' trials are taken back,
-finished, pruned and running trials are counted, and a trial is begun only where one is missing. So
-no number of workers runs more than ``n_trials``, and none is run twice.
+A worker begins a trial while it holds the storage's lock. It first queues the trials of dead
+workers again, then counts the finished, pruned and running trials, and begins one only if one is
+missing. So any number of workers together run exactly ``n_trials``, and none of them twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RUN_ID, WARM_START, REASON = "run_id", "warm_start", "reason"
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What all workers of a sweep share; kept with the study. ``trial_seconds`` 0 is no limit."""
+    """What all workers of a sweep share; stored with the study. ``trial_seconds`` 0 is no limit."""
 
     data: str
     fingerprint: str
@@ -85,7 +85,7 @@ class Sweep:
         return self.study.get_trials(deepcopy=False)
 
     def counts(self) -> Counts:
-        """Count the trials by what became of them."""
+        """Count the trials by their state."""
         return count(self.trials())
 
     def claim(self) -> Trial | None:
@@ -114,11 +114,11 @@ class Sweep:
         return next(t for t in self.trials() if t.number == trial.number)
 
     def holds(self, trial: Trial) -> bool:
-        """Whether a trial is still this worker's: one that was silent for too long is not."""
+        """Whether a trial is still this worker's, which it is not after too long a silence."""
         return self.frozen(trial).state == TrialState.RUNNING
 
     def _take_over(self, trial: FrozenTrial) -> None:
-        """Let a trial be begun again, or end the run of one that too many workers were lost on."""
+        """Queue a trial again, or end its run if too many workers were lost on it."""
         if not begin_again(self.study, trial) and RUN_ID in trial.user_attrs:
             reason = f"{MAX_RETRIES + 1} workers were lost on this trial"
             end_trial_run(trial.user_attrs[RUN_ID], "FAILED", reason)
@@ -144,7 +144,7 @@ def start(
     store: str,
     log: Callable[[str], None],
 ) -> Sweep:
-    """Make a study with its parent run, or go on with the study of this name.
+    """Make a study with its parent run, or continue the study of this name.
 
     Raises:
         SweepError: the study of this name is another sweep, or a warm start is not possible.
@@ -154,7 +154,7 @@ def start(
             study = optuna.load_study(study_name=name, storage=storage.optuna)
             _require_same(study, settings)
             if warm_start:
-                log(f"study {name} exists already: its warm start is left as it was")
+                log(f"study {name} exists already: its warm start is not changed")
         else:
             found = {old: _earlier(old, storage, settings) for old in warm_start}
             study = optuna.create_study(
@@ -191,7 +191,7 @@ def join(name: str, storage: SweepStorage, *, n_trials: int | None, store: str) 
 
 
 def study_data(name: str, storage: SweepStorage) -> Path:
-    """Return the dataset file that a study was begun with.
+    """Return the dataset file that a study was started with.
 
     Raises:
         SweepError: there is no such study, or no such file here.
@@ -201,7 +201,7 @@ def study_data(name: str, storage: SweepStorage) -> Path:
     _require_ours(study)
     path = Path(study.user_attrs[SETTINGS]["data"])
     if not path.is_file():
-        raise SweepError(f"the study's dataset {path} is not here; give it with --data")
+        raise SweepError(f"the study's dataset {path} is not on this machine; give it with --data")
     return path
 
 
@@ -224,13 +224,13 @@ def _opened(study: optuna.Study, storage: SweepStorage, store: str) -> Sweep:
 def _require_ours(study: optuna.Study) -> None:
     if not {ID, SETTINGS} <= set(study.user_attrs):
         raise SweepError(
-            f"study {study.study_name!r} was not made by `ocp-mamba sweep`, or its making was cut "
-            "short; choose another --study"
+            f"study {study.study_name!r} was not made by `ocp-mamba sweep`, or the command ended "
+            "before it was complete; choose another --study"
         )
 
 
 def _require_same(study: optuna.Study, settings: SweepSettings) -> None:
-    """Refuse to go on with a study under other settings: its trials would not compare."""
+    """Refuse to continue a study with other settings: its trials could not be compared."""
     _require_ours(study)
     then = SweepSettings.of(study.user_attrs[SETTINGS])
     differ = []
@@ -254,8 +254,8 @@ def _require_same(study: optuna.Study, settings: SweepSettings) -> None:
         name = study.study_name
         raise SweepError(
             f"study {name} exists with other settings:\n  " + "\n  ".join(differ) + "\n"
-            f"To go on with it: --join {name}. For a new one that begins with its best: --study "
-            f"NEW --warm-start {name}"
+            f"To continue it: --join {name}. For a new study that tries its best trials first: "
+            f"--study NEW --warm-start {name}"
         )
 
 
@@ -277,7 +277,7 @@ def _enqueue(
     settings: SweepSettings,
     log: Callable[[str], None],
 ) -> None:
-    """Let a study begin with earlier configurations; each is trained and evaluated anew."""
+    """Queue earlier configurations as a study's first trials; each is trained anew."""
     space = parse_space(settings.space, settings.space_name)
     queued = 0
     for trial in trials:
@@ -290,14 +290,14 @@ def _enqueue(
 
 
 def _sampler(seed: int) -> TPESampler:
-    """A fresh sampler for each trial: two workers, or a study gone on with, never draw the same."""
+    """A new sampler for each trial, so that no two workers or restarts draw the same values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(multivariate=True, constant_liar=True, seed=seed)
 
 
 def pruner_of(name: str, train: TrainConfig) -> BasePruner:
-    """Make one of `PRUNERS` for trials of so many epochs; a resource is an epoch."""
+    """Return one of `PRUNERS` for trials of ``train.max_epochs``; a resource is an epoch."""
     if name == "asha":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     if name == "hyperband":

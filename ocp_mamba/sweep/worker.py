@@ -1,4 +1,4 @@
-"""One worker of a sweep: it takes trials and trains them until there is nothing left to do."""
+"""One worker of a sweep: it begins trials and trains them until the study has all of them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from ocp_mamba.training.trainer import fit
 MAX_FAILURES = 3
 """Failed trials in a row after which a worker gives up."""
 
-AWAY: tuple[type[Exception], ...] = (*STORE_FAILURES, StorageInternalError)
-"""What MLflow's and Optuna's stores raise when they do not answer."""
+STORE_OR_STORAGE_FAILURES: tuple[type[Exception], ...] = (*STORE_FAILURES, StorageInternalError)
+"""The errors that MLflow's and Optuna's stores raise when they do not answer."""
 
 LONGEST_WAIT = 5.0
 STATE_TAG = "sweep.state"
@@ -50,12 +50,12 @@ class _LostError(Exception):
 
 
 class _TimeUpError(TrialPruned):
-    """The trial has had its time."""
+    """The time limit of the trial is over."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker has of its own: the data, time, threads and a place for files."""
+    """The settings of one worker: its data, output folder, time limit and threads."""
 
     dataset: Dataset
     data: Path
@@ -70,8 +70,8 @@ class Worker:
 def work(sweep: Sweep, worker: Worker) -> None:
     """Run trials until the study has its number of them, or this worker's time is over.
 
-    A worker that finds no trial to run waits for the others' last ones: should one of them die, it
-    takes the trial over.
+    A worker that finds no trial to begin waits for the last trials of the others, and takes over
+    the trial of one that dies.
 
     Raises:
         SweepError: too many trials failed one after another.
@@ -80,7 +80,8 @@ def work(sweep: Sweep, worker: Worker) -> None:
     evaluated = evaluation_part(worker.dataset, EvalLimits(), progress=worker.progress)
     if sample_of(evaluated):
         worker.log(
-            f"too large to be evaluated whole; trials are evaluated on {sample_of(evaluated)}"
+            f"the dataset is too large to evaluate all of it; trials are evaluated on "
+            f"{sample_of(evaluated)}"
         )
     validate = validator(evaluated, BankIndex(evaluated.bank))
     report = SweepReport(sweep, worker.output)
@@ -127,7 +128,7 @@ def _loop(
 
 
 def _leave(sweep: Sweep, report: SweepReport, status: str, reason: str) -> None:
-    """The last worker to leave ends the parent run, with all that is known."""
+    """End the parent run, if this is the last worker, and bring it up to date first."""
     try:
         with sweep.storage.locked():
             sweep.parent.left()
@@ -139,10 +140,10 @@ def _leave(sweep: Sweep, report: SweepReport, status: str, reason: str) -> None:
                 sweep.parent.end("FINISHED", f"all {wanted} trials")
             else:
                 sweep.parent.end(status, f"{reason}, after {counts.done} of {wanted} trials")
-    except AWAY as error:
+    except STORE_OR_STORAGE_FAILURES as error:
         warnings.warn(
             f"the sweep's run {sweep.parent.run_id} could not be ended: {first_line(error)}. "
-            "Running the sweep again does",
+            "Run the sweep again to end it",
             stacklevel=2,
         )
 
@@ -154,7 +155,7 @@ def _run_trial(
     validate: Callable[[Any], dict[str, float]],
     progress: Progress,
 ) -> tuple[str, str]:
-    """Train one trial, in a run of its own; returns what became of it, and why."""
+    """Train one trial in a run of its own; returns its state and the reason for it."""
     with sweep.storage.beating(trial):
         try:
             run = _open_run(sweep, worker, trial)
@@ -198,7 +199,7 @@ def _run_trial(
 
 
 def _open_run(sweep: Sweep, worker: Worker, trial: Trial) -> TrialRun:
-    """The trial's run: new, or the one that an earlier worker of this trial left."""
+    """The trial's run: a new one, or the one of an earlier attempt at this trial."""
     frozen = sweep.frozen(trial)
     number, tries = first_number(frozen), 1 + len(history(frozen))
     tags = {STATE_TAG: "running", "sweep.study": sweep.study.study_name,
@@ -250,7 +251,7 @@ def _train(
 
 
 def _report(settings: SweepSettings, trial: Trial, result: EpochResult) -> None:
-    """Tell Optuna of an epoch, and prune; Optuna prunes by one objective only."""
+    """Report an epoch to Optuna, which may prune the trial; it does so by one objective only."""
     values = {k: result.val[OBJECTIVES[k]] for k in settings.objectives}
     if not all(math.isfinite(v) for v in values.values()):
         raise SweepError(f"epoch {result.epoch}: {values} is not finite")
@@ -258,7 +259,7 @@ def _report(settings: SweepSettings, trial: Trial, result: EpochResult) -> None:
         return
     (value,) = values.values()
     trial.report(value, result.epoch)
-    behind = trial.should_prune()  # asked at every epoch, for pruners note who came how far
+    behind = trial.should_prune()  # at every epoch, because pruners note how far each trial came
     if behind and not result.is_last and trial.number >= STARTUP_TRIALS:
         raise TrialPruned(f"by {settings.pruner} at epoch {result.epoch}")
 

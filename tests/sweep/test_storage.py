@@ -165,7 +165,7 @@ def test_a_killed_holder_gives_the_lock_back(address: str) -> None:
     assert got.wait(20)
 
 
-def test_workers_that_make_the_tables_at_once_do_not_meet(postgres: Postgres) -> None:
+def test_workers_that_make_the_tables_at_once_do_not_collide(postgres: Postgres) -> None:
     url = postgres.create_database("at_once")
     code = (
         "import sys\nfrom ocp_mamba.sweep.storage import open_storage\n"

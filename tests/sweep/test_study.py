@@ -157,7 +157,7 @@ def test_trials_without_a_worker_are_taken_back_or_given_up(
     assert "11 workers were lost" in of_trial(0).data.tags["ended.reason"]
 
 
-def test_a_sweep_whose_workers_are_gone_is_a_zombie_and_one_with_a_worker_is_not(
+def test_a_sweep_whose_workers_are_gone_is_stale_and_one_with_a_worker_is_not(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
