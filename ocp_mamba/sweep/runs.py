@@ -21,11 +21,10 @@ from ocp_mamba.tracking.operations import MAX_TAG_CHARACTERS
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import RUN_VARIABLE, identity_tags
 from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE
+from ocp_mamba.tracking.tags import ENDED_REASON, PARENT
 from ocp_mamba.training.state import EpochResult
 
-PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG, TRIAL_TAG, KIND_TAG = "sweep.id", "sweep.trial", "kind"
-ENDED_TAG = "ended.reason"
 
 
 class TrialRun(TrackedRun):
@@ -91,7 +90,7 @@ def open_trial_run(
     if made is None:
         return client.create_run(
             parent.experiment_id,
-            tags={PARENT_TAG: parent.run_id, **wanted, **identity_tags(dataset), **tags},
+            tags={PARENT: parent.run_id, **wanted, **identity_tags(dataset), **tags},
             run_name=f"trial {trial}",
         )
     _reopen(made)
@@ -169,7 +168,7 @@ class ParentRun:
     def end(self, status: str, reason: str) -> None:
         """End the run with a status and the reason for it."""
         client = mlflow.MlflowClient()
-        client.log_batch(self.run_id, tags=_tags({ENDED_TAG: reason}))
+        client.log_batch(self.run_id, tags=_tags({ENDED_REASON: reason}))
         client.set_terminated(self.run_id, status)
 
 
@@ -202,7 +201,7 @@ def make_parent(sweep_id: str, experiment: str, name: str, dataset: Dataset, sto
 def end_trial_run(run_id: str, status: str, reason: str) -> None:
     """End the run of a trial that no worker runs."""
     client = mlflow.MlflowClient()
-    client.set_tag(run_id, ENDED_TAG, reason)
+    client.set_tag(run_id, ENDED_REASON, reason)
     client.set_terminated(run_id, status)
 
 
@@ -220,8 +219,8 @@ def _reopen(run: Run) -> None:
     client = mlflow.MlflowClient()
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
-    if ENDED_TAG in run.data.tags:
-        client.delete_tag(run.info.run_id, ENDED_TAG)
+    if ENDED_REASON in run.data.tags:
+        client.delete_tag(run.info.run_id, ENDED_REASON)
 
 
 def _find(experiment_id: str, tags: Mapping[str, str]) -> Run | None:

@@ -30,6 +30,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 
 from ocp_mamba.serving.pyfunc import save_pyfunc
 from ocp_mamba.tracking.offline_queue import Operation
+from ocp_mamba.tracking.tags import PARENT
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, DIGEST_TAG, OPERATION_TAG = "weights", "checkpoint.sha256", "operation"
@@ -176,7 +177,7 @@ def _child(operation: Operation) -> str:
     found = client.search_runs(
         [experiment_id], f"tags.{OPERATION_TAG} = '{operation['id']}'", max_results=1
     )
-    tags = {"mlflow.parentRunId": parent.info.run_id, OPERATION_TAG: operation["id"]}
+    tags = {PARENT: parent.info.run_id, OPERATION_TAG: operation["id"]}
     if user := parent.data.tags.get("mlflow.user"):
         tags["mlflow.user"] = user
     child = (

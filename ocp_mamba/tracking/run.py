@@ -20,6 +20,7 @@ from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
 from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
 from ocp_mamba.tracking.store import STORE_FAILURES
+from ocp_mamba.tracking.tags import ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.state import EpochResult
 
@@ -232,7 +233,7 @@ class TrackedRun:
     def end(self, status: str, reason: str = "") -> None:
         """End the run; what could not be sent stays in the offline queue, and a hint is printed."""
         if reason:
-            self._send({"op": "log", "tags": {"ended.reason": reason}})
+            self._send({"op": "log", "tags": {ENDED_REASON: reason}})
         drained = self._queue.drain(now=True)
         ended = self._terminate(status)
         if not (drained and ended):

@@ -10,8 +10,8 @@ import mlflow
 from mlflow.entities import Run, ViewType
 
 from ocp_mamba.system.process import HOST_TAG, PID_TAG, process_is_gone, processes_with, workers_of
+from ocp_mamba.tracking.tags import ENDED_REASON
 
-REASON_TAG = "ended.reason"
 PROJECT_NAMES = ("ocp-mamba", "ocp_mamba")
 OLDER_THAN_MINUTES = 10.0
 
@@ -55,7 +55,7 @@ def end_stale_runs(runs: list[StaleRun]) -> None:
     """End each run with its status and a tag that says why."""
     client = mlflow.MlflowClient()
     for stale in runs:
-        client.set_tag(stale.run_id, REASON_TAG, stale.reason)
+        client.set_tag(stale.run_id, ENDED_REASON, stale.reason)
         client.set_terminated(stale.run_id, stale.status)
 
 
