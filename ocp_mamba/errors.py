@@ -34,6 +34,10 @@ class ConfigError(OcpMambaError, ValueError):
     """A setting is unknown, of the wrong type or out of its range."""
 
 
+class DataNotFoundError(OcpMambaError, FileNotFoundError):
+    """A file is in none of the places where it is searched."""
+
+
 class DatasetError(OcpMambaError, ValueError):
     """A dataset is not valid; the message says which key, and why."""
 

@@ -1,4 +1,4 @@
-"""`ocp-mamba runs`: send what waits, end what hangs, show where to look."""
+"""`ocp-mamba runs`: send what waits in an offline queue, end stale runs, link to the UI."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+
+from ocp_mamba.errors import first_line
 
 STORE_OPTION = click.option(
     "--store",
@@ -17,7 +19,7 @@ STORE_OPTION = click.option(
 
 @click.group()
 def runs() -> None:
-    """Care for tracked runs."""
+    """Maintain tracked runs."""
 
 
 @runs.command(
@@ -29,12 +31,15 @@ def runs() -> None:
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--store", metavar="URI", help="Tracking store; default MLFLOW_TRACKING_URI, else FILE's own."
+    "--store",
+    metavar="URI",
+    help="Tracking store; default MLFLOW_TRACKING_URI, else the one that FILE names.",
 )
 def replay(file: Path, store: str | None) -> None:
-    """Send what a run could not, and delete FILE.
+    """Send the operations that wait in FILE, an offline queue, and delete FILE.
 
-    A training keeps FILE where the tracking store did not answer. Sending twice changes nothing.
+    A run writes FILE while the tracking store does not answer. Sending an operation twice changes
+    nothing.
     """
     from ocp_mamba.errors import QueueError
     from ocp_mamba.tracking import session
@@ -59,11 +64,11 @@ def replay(file: Path, store: str | None) -> None:
     default=10.0,
     show_default=True,
     metavar="MINUTES",
-    help="Age from which a run that never started counts.",
+    help="List a run without a process of its own only from this age on.",
 )
 @STORE_OPTION
 def stale(end: bool, older_than: float, store: str | None) -> None:
-    """List runs that say RUNNING with no process behind them."""
+    """List stale runs: their status is RUNNING, but no process works on them."""
     from tabulate import tabulate
 
     from ocp_mamba.tracking.stale_runs import end_stale_runs, find_stale_runs
@@ -75,8 +80,8 @@ def stale(end: bool, older_than: float, store: str | None) -> None:
     if not found:
         click.echo("no stale runs")
         return
-    rows = [[z.run_id, z.name, f"{z.minutes:.0f}", z.status, z.reason] for z in found]
-    status = "ended as" if end else "would be"
+    rows = [[run.run_id, run.name, f"{run.minutes:.0f}", run.status, run.reason] for run in found]
+    status = "ended as" if end else "would end as"
     click.echo(tabulate(rows, headers=["run", "name", "minutes", status, "why"]))
 
 
@@ -106,7 +111,7 @@ def link(experiment: str, run_id: str | None, store: str | None) -> None:
 
 @contextmanager
 def _store(uri: str | None) -> Iterator[str]:
-    """Use a store within the block; its failures become clear errors."""
+    """Use a store within the block; its failures are shown in one line."""
     from ocp_mamba.tracking.store import STORE_FAILURES, use_store
 
     used = use_store(uri)
@@ -119,5 +124,4 @@ def _clear_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise click.ClickException(prefix + message) from error
+        raise click.ClickException(prefix + first_line(error)) from error

@@ -11,19 +11,25 @@ import click
 from ocp_mamba.cli.options import InputError, with_errors
 from ocp_mamba.config import MODEL_SIZES, TrainConfig, model_config, override, read_config_file
 from ocp_mamba.errors import ConfigError
-from ocp_mamba.presets import BASE, PRESETS, preset
+from ocp_mamba.presets import BASE, CODES, PRESETS, preset
+from ocp_mamba.sweep.defaults import (
+    DEFAULT_TRIALS,
+    GRACE_SECONDS,
+    OBJECTIVES,
+    PRUNERS,
+    WARM_TRIALS,
+)
 
 if TYPE_CHECKING:
     from ocp_mamba.sweep.job import SweepJob
 
 STORAGE_VARIABLE = "OCP_MAMBA_SWEEP_STORAGE"
 AUTO = "auto"
-GRACE, N_TRIALS = 60, 20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 OF_THE_STUDY = ("study", "space", "objective", "model_size", "preset_name", "config_file",
                 "max_epochs", "seed", "pruner", "trial_timeout", "warm_start", "patience",
                 "precision", "experiment")  # fmt: skip
-"""What a joining worker takes from the study."""
+"""The settings that a joining worker reads from the study."""
 
 
 class _Duration(click.ParamType):
@@ -43,7 +49,7 @@ class _Duration(click.ParamType):
 
 
 def _or_auto(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """``auto``, which `mlflow run` gives for what nobody typed, is not given."""
+    """Treat ``auto``, with which `mlflow run` fills what nobody typed, as not given."""
     return None if value == AUTO else value
 
 
@@ -64,51 +70,59 @@ def _or_auto(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
       ocp-mamba sweep --join big --data mine.npz
     """
 )
-@click.option("--data", help="Dataset file; --join finds the study's own where it lies here.")
+@click.option("--data", help="Dataset file; --join uses the study's, if this machine has it.")
 @click.option("--n-trials", type=click.IntRange(min=1),
-              help=f"Finished and pruned trials in all; {N_TRIALS} for a new study.")  # fmt: skip
-@click.option("--study", callback=_or_auto, help="Its name; the dataset's if not given.")
+              help="Finished and pruned trials in all; "
+              f"{DEFAULT_TRIALS} for a new study.")  # fmt: skip
+@click.option("--study", callback=_or_auto, help="The study's name; the dataset's if not given.")
 @click.option("--join", metavar="STUDY", help="Take part in a study, with its settings.")
 @click.option("--storage", envvar=STORAGE_VARIABLE, metavar="FILE_OR_URL", show_envvar=True,
               help="A journal file, or postgresql://…; sweeps.journal beside mlflow.db if not "
               "given.")  # fmt: skip
 @click.option("--space", callback=_or_auto, metavar="FILE", help="Search space, YAML.")
-@click.option("--show-space", is_flag=True, help="Print the search space and end.")
-@click.option("--objective", multiple=True, metavar="[cosine|p1]",
-              help="Figure of the val split to maximise; several give a Pareto front.")  # fmt: skip
+@click.option("--show-space", is_flag=True, help="Print the search space and exit.")
+@click.option("--objective", multiple=True, metavar=f"[{'|'.join(OBJECTIVES)}]",
+              help="Metric of the val split to maximize; several give a Pareto front.")  # fmt: skip
 @click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), help="small if not given.")
-@click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)),
+@click.option("--preset", "preset_name", type=click.Choice([*PRESETS, *CODES]),
               help=f"A planned variant, as for train: {', '.join(PRESETS)}.")  # fmt: skip
 @click.option("--config", "config_file", type=click.Path(path_type=Path),
-              help="TOML with what is not searched, as for train.")  # fmt: skip
-@click.option("--max-epochs", type=click.IntRange(min=1), help="Of a trial.")
+              help="TOML with the settings that are not searched, as for train.")  # fmt: skip
+@click.option("--max-epochs", type=click.IntRange(min=1), help="Epochs of a trial.")
 @click.option("--patience", type=click.IntRange(min=0), help="Epochs to wait for a better one.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
-@click.option("--seed", type=click.IntRange(min=0), help="Of every training, and of the search.")
-@click.option("--threads", type=click.IntRange(min=0), help="Of this worker.")
-@click.option("--pruner", type=click.Choice([AUTO, "asha", "hyperband", "median", "none"]),
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed of every training, and of the search."
+)
+@click.option("--threads", type=click.IntRange(min=0), help="Threads of this worker.")
+@click.option("--pruner", type=click.Choice([AUTO, *PRUNERS]),
               callback=_or_auto, help="asha for one objective; several cannot prune.")  # fmt: skip
 @click.option("--timeout", type=_Duration(), default=0.0,
               help="Begin no further trial after 90s, 30m, 2h, …")  # fmt: skip
 @click.option("--trial-timeout", type=_Duration(), help="Prune a trial after 90s, 30m, 2h, …")
 @click.option("--warm-start", multiple=True, metavar="STUDY",
-              help="Try the 5 best configurations of an earlier study first.")  # fmt: skip
-@click.option("--retrain-best", is_flag=False, flag_value="true", type=click.BOOL, default=False,
-              help="Then train the best configuration again, evaluate and register it.")  # fmt: skip
-@click.option("--retrain-epochs", type=click.IntRange(min=1), help="For that; 10 if not given.")
-@click.option("--grace", type=click.IntRange(min=2), default=GRACE, show_default=True,
-              metavar="SECONDS", help="A worker silent for so long is dead: its trial is "
-              "taken over.")  # fmt: skip
-@click.option("--output", default="outputs/sweeps", show_default=True, help="Folder to write.")
+              help=f"Try the {WARM_TRIALS} best configurations of an earlier study "
+              "first.")  # fmt: skip
+@click.option("--retrain-best", is_flag=False, flag_value="true", type=click.BOOL,
+              default=False,
+              help="Then train the best configuration again, evaluate and "
+              "register it.")  # fmt: skip
+@click.option("--retrain-epochs", type=click.IntRange(min=1),
+              help="For that; if not given, as many as a trial had, and at least "
+              f"{TrainConfig().max_epochs}.")  # fmt: skip
+@click.option("--grace", type=click.IntRange(min=2), default=GRACE_SECONDS, show_default=True,
+              metavar="SECONDS", help="A worker that is silent for so long is taken for dead: "
+              "another one takes its trial over.")  # fmt: skip
+@click.option("--output", default="outputs/sweeps", show_default=True, help="Folder to write to.")
 @click.option("--experiment", help="ocp_mamba if not given.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def sweep(**flags: Any) -> None:
-    """Search for good settings: an Optuna study as one MLflow run with a child run a trial.
+    """Search for good settings: an Optuna study as one MLflow run with a child run per trial.
 
-    Trials are ranked by the val split, never by test. Run it again, or in several places at once,
-    and the study goes on until it has --n-trials. Ctrl-C ends a trial cleanly; the next worker
-    takes it over, and so it does with the trial of a worker that was killed.
+    Trials are ranked by the val split, never by test. Run the command again, or several times at
+    once, and the study continues until it has --n-trials. Ctrl-C ends a trial cleanly. The next
+    worker takes it over, as it takes over the trial of a worker that was killed.
     """
     from ocp_mamba.errors import StorageError, SweepError
 
@@ -151,7 +165,7 @@ def _job(flags: dict[str, Any]) -> SweepJob:
             raise InputError(f"{', '.join(given)} cannot go with --join: the study has its own")
         return SweepJob(study=flags["join"], wanted=None, **own)
     if own["data"] is None:
-        raise InputError("--data FILE is needed to begin a study; --join STUDY takes part in one")
+        raise InputError("--data FILE is needed to start a study; --join STUDY takes part in one")
     tables = _tables(flags["config_file"])
     variant = preset(flags["preset_name"] or BASE)
     model = model_config(flags["model_size"] or "small", **dict(variant.model) | tables["model"])
@@ -175,7 +189,7 @@ def _job(flags: dict[str, Any]) -> SweepJob:
 
 
 def _tables(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The tables of a config file; a misspelt setting is refused."""
+    """The tables of a config file; a misspelled setting is refused."""
     tables = read_config_file(path) if path else {"model": {}, "train": {}}
     try:
         override(model_config("small"), **tables["model"])

@@ -1,6 +1,6 @@
-"""Vector to text: vec2text, where it is installed and has a corrector for the bank's encoder.
+"""Vector to text: vec2text, if it is installed and has a corrector for the bank's encoder.
 
-The adapter was written from vec2text 0.0.13's own code and tested against a stand-in with its
+The adapter follows the code of vec2text 0.0.13, and its tests use a substitute with the same
 interface. It has never run with real weights.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ocp_mamba.errors import DecoderError
+from ocp_mamba.errors import DecoderError, first_line
 
 VEC2TEXT = "vec2text"
 CORRECTORS: Mapping[str, str] = {"gtr-t5-base": "gtr-base"}
@@ -22,12 +22,12 @@ CORRECTION_STEPS = 20
 
 
 class Decoder(Protocol):
-    """What turns vectors into texts; ``name`` is how results call it."""
+    """Anything that turns vectors into texts; ``name`` is its name in results."""
 
     name: str
 
     def decode(self, vectors: np.ndarray) -> list[str]:
-        """Texts of float32 rows ``(n, 768)``."""
+        """Return the texts of float32 rows ``(n, 768)``."""
         ...
 
 
@@ -59,14 +59,14 @@ class Vec2TextDecoder:
 
             self._invert = vec2text.invert_embeddings
             self._corrector: Any = vec2text.load_pretrained_corrector(corrector)
-        except Exception as error:  # other people's code, other people's downloads
+        except Exception as error:  # vec2text and its downloads raise any kind
             raise DecoderError(
                 f"vec2text's corrector {corrector} cannot be loaded: "
-                f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
 
     def decode(self, vectors: np.ndarray) -> list[str]:
-        """Texts of float32 rows ``(n, 768)``, by 20 steps of correction."""
+        """Return the texts of float32 rows ``(n, 768)``, after 20 steps of correction."""
         found = self._invert(
             embeddings=torch.from_numpy(vectors),
             corrector=self._corrector,

@@ -1,4 +1,4 @@
-"""Text to vector: sentence-transformers models, and encoding that survives being killed."""
+"""Text to vector: sentence-transformers models, and encoding that goes on after a kill."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SHARD = 512
 
 
 class Encoder(Protocol):
-    """What turns texts into vectors.
+    """Anything that turns texts into vectors.
 
     Attributes:
-        name: public name, as it stands in datasets and checkpoints.
-        weight_hash: hash of the weights, the same wherever they lie.
+        name: public name, as datasets and checkpoints have it.
+        weight_hash: hash of the weights, the same wherever they are stored.
         dimension: width of the vectors.
     """
 
@@ -34,12 +34,12 @@ class Encoder(Protocol):
     dimension: int
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of texts, float32 (len(texts), dimension), unit rows."""
+        """Return the texts' vectors, float32 ``(len(texts), dimension)``, unit rows."""
         ...
 
 
 class SentenceTransformerEncoder:
-    """An `Encoder` by any sentence-transformers model with vectors of 768."""
+    """An `Encoder` that uses a sentence-transformers model with vectors of 768."""
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class SentenceTransformerEncoder:
             )
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of texts, float32 (len(texts), 768), unit rows.
+        """Return the texts' vectors, float32 ``(len(texts), 768)``, unit rows.
 
         Raises:
-            EncoderError: a vector is zero or not finite; names the text.
+            EncoderError: a vector is zero or not finite; the message has the text.
         """
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
@@ -116,7 +116,7 @@ def _load(name_or_folder: str, device: str | None) -> Any:
         )
     try:
         return SentenceTransformer(name_or_folder, device=device, local_files_only=is_folder)
-    except Exception as error:  # missing files, no network, unknown names: each raises another kind
+    except Exception as error:  # missing files, no network, unknown names: any kind
         raise EncoderError(
             f"encoder {name_or_folder!r} cannot be loaded: {error}\n"
             "Give the folder of a downloaded model, or a name on a model hub that this machine "
@@ -125,7 +125,7 @@ def _load(name_or_folder: str, device: str | None) -> Any:
 
 
 def _weights_folder(name_or_folder: str, model: Any) -> Path:
-    """Where the loaded weights lie: the folder given, or the hub's cache."""
+    """The folder of the loaded weights: the one given, or the one in the hub's cache."""
     if Path(name_or_folder).is_dir():
         return Path(name_or_folder)
     from huggingface_hub import snapshot_download
@@ -135,10 +135,10 @@ def _weights_folder(name_or_folder: str, model: Any) -> Path:
 
 
 def weight_hash(folder: Path) -> str:
-    """SHA-256 of a model's weights file; of the files' hashes in order if there are several.
+    """Return the SHA-256 of a model's weights file, or of the hashes of several files in order.
 
-    Only folders that ``modules.json`` names are looked at, and in each ``model*.safetensors``, or
-    without one ``pytorch_model*.bin``: the files that sentence-transformers loads.
+    These are the files that sentence-transformers loads: in each folder that ``modules.json``
+    names, ``model*.safetensors``, or ``pytorch_model*.bin`` where there is none.
 
     Raises:
         EncoderError: there is no weights file.
@@ -175,9 +175,9 @@ def encode_with_resume(
 ) -> np.ndarray:
     """Encode texts in shards that are kept on disk, so that a killed run goes on where it stopped.
 
-    A shard is found again by the encoder's weights and its own texts, and checked against the hash
-    in its file's name; a damaged one is encoded again. The caller removes ``cache_dir`` once the
-    vectors are safe elsewhere.
+    A shard's file name has a key of the encoder's weights and the shard's texts, and a hash of the
+    file; a damaged shard is encoded again. The caller removes ``cache_dir`` once the vectors are
+    stored elsewhere.
 
     Args:
         encoder: makes the vectors.
@@ -186,7 +186,7 @@ def encode_with_resume(
         progress: show a bar with texts done and time left.
 
     Returns:
-        float32 (len(texts), dimension), unit rows.
+        float32 ``(len(texts), dimension)``, unit rows.
 
     Raises:
         EncoderError: as `SentenceTransformerEncoder.encode`.
@@ -208,7 +208,7 @@ def encode_with_resume(
 
 
 def _read_shard(cache_dir: Path, key: str) -> np.ndarray | None:
-    """The vectors of a shard, or None when there are none that are whole."""
+    """The vectors of a shard, or None if no whole file has them."""
     for path in sorted(cache_dir.glob(f"{key}.*.npy")):
         if path.name == f"{key}.{_file_hash(path)[:32]}.npy":
             return np.load(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""vecRAG lookup: the nearest bank rows of a vector, by inner product, through FAISS."""
+"""The nearest bank rows of a vector, by inner product, found with FAISS (the vecRAG lookup)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ EXACT_ROWS = 1_000_000
 """Banks of more rows than this are searched by an IVF where the kind is `auto`."""
 
 ROWS_PER_CELL, CELLS_BY_ROOT, CELLS_PROBED = 40, 4, 16
-"""IVF: at most 4 times the root of the rows as cells, and none of fewer than k-means wants (39)."""
+"""IVF: at most 4 times the square root of the rows as cells, each with the 39 rows or more that
+k-means wants."""
 KMEANS_ROWS, KMEANS_ROUNDS = 64, 10
-"""IVF: rows a cell that k-means looks at, and its rounds; more gained nothing at a million rows."""
+"""IVF: the rows per cell that k-means uses, and its rounds; more of either gained nothing at a
+million rows."""
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 80, 64
 RECALL, SAMPLE, QUERY_COSINE = 0.99, 256, 0.9
-"""An approximate index looks further until it finds this share of a sample's best rows. A sample's
-query is a row with noise, as far from it as a good model's prediction is from the target."""
+"""An approximate index widens its search until it finds this share of a sample's best rows. A query
+of the sample is a row with noise, as far from the row as a good prediction is from its target."""
 BLAS_QUERIES = 4
-"""Fewer queries than this are quicker one by one; FAISS itself changes at 167 of 768 numbers, and
-was up to 7 times slower than a matrix product below."""
+"""Fewer queries than this are faster one by one. FAISS itself switches to a matrix product at 167
+queries of 768 numbers, and was up to 7 times slower than one with fewer queries."""
 TIE = 1e-6
 
 
@@ -29,10 +31,9 @@ class BankIndex:
     """Inner-product index over a bank of unit rows; ids are bank row numbers.
 
     ``exact`` compares with every row, and keeps no copy of the bank. ``ivf`` (cells of k-means,
-    some of which are searched) and ``hnsw`` (a graph of near rows) copy it, are quicker on large
-    banks and may miss the nearest row: `recall_at_1` says how often, and they look as far as a
-    sample needs for a recall of 0.99.
-    ``kind`` is what was chosen, never ``auto``.
+    some of which are searched) and ``hnsw`` (a graph of near rows) copy the bank, are faster on
+    large banks and may miss the nearest row. Their search is widened until a sample's recall is
+    0.99; `recall_at_1` measures it. ``kind`` is the kind that was chosen, never ``auto``.
     """
 
     def __init__(self, bank: np.ndarray, kind: str = "exact") -> None:
@@ -55,7 +56,7 @@ class BankIndex:
         self._index: faiss.Index | None = None
         if kind != "exact":
             self._index = _approximate(self._bank, kind)
-            self._look_far_enough(_near(self._bank))
+            self._widen_search(_near(self._bank))
 
     @property
     def size(self) -> int:
@@ -65,7 +66,7 @@ class BankIndex:
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best rows of each query, best first.
 
-        A query for which an approximate index finds fewer than k rows is answered exactly.
+        Where an approximate index finds fewer than k rows of a query, the exact search answers it.
 
         Args:
             queries: float32 ``(n, D)``.
@@ -75,7 +76,7 @@ class BankIndex:
             Inner products float32 ``(n, k)`` and row ids int64 ``(n, k)``.
 
         Raises:
-            ValueError: a query is not finite: FAISS would answer it with any row.
+            ValueError: a query is not finite; FAISS would answer it with any row.
         """
         if not np.isfinite(queries).all():
             raise ValueError("queries hold numbers that are not finite; they have no nearest row")
@@ -90,19 +91,22 @@ class BankIndex:
         return scores, ids
 
     def _exact(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Compare with the rows where they lie: an index of FAISS would copy them."""
+        """Compare with the bank in place; an index of FAISS would copy it."""
         faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= BLAS_QUERIES else 2**30
         scores, ids = faiss.knn(queries, self._bank, k, metric=faiss.METRIC_INNER_PRODUCT)
         return scores, ids
 
     def recall_at_1(self, queries: np.ndarray) -> float:
-        """Share of queries ``(n > 0, D)`` whose best row is as near as the exact one, to 1e-6."""
+        """Return the share of queries ``(n > 0, D)`` whose best row is as near as the exact one.
+
+        Inner products within 1e-6 of each other count as equal.
+        """
         found, _ = self.search(queries, 1)
         exact, _ = self._exact(np.ascontiguousarray(queries, dtype=np.float32), 1)
         return float((found >= exact - TIE).mean())
 
-    def _look_far_enough(self, queries: np.ndarray) -> None:
-        """Double what a search looks at until the recall on a sample suffices, or all is seen."""
+    def _widen_search(self, queries: np.ndarray) -> None:
+        """Double the rows that a search compares with until a sample's recall suffices."""
         settings: Any = self._index
         name, most = "nprobe", getattr(settings, "nlist", 0)
         if self.kind == "hnsw":
@@ -112,7 +116,7 @@ class BankIndex:
 
 
 def _near(rows: np.ndarray) -> np.ndarray:
-    """Some rows, each with noise that brings its cosine to about `QUERY_COSINE`."""
+    """A sample of rows with noise: the cosine of each to its row is about `QUERY_COSINE`."""
     rng = np.random.default_rng(0)
     chosen = rows[rng.choice(len(rows), min(SAMPLE, len(rows)), replace=False)]
     noise = rng.standard_normal(chosen.shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The sweep whole: open the data and the study, work, and train the best again where asked."""
+"""A whole sweep: open the data and the study, run trials, and retrain the best if asked to."""
 
 from __future__ import annotations
 
@@ -15,17 +15,11 @@ from ocp_mamba.errors import JobError, SweepError
 from ocp_mamba.jobs.common import open_data
 from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.jobs.train import TrainJob, run_training
+from ocp_mamba.sweep.attempts import first_number
+from ocp_mamba.sweep.defaults import OBJECTIVES
 from ocp_mamba.sweep.space import DEFAULT_SPACE, load_space
 from ocp_mamba.sweep.storage import SweepStorage, default_journal, open_storage
-from ocp_mamba.sweep.study import (
-    OBJECTIVES,
-    Sweep,
-    SweepSettings,
-    first_number,
-    join,
-    start,
-    study_data,
-)
+from ocp_mamba.sweep.study import Sweep, SweepSettings, join, start, study_data
 from ocp_mamba.sweep.worker import Worker, work
 from ocp_mamba.system.paths import caller_folder
 from ocp_mamba.system.process import mlflow_run_ancestor, stop_signals
@@ -37,9 +31,9 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a new study is to be; None where a default is taken.
+    """The settings of a new study; None stands for a default.
 
-    ``relations`` has every model know the dataset's relations.
+    With ``relations`` every model uses the dataset's relations.
     """
 
     objectives: tuple[str, ...]
@@ -55,7 +49,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """Everything that a worker is started with; ``wanted`` is None for one that joins a study."""
+    """All settings of a worker; ``wanted`` is None for one that joins a study."""
 
     study: str
     wanted: Wanted | None
@@ -73,15 +67,15 @@ class SweepJob:
 
 
 def space_text(path: str | None) -> str:
-    """Return the text of a search space that is valid, by default the package's."""
+    """Return the text of a valid search space, by default the package's."""
     return load_space(Path(path) if path else DEFAULT_SPACE).text
 
 
 def run_sweep(job: SweepJob, log: Log) -> Sweep:
-    """Work on a study until it is whole or this worker's time is over.
+    """Run a study's trials until it has all of them or this worker's time is over.
 
     Raises:
-        SweepError, StorageError, SpaceError, DatasetError, TrackingError: see their modules.
+        SweepError, StorageError, SpaceError, DatasetError, TrackingError: see `ocp_mamba.errors`.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     settings = _settings(job.wanted) if job.wanted else None
@@ -103,10 +97,9 @@ def run_sweep(job: SweepJob, log: Log) -> Sweep:
              f"trials; objectives {', '.join(sweep.settings.objectives)}, "
              f"pruner {sweep.settings.pruner}")  # fmt: skip
         if sweep.counts().done >= sweep.n_trials:
-            log("nothing left to try; for more: --n-trials")
+            log("nothing left to try; for more trials: --n-trials")
         folder = job.output / job.study
-        worker = Worker(dataset, data, folder, store, job.grace, job.timeout, job.threads,
-                        log, job.progress)  # fmt: skip
+        worker = Worker(dataset, data, folder, store, job.timeout, job.threads, log, job.progress)
         work(sweep, worker)
         log(_result(sweep, folder))
         if job.retrain:
@@ -115,7 +108,7 @@ def run_sweep(job: SweepJob, log: Log) -> Sweep:
 
 
 def _settings(wanted: Wanted) -> SweepSettings:
-    """Complete and check what a new study is to be."""
+    """Return the complete, checked settings of a new study."""
     unknown = [o for o in wanted.objectives if o not in OBJECTIVES]
     if unknown or len(set(wanted.objectives)) < len(wanted.objectives):
         raise SweepError(
@@ -178,7 +171,7 @@ def _require_data(sweep: Sweep, dataset: Dataset, data: Path) -> None:
 
 
 def _result(sweep: Sweep, folder: Path) -> str:
-    """The best trial, its configuration, and where to look."""
+    """The best trial, its configuration, and the link to the UI."""
     counts, best = sweep.counts(), sweep.best()
     lines = [
         f"\n{counts.finished} finished, {counts.pruned} pruned, {counts.failed} failed trials"
@@ -203,7 +196,7 @@ def _result(sweep: Sweep, folder: Path) -> str:
 
 
 def _retrain(sweep: Sweep, job: SweepJob, data: Path, log: Log) -> None:
-    """Train the best configuration again as the main job does, and register it."""
+    """Train the best configuration again, as `ocp-mamba train` does, and register the model."""
     best = sweep.best()
     if best is None:
         raise SweepError("--retrain-best: no trial has finished, so there is no best one")

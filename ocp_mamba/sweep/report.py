@@ -1,4 +1,4 @@
-"""What a sweep shows: a progress line, and its parent run's figures, tables and plots."""
+"""What a sweep shows: a progress line, and its parent run's metrics, tables and plots."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from tqdm import tqdm
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.errors import first_line
 from ocp_mamba.reports.plots import save_pyplot
-from ocp_mamba.sweep.study import N_TRIALS, OBJECTIVES, RUN_ID, Sweep, first_number
+from ocp_mamba.sweep.attempts import first_number
+from ocp_mamba.sweep.defaults import OBJECTIVES
+from ocp_mamba.sweep.study import N_TRIALS, RUN_ID, Sweep
 from ocp_mamba.tracking.store import STORE_FAILURES
 from ocp_mamba.training.state import EpochResult
 
 PLOT_SECONDS = 30.0
-"""Plots of a running sweep are drawn anew at most this often."""
+"""Plots of a running sweep are redrawn at most this often."""
 
 LOG_SECONDS = 30.0
-"""Where there is no terminal to draw a bar on, a long trial says at most this often where it is."""
+"""Where there is no terminal for a bar, a long trial's epoch is printed at most this often."""
 
 STATES = {
     TrialState.COMPLETE: "finished",
@@ -38,10 +40,10 @@ STATES = {
 
 
 class SweepReport:
-    """Keeps the parent run up to date, from whichever worker has just ended a trial."""
+    """Keeps the parent run up to date; each worker does so after each of its trials."""
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
-        """Log what does not change: the settings and the search space."""
+        """Log the settings and the search space, which do not change."""
         self._sweep, self._folder = sweep, folder
         self._drawn = -PLOT_SECONDS
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ class SweepReport:
         sweep.parent.log_artifact(space)
 
     def refresh(self, *, now: bool = False) -> None:
-        """Log counts and the best; tables and plots too, if ``now`` or not drawn lately."""
+        """Log the counts and the best trial; tables and plots too, if ``now`` or not recently."""
         try:
             self._log_numbers()
             if now or time.monotonic() - self._drawn > PLOT_SECONDS:
@@ -115,7 +117,7 @@ class SweepReport:
 
 
 def write_table(sweep: Sweep, path: Path) -> Path:
-    """Write a CSV with a row a trial; one that changed its worker has one row."""
+    """Write a CSV with one row for each trial, however many attempts it took."""
     rows = [_row(sweep, t) for t in _latest(sweep)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -202,7 +204,7 @@ def draw(sweep: Sweep, folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _alone(finished: Sequence[FrozenTrial], objective: int) -> optuna.Study:
-    """A study of one objective among several: Optuna's plots then know that more is better."""
+    """A study of one objective among several, so that Optuna's plots know that more is better."""
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         optuna.create_trial(
@@ -220,10 +222,10 @@ def _bind(
 
 
 class Progress:
-    """A line for each trial that this worker ends, and on a terminal a bar over all of them."""
+    """A line for each trial that this worker ends, and on a terminal a bar over all trials."""
 
     def __init__(self, sweep: Sweep, log: Callable[[str], None], *, enabled: bool) -> None:
-        """Begin with what the study has already."""
+        """Start the bar at the number of trials that the study has already."""
         self._sweep, self._log = sweep, log
         self._done = sweep.counts().done
         self._began = time.monotonic()
@@ -244,7 +246,7 @@ class Progress:
         self._bar.close()
 
     def epoch(self, number: int, result: EpochResult) -> None:
-        """Show where the running trial is."""
+        """Show the epoch of the running trial."""
         cosine = result.val["next_vec_cosine"]
         text = f"trial {number}, epoch {result.epoch}/{result.max_epochs}, cosine {cosine:.4f}"
         self._bar.set_description(text)
@@ -253,7 +255,7 @@ class Progress:
             self._say(text)
 
     def ended(self, claimed: Trial, state: str, reason: str) -> None:
-        """Say what became of a trial, the best so far and the time left."""
+        """Print the state of a trial that has ended, the best so far and the time left."""
         sweep = self._sweep
         counts, wanted = sweep.counts(), sweep.n_trials
         trial = sweep.frozen(claimed)
@@ -270,13 +272,13 @@ class Progress:
         self._bar.set_postfix_str(best_text)
 
     def waiting(self, running: int) -> None:
-        """Say once that other workers have the last trials."""
+        """Print once that other workers run the last trials."""
         if not self._said_waiting:
             self._say(f"waiting for the last {running} trials, which other workers run")
         self._said_waiting = True
 
     def out_of_time(self) -> None:
-        """Say that the time limit ended this worker."""
+        """Print that the time limit ended this worker."""
         self._say("the time limit is over: no further trial is begun")
 
     def _values(self, trial: FrozenTrial) -> str:

@@ -1,7 +1,7 @@
-"""A sweep in MLflow: its one parent run, and a child run a trial.
+"""A sweep in MLflow: its one parent run, and a child run for each trial.
 
-Runs are written by their ids, not as MLflow's active run: several workers write to one parent, and
-a trial whose worker died goes on in the run that it had.
+Runs are written to by their ids, not as MLflow's active run: several workers write to one parent,
+and a trial whose worker died continues in the run that it had.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from ocp_mamba.tracking.operations import MAX_TAG_CHARACTERS
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import RUN_VARIABLE, identity_tags
 from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE
+from ocp_mamba.tracking.tags import ENDED_REASON, PARENT
 from ocp_mamba.training.state import EpochResult
 
-PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG, TRIAL_TAG, KIND_TAG = "sweep.id", "sweep.trial", "kind"
-ENDED_TAG = "ended.reason"
 
 
 class TrialRun(TrackedRun):
-    """A trial's run: its epochs' figures, no models.
+    """A trial's run: the metrics of its epochs, no models.
 
-    A run that another worker began keeps the epochs that it has: the same seed and settings give
-    them again, and each is logged once.
+    A run that another worker began keeps the epochs that it has. The same seed and settings give
+    the same epochs again, and each is logged once.
     """
 
     has_rows = False
@@ -51,7 +50,7 @@ class TrialRun(TrackedRun):
         super().log_params(new)
 
     def on_epoch(self, result: EpochResult) -> None:
-        """Log an epoch, unless an earlier worker of this trial did."""
+        """Log an epoch, unless an earlier worker of this trial has logged it."""
         if result.epoch > self._logged_until:
             super().on_epoch(result)
         self._best = self._better(result)
@@ -78,10 +77,10 @@ def open_trial_run(
     Args:
         parent: the sweep's run.
         trial: the trial's first number, which its retries share.
-        dataset: what it is trained on.
-        run_id: the run's id where it is known.
+        dataset: the dataset that it is trained on.
+        run_id: the run's id, if it is known.
         tags: further tags.
-        search: look for a run that a worker made and was killed before it noted the id.
+        search: search for the run of a worker that was killed before it stored the run's id.
     """
     client = mlflow.MlflowClient()
     wanted = {SWEEP_TAG: parent.sweep_id, TRIAL_TAG: str(trial), KIND_TAG: "trial"}
@@ -91,7 +90,7 @@ def open_trial_run(
     if made is None:
         return client.create_run(
             parent.experiment_id,
-            tags={PARENT_TAG: parent.run_id, **wanted, **identity_tags(dataset), **tags},
+            tags={PARENT: parent.run_id, **wanted, **identity_tags(dataset), **tags},
             run_name=f"trial {trial}",
         )
     _reopen(made)
@@ -100,7 +99,7 @@ def open_trial_run(
 
 
 class ParentRun:
-    """The sweep's run, which all workers write to."""
+    """The sweep's run, to which all workers write."""
 
     def __init__(self, run_id: str, sweep_id: str, store: str) -> None:
         """Find the run.
@@ -128,7 +127,7 @@ class ParentRun:
         tags: Mapping[str, str] | None = None,
         step: int = 0,
     ) -> None:
-        """Log what is given; a param that the run has already is left as it is."""
+        """Log params, metrics and tags; a param that the run has already is not changed."""
         client = mlflow.MlflowClient()
         held = client.get_run(self.run_id).data.params if params else {}
         now = mlflow.utils.time.get_current_time_millis()
@@ -160,27 +159,27 @@ class ParentRun:
             ) from error
 
     def left(self) -> None:
-        """Take back that this process works on the run."""
+        """Remove the mark of this process, which no longer works on the run."""
         client = mlflow.MlflowClient()
         name, _ = worker_tag()
         if name in client.get_run(self.run_id).data.tags:
             client.delete_tag(self.run_id, name)
 
     def end(self, status: str, reason: str) -> None:
-        """End the run, with what ended it."""
+        """End the run with a status and the reason for it."""
         client = mlflow.MlflowClient()
-        client.log_batch(self.run_id, tags=_tags({ENDED_TAG: reason}))
+        client.log_batch(self.run_id, tags=_tags({ENDED_REASON: reason}))
         client.set_terminated(self.run_id, status)
 
 
 def make_parent(sweep_id: str, experiment: str, name: str, dataset: Dataset, store: str) -> str:
     """Return the id of the sweep's run: the one it has, else ``mlflow run``'s, else a new one.
 
-    To be called by one worker at a time.
+    Call this under the storage's lock.
     """
     client = mlflow.MlflowClient()
     tags = {SWEEP_TAG: sweep_id, KIND_TAG: "sweep", **identity_tags(dataset)}
-    for tag in process_tags():  # it has many workers, and outlives the one that made it
+    for tag in process_tags():  # the run has many workers, and outlives the one that made it
         del tags[tag]
     adopted = os.environ.pop(RUN_VARIABLE, None)
     try:
@@ -200,14 +199,14 @@ def make_parent(sweep_id: str, experiment: str, name: str, dataset: Dataset, sto
 
 
 def end_trial_run(run_id: str, status: str, reason: str) -> None:
-    """End the run of a trial that no worker holds."""
+    """End the run of a trial that no worker runs."""
     client = mlflow.MlflowClient()
-    client.set_tag(run_id, ENDED_TAG, reason)
+    client.set_tag(run_id, ENDED_REASON, reason)
     client.set_terminated(run_id, status)
 
 
 def leave_project_run(parent_id: str) -> None:
-    """Say on the run that ``mlflow run`` made for this process that another one is the sweep's."""
+    """Tag the run that ``mlflow run`` made for this process with the id of the sweep's run."""
     adopted = os.environ.pop(RUN_VARIABLE, None)
     if adopted and adopted != parent_id:
         mlflow.MlflowClient().log_batch(
@@ -216,12 +215,12 @@ def leave_project_run(parent_id: str) -> None:
 
 
 def _reopen(run: Run) -> None:
-    """Mark a run as RUNNING, whatever ended it before."""
+    """Mark a run as RUNNING, whatever its status was."""
     client = mlflow.MlflowClient()
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
-    if ENDED_TAG in run.data.tags:
-        client.delete_tag(run.info.run_id, ENDED_TAG)
+    if ENDED_REASON in run.data.tags:
+        client.delete_tag(run.info.run_id, ENDED_REASON)
 
 
 def _find(experiment_id: str, tags: Mapping[str, str]) -> Run | None:

@@ -1,4 +1,4 @@
-"""The search space of a sweep: a YAML file whose names are settings of a model or its training."""
+"""The search space of a sweep: a YAML file of settings of the model and of its training."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ KEYS: Mapping[str, tuple[set[str], set[str]]] = {
     "int": ({"low", "high"}, {"log", "step"}),
     "categorical": ({"choices"}, set()),
 }
-"""Of each type, the keys that it needs and those that it may have."""
+"""For each type, the keys that it needs and the keys that it may have."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: Optuna's distribution of each setting, by ``train.lr`` and the like.
+    """The settings that are searched, such as ``train.lr``, and Optuna's distribution of each.
 
-    ``text`` is the file's content, for the record.
+    ``text`` is the file's content, which is logged.
     """
 
     distributions: Mapping[str, BaseDistribution]
@@ -44,10 +44,10 @@ class Space:
     def configs(
         self, params: Mapping[str, Any], model: ModelConfig, train: TrainConfig
     ) -> tuple[ModelConfig, TrainConfig]:
-        """Return the two configs with a trial's values in the place of their own.
+        """Return the two configs with a trial's values in them.
 
         Raises:
-            ConfigError: the values do not go together.
+            ConfigError: the values contradict each other.
         """
         chosen: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
         for name, value in params.items():
@@ -67,8 +67,8 @@ class Space:
     def check(self, model: ModelConfig, train: TrainConfig) -> None:
         """Refuse bounds and choices that the configs refuse, before any trial is run.
 
-        A value that goes with other searched values only, such as hard negatives with an InfoNCE
-        weight, is taken.
+        A value that is valid only with other searched values is accepted, such as hard negatives
+        with an InfoNCE weight.
 
         Raises:
             SpaceError: names the file, the setting and the value.

@@ -1,31 +1,25 @@
 """Where a sweep's studies are kept: a journal file, or PostgreSQL for workers on many machines.
 
-Both know which trials are alive by a heartbeat, and both have a lock that only one process of a
-sweep can hold, which the system takes back from a process that was killed.
+Both storages have a clock, by which the trials of dead workers are found, and a lock that only one
+process of a sweep can hold and that the system releases when that process is killed. Optuna's own
+heartbeat serves neither: its journal has none, and Optuna runs it only inside `Study.optimize`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
+import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import (
-    BaseStorage,
-    JournalStorage,
-    RDBStorage,
-    RetryHeartbeatStaleTrialCallback,
-)
-from optuna.storages._heartbeat import BaseHeartbeat
+from filelock import FileLock
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -33,31 +27,72 @@ from sqlalchemy.pool import NullPool
 
 from ocp_mamba.errors import StorageError, first_line
 
-MAX_RETRIES = 10
 JOURNAL = "sweeps.journal"
 SQLITE_MAGIC = b"SQLite format 3\x00"
 MLFLOW_TABLES = {"experiments", "latest_metrics"}
 LOCAL_HOSTS = {None, "", "localhost", "127.0.0.1", "::1"}
 LOCK_KEY = 0x0C9_5EE9
 HEARTBEAT = "heartbeat"
+"""The user attribute of a trial that holds the time at which its worker was last known to live."""
+
 POSTGRES_HELP = "postgresql://USER@HOST:5432/DATABASE"
 
-Retry = Callable[[optuna.Study, FrozenTrial], None]
 
-
+@dataclass(frozen=True)
 class SweepStorage:
-    """An open storage; ``shown`` is its address without a password."""
+    """An open storage of studies.
 
-    def __init__(self, optuna_storage: BaseStorage, shown: str, lock: Callable[[], Any]) -> None:
-        """Keep an Optuna storage that beats, its name for people, and its lock."""
-        self.optuna = optuna_storage
-        self.shown = shown
-        self.locked = lock
+    Attributes:
+        optuna: the storage as Optuna knows it.
+        shown: its address without a password.
+        grace: seconds without a heartbeat after which a trial's worker is taken for dead.
+        locked: gives a context manager that holds the storage's lock.
+        now: gives the time, in Unix seconds, by the clock that heartbeats are written with.
+    """
 
-    def beat(self, trial_id: int) -> None:
-        """Say that a trial is alive."""
-        assert isinstance(self.optuna, BaseHeartbeat)
-        self.optuna.record_heartbeat(trial_id)
+    optuna: BaseStorage
+    shown: str
+    grace: int
+    locked: Callable[[], AbstractContextManager[Any]]
+    now: Callable[[], float]
+
+    def beat(self, trial: Trial) -> None:
+        """Record that the worker of a trial is alive.
+
+        Raises:
+            UpdateFinishedTrialError: the trial has ended, so another worker has taken it over.
+        """
+        trial.set_user_attr(HEARTBEAT, self.now())
+
+    def silent(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the running trials whose worker is dead.
+
+        A trial that is begun under the lock gets its first heartbeat under the same lock. So one
+        without a heartbeat had a worker that was killed while it held the lock.
+        """
+        since = self.now() - self.grace
+        running = (t for t in trials if t.state == TrialState.RUNNING)
+        return [t for t in running if t.user_attrs.get(HEARTBEAT, 0.0) < since]
+
+    @contextmanager
+    def beating(self, trial: Trial) -> Iterator[None]:
+        """Record from a thread, four times within the grace, that a trial's worker is alive."""
+        stop = threading.Event()
+
+        def keep_beating() -> None:
+            while not stop.wait(max(1, self.grace // 4)):
+                try:
+                    self.beat(trial)
+                except Exception:  # no storage, or the trial is another worker's: `Sweep.holds`
+                    continue
+
+        thread = threading.Thread(target=keep_beating, daemon=True, name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     @contextmanager
     def named_errors(self) -> Iterator[None]:
@@ -116,44 +151,6 @@ def redacted(address: str) -> str:
         return address.split("://")[0] + "://***"
 
 
-class _Journal(JournalStorage, BaseHeartbeat):
-    """Optuna's journal with the heartbeat that it lacks, as a time in each trial's attributes.
-
-    Times are the workers' clocks, so their machines must agree within the grace.
-    """
-
-    def __init__(self, path: Path, grace: int, retry: Retry) -> None:
-        super().__init__(JournalFileBackend(str(path)))
-        self._grace = grace
-        self._retry = retry
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        self.set_trial_system_attr(trial_id, HEARTBEAT, time.time())
-
-    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
-        since = time.time() - self._grace
-        beats = {t._trial_id: t.system_attrs.get(HEARTBEAT) for t in running}
-        return [trial_id for trial_id, beat in beats.items() if beat is not None and beat < since]
-
-    def get_heartbeat_interval(self) -> int:
-        return beat_seconds(self._grace)
-
-    def get_heartbeat_stale_trial_callback(self) -> Retry:
-        return self._retry
-
-
-def beat_seconds(grace: int) -> int:
-    """Return how often a worker says that it is alive: four times within the grace."""
-    return max(1, grace // 4)
-
-
-def _retry_callback() -> Retry:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
-
-
 def _open_journal(path: Path, tracking_uri: str, grace: int) -> SweepStorage:
     if path == _sqlite_file(tracking_uri):
         raise StorageError(f"storage {path} is MLflow's own database; give studies another file")
@@ -162,23 +159,11 @@ def _open_journal(path: Path, tracking_uri: str, grace: int) -> SweepStorage:
         start = path.open("rb").read(len(SQLITE_MAGIC)) if path.exists() else b""
         if start == SQLITE_MAGIC:
             raise StorageError(f"storage {path} is an SQLite database, wanted a journal file")
-        storage = _Journal(path, grace, _retry_callback())
+        storage = JournalStorage(JournalFileBackend(str(path)))
     except (OSError, ValueError, KeyError) as error:
         raise StorageError(f"storage {path}: not a journal that can be used: {error}") from error
-    return SweepStorage(
-        storage, str(path), lambda: _file_lock(path.with_name(f"{path.name}.mutex"))
-    )
-
-
-@contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    """Hold a file's lock; the system lets go of it when the process ends, however it ends."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    mutex = path.with_name(f"{path.name}.mutex")
+    return SweepStorage(storage, str(path), grace, lambda: FileLock(mutex), time.time)
 
 
 def _open_postgres(url: URL, tracking_uri: str, grace: int) -> SweepStorage:
@@ -187,19 +172,13 @@ def _open_postgres(url: URL, tracking_uri: str, grace: int) -> SweepStorage:
         raise StorageError(f"storage {shown} is MLflow's own database; make another one: createdb")
     try:
         engine = create_engine(url, poolclass=NullPool)
-        with warnings.catch_warnings(), _postgres_lock(engine):
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with _postgres_lock(engine):
             if set(inspect(engine).get_table_names()) >= MLFLOW_TABLES:
                 raise StorageError(
                     f"storage {shown} holds MLflow's tables; studies need a database of their own: "
                     "createdb"
                 )
-            storage = RDBStorage(
-                url.render_as_string(hide_password=False),
-                heartbeat_interval=beat_seconds(grace),
-                grace_period=grace,
-                heartbeat_stale_trial_callback=_retry_callback(),
-            )
+            storage = RDBStorage(url.render_as_string(hide_password=False))
     except ImportError as error:
         raise StorageError(
             f"storage {shown}: {error}. The driver of postgresql:// comes with "
@@ -209,7 +188,9 @@ def _open_postgres(url: URL, tracking_uri: str, grace: int) -> SweepStorage:
         if isinstance(error, StorageError):
             raise
         raise StorageError(f"storage {shown}: {first_line(error)}") from error
-    return SweepStorage(storage, shown, lambda: _postgres_lock(engine))
+    return SweepStorage(
+        storage, shown, grace, lambda: _postgres_lock(engine), lambda: _postgres_now(engine)
+    )
 
 
 @contextmanager
@@ -218,6 +199,13 @@ def _postgres_lock(engine: Engine) -> Iterator[None]:
     with engine.begin() as connection:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
         yield
+
+
+def _postgres_now(engine: Engine) -> float:
+    """The server's clock: the workers' machines need not agree on the time."""
+    with engine.connect() as connection:
+        row = connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())")
+        return float(row.scalar_one())
 
 
 def _sqlite_file(tracking_uri: str) -> Path | None:

@@ -1,15 +1,15 @@
 """A sweep: an Optuna study that any number of workers share, and its one parent run in MLflow.
 
-Which trial runs next is settled under the storage's lock: dead workers' trials are taken back,
-finished, pruned and running trials are counted, and a trial is begun only where one is missing. So
-no number of workers runs more than ``n_trials``, and none is run twice.
+A worker begins a trial while it holds the storage's lock. It first queues the trials of dead
+workers again, then counts the finished, pruned and running trials, and begins one only if one is
+missing. So any number of workers together run exactly ``n_trials``, and none of them twice.
 """
 
 from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,31 +24,24 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
 )
 from optuna.samplers import TPESampler
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import SweepError
+from ocp_mamba.sweep.attempts import MAX_RETRIES, Counts, begin_again, count
+from ocp_mamba.sweep.defaults import DEFAULT_TRIALS, WARM_TRIALS
 from ocp_mamba.sweep.runs import ParentRun, end_trial_run, leave_project_run, make_parent
 from ocp_mamba.sweep.space import Space, parse_space
-from ocp_mamba.sweep.storage import MAX_RETRIES, SweepStorage
-
-OBJECTIVES = {"cosine": "next_vec_cosine", "p1": "retrieval_p1"}
-"""Each is maximised, on the validation split, at the epoch of the best cosine."""
-
-PRUNERS = ("asha", "hyperband", "median", "none")
-DEFAULT_TRIALS = 20
-WARM_TRIALS = 5
-"""How many configurations a warm start takes from an earlier study."""
+from ocp_mamba.sweep.storage import SweepStorage
 
 ID, SETTINGS, N_TRIALS, PARENT = "id", "settings", "n_trials", "parent_run_id"
-RUN_ID, WORKER, WARM_START, REASON = "run_id", "worker", "warm_start", "reason"
+RUN_ID, WARM_START, REASON = "run_id", "warm_start", "reason"
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What all workers of a sweep share; kept with the study. ``trial_seconds`` 0 is no limit."""
+    """What all workers of a sweep share; stored with the study. ``trial_seconds`` 0 is no limit."""
 
     data: str
     fingerprint: str
@@ -73,21 +66,6 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Trials of a study; what a dead worker left and another one took over counts once."""
-
-    finished: int
-    pruned: int
-    failed: int
-    running: int
-
-    @property
-    def done(self) -> int:
-        """Those that count towards ``n_trials``."""
-        return self.finished + self.pruned
-
-
-@dataclass(frozen=True)
 class Sweep:
     """A study, its storage and its parent run, as one worker holds them."""
 
@@ -107,14 +85,14 @@ class Sweep:
         return self.study.get_trials(deepcopy=False)
 
     def counts(self) -> Counts:
-        """Count the trials by what became of them."""
+        """Count the trials by their state."""
         return count(self.trials())
 
     def claim(self) -> Trial | None:
         """Begin a trial, or return None where none is missing or the missing ones are running."""
-        with self.storage.locked(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of ask() beside a heartbeat
-            self._take_back()
+        with self.storage.locked():
+            for dead in self.storage.silent(self.trials()):
+                self._take_over(dead)
             trials = self.trials()
             counts = count(trials)
             if counts.done + counts.running >= self.n_trials:
@@ -122,50 +100,28 @@ class Sweep:
             self.parent.running()
             self.study.sampler = _sampler(self.settings.train.seed + len(trials))
             trial = self.study.ask(fixed_distributions=dict(self.space.distributions))
-            self.storage.beat(trial._trial_id)
-            trial.set_user_attr(WORKER, {"trial": trial.number})
+            self.storage.beat(trial)
         return trial
 
     def release(self, trial: Trial, reason: str) -> None:
         """Give a trial back that this worker will not finish, for another one to take over."""
         with self.storage.locked():
             trial.set_user_attr(REASON, reason)
-            self.study.tell(trial, state=TrialState.FAIL)
-            self._retry(self.frozen(trial))
+            self._take_over(self.frozen(trial))
 
     def frozen(self, trial: Trial) -> FrozenTrial:
         """Return a trial as the storage has it."""
-        return self.study._storage.get_trial(trial._trial_id)
+        return next(t for t in self.trials() if t.number == trial.number)
 
     def holds(self, trial: Trial) -> bool:
-        """Whether a trial is still this worker's: one that was silent for too long is not."""
+        """Whether a trial is still this worker's, which it is not after too long a silence."""
         return self.frozen(trial).state == TrialState.RUNNING
 
-    def _take_back(self) -> None:
-        """Fail the trials of dead workers and put them back; call it under the lock."""
-        running = {t.number for t in self.trials() if t.state == TrialState.RUNNING}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self.study)
-        for trial in self.trials():
-            if trial.number not in running:
-                continue
-            # begun under the lock, and its worker was killed before it let go of the lock
-            orphan = trial.user_attrs.get(WORKER) != {"trial": trial.number}
-            if trial.state == TrialState.RUNNING and orphan:
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                self._retry(trial)
-            given_up = len(history(trial)) >= MAX_RETRIES
-            if trial.state == TrialState.FAIL and given_up and RUN_ID in trial.user_attrs:
-                reason = f"{MAX_RETRIES + 1} workers were lost on this trial"
-                end_trial_run(trial.user_attrs[RUN_ID], "FAILED", reason)
-
-    def _retry(self, trial: FrozenTrial) -> None:
-        storage = self.study._storage
-        assert isinstance(storage, BaseHeartbeat)
-        callback = storage.get_heartbeat_stale_trial_callback()
-        assert callback is not None
-        callback(self.study, trial)
+    def _take_over(self, trial: FrozenTrial) -> None:
+        """Queue a trial again, or end its run if too many workers were lost on it."""
+        if not begin_again(self.study, trial) and RUN_ID in trial.user_attrs:
+            reason = f"{MAX_RETRIES + 1} workers were lost on this trial"
+            end_trial_run(trial.user_attrs[RUN_ID], "FAILED", reason)
 
     def best(self) -> FrozenTrial | None:
         """Return the finished trial that is best in the first objective, or None."""
@@ -175,32 +131,6 @@ class Sweep:
     def configs(self, trial: FrozenTrial | Trial) -> tuple[ModelConfig, TrainConfig]:
         """Return the configs of a trial."""
         return self.space.configs(trial.params, self.settings.model, self.settings.train)
-
-
-def count(trials: Iterable[FrozenTrial]) -> Counts:
-    """Count trials by what became of them."""
-    trials = list(trials)
-    retried = {n for t in trials for n in history(t)}
-
-    def of(state: TrialState) -> int:
-        return sum(t.state == state and t.number not in retried for t in trials)
-
-    return Counts(
-        of(TrialState.COMPLETE), of(TrialState.PRUNED), of(TrialState.FAIL), of(TrialState.RUNNING)
-    )
-
-
-def history(trial: FrozenTrial) -> list[int]:
-    """Return the numbers of the earlier attempts at a trial, the first one first.
-
-    Where Optuna's `RetryHeartbeatStaleTrialCallback` keeps them.
-    """
-    return list(trial.system_attrs.get("retry_history", []))
-
-
-def first_number(trial: FrozenTrial) -> int:
-    """Return the number that a trial and its retries share."""
-    return [*history(trial), trial.number][0]
 
 
 def start(
@@ -214,7 +144,7 @@ def start(
     store: str,
     log: Callable[[str], None],
 ) -> Sweep:
-    """Make a study with its parent run, or go on with the study of this name.
+    """Make a study with its parent run, or continue the study of this name.
 
     Raises:
         SweepError: the study of this name is another sweep, or a warm start is not possible.
@@ -224,7 +154,7 @@ def start(
             study = optuna.load_study(study_name=name, storage=storage.optuna)
             _require_same(study, settings)
             if warm_start:
-                log(f"study {name} exists already: its warm start is left as it was")
+                log(f"study {name} exists already: its warm start is not changed")
         else:
             found = {old: _earlier(old, storage, settings) for old in warm_start}
             study = optuna.create_study(
@@ -261,7 +191,7 @@ def join(name: str, storage: SweepStorage, *, n_trials: int | None, store: str) 
 
 
 def study_data(name: str, storage: SweepStorage) -> Path:
-    """Return the dataset file that a study was begun with.
+    """Return the dataset file that a study was started with.
 
     Raises:
         SweepError: there is no such study, or no such file here.
@@ -271,7 +201,7 @@ def study_data(name: str, storage: SweepStorage) -> Path:
     _require_ours(study)
     path = Path(study.user_attrs[SETTINGS]["data"])
     if not path.is_file():
-        raise SweepError(f"the study's dataset {path} is not here; give it with --data")
+        raise SweepError(f"the study's dataset {path} is not on this machine; give it with --data")
     return path
 
 
@@ -294,13 +224,13 @@ def _opened(study: optuna.Study, storage: SweepStorage, store: str) -> Sweep:
 def _require_ours(study: optuna.Study) -> None:
     if not {ID, SETTINGS} <= set(study.user_attrs):
         raise SweepError(
-            f"study {study.study_name!r} was not made by `ocp-mamba sweep`, or its making was cut "
-            "short; choose another --study"
+            f"study {study.study_name!r} was not made by `ocp-mamba sweep`, or the command ended "
+            "before it was complete; choose another --study"
         )
 
 
 def _require_same(study: optuna.Study, settings: SweepSettings) -> None:
-    """Refuse to go on with a study under other settings: its trials would not compare."""
+    """Refuse to continue a study with other settings: its trials could not be compared."""
     _require_ours(study)
     then = SweepSettings.of(study.user_attrs[SETTINGS])
     differ = []
@@ -324,8 +254,8 @@ def _require_same(study: optuna.Study, settings: SweepSettings) -> None:
         name = study.study_name
         raise SweepError(
             f"study {name} exists with other settings:\n  " + "\n  ".join(differ) + "\n"
-            f"To go on with it: --join {name}. For a new one that begins with its best: --study "
-            f"NEW --warm-start {name}"
+            f"To continue it: --join {name}. For a new study that tries its best trials first: "
+            f"--study NEW --warm-start {name}"
         )
 
 
@@ -347,7 +277,7 @@ def _enqueue(
     settings: SweepSettings,
     log: Callable[[str], None],
 ) -> None:
-    """Let a study begin with earlier configurations; each is trained and evaluated anew."""
+    """Queue earlier configurations as a study's first trials; each is trained anew."""
     space = parse_space(settings.space, settings.space_name)
     queued = 0
     for trial in trials:
@@ -360,14 +290,14 @@ def _enqueue(
 
 
 def _sampler(seed: int) -> TPESampler:
-    """A fresh sampler for each trial: two workers, or a study gone on with, never draw the same."""
+    """A new sampler for each trial, so that no two workers or restarts draw the same values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(multivariate=True, constant_liar=True, seed=seed)
 
 
 def pruner_of(name: str, train: TrainConfig) -> BasePruner:
-    """Make one of `PRUNERS` for trials of so many epochs; a resource is an epoch."""
+    """Return one of `PRUNERS` for trials of ``train.max_epochs``; a resource is an epoch."""
     if name == "asha":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     if name == "hyperband":

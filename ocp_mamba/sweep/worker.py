@@ -1,17 +1,13 @@
-"""One worker of a sweep: it takes trials and trains them until there is nothing left to do."""
+"""One worker of a sweep: it begins trials and trains them until the study has all of them."""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,18 +23,11 @@ from ocp_mamba.errors import SweepError, TrackingError, first_line
 from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.jobs.common import what_ran
 from ocp_mamba.model.build import build_model
+from ocp_mamba.sweep.attempts import first_number, history
+from ocp_mamba.sweep.defaults import OBJECTIVES, STARTUP_TRIALS
 from ocp_mamba.sweep.report import Progress, SweepReport
 from ocp_mamba.sweep.runs import TrialRun, open_trial_run
-from ocp_mamba.sweep.storage import beat_seconds
-from ocp_mamba.sweep.study import (
-    OBJECTIVES,
-    RUN_ID,
-    WARM_START,
-    Sweep,
-    SweepSettings,
-    first_number,
-    history,
-)
+from ocp_mamba.sweep.study import RUN_ID, WARM_START, Sweep, SweepSettings
 from ocp_mamba.system.process import Killed, undisturbed
 from ocp_mamba.tracking.session import config_params
 from ocp_mamba.tracking.store import STORE_FAILURES
@@ -48,13 +37,10 @@ from ocp_mamba.training.trainer import fit
 MAX_FAILURES = 3
 """Failed trials in a row after which a worker gives up."""
 
-AWAY: tuple[type[Exception], ...] = (*STORE_FAILURES, StorageInternalError)
-"""What MLflow's and Optuna's stores raise when they do not answer."""
+STORE_OR_STORAGE_FAILURES: tuple[type[Exception], ...] = (*STORE_FAILURES, StorageInternalError)
+"""The errors that MLflow's and Optuna's stores raise when they do not answer."""
 
 LONGEST_WAIT = 5.0
-STARTUP_TRIALS = 5
-"""So many first trials are never pruned: the others need something whole to be compared with."""
-
 STATE_TAG = "sweep.state"
 FINISHED, PRUNED, FAILED, LOST = "finished", "pruned", "failed", "lost"
 
@@ -64,18 +50,17 @@ class _LostError(Exception):
 
 
 class _TimeUpError(TrialPruned):
-    """The trial has had its time."""
+    """The time limit of the trial is over."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker has of its own: the data, time, threads and a place for files."""
+    """The settings of one worker: its data, output folder, time limit and threads."""
 
     dataset: Dataset
     data: Path
     output: Path
     store: str
-    grace: int
     timeout: float
     threads: int
     log: Callable[[str], None]
@@ -85,8 +70,8 @@ class Worker:
 def work(sweep: Sweep, worker: Worker) -> None:
     """Run trials until the study has its number of them, or this worker's time is over.
 
-    A worker that finds no trial to run waits for the others' last ones: should one of them die, it
-    takes the trial over.
+    A worker that finds no trial to begin waits for the last trials of the others, and takes over
+    the trial of one that dies.
 
     Raises:
         SweepError: too many trials failed one after another.
@@ -95,7 +80,8 @@ def work(sweep: Sweep, worker: Worker) -> None:
     evaluated = evaluation_part(worker.dataset, EvalLimits(), progress=worker.progress)
     if sample_of(evaluated):
         worker.log(
-            f"too large to be evaluated whole; trials are evaluated on {sample_of(evaluated)}"
+            f"the dataset is too large to evaluate all of it; trials are evaluated on "
+            f"{sample_of(evaluated)}"
         )
     validate = validator(evaluated, BankIndex(evaluated.bank))
     report = SweepReport(sweep, worker.output)
@@ -130,7 +116,7 @@ def _loop(
             if counts.done >= sweep.n_trials:
                 return
             progress.waiting(counts.running)
-            time.sleep(min(LONGEST_WAIT, max(0.2, worker.grace / 4)))
+            time.sleep(min(LONGEST_WAIT, max(0.2, sweep.storage.grace / 4)))
             continue
         state, reason = _run_trial(sweep, worker, trial, validate, progress)
         progress.ended(trial, state, reason)
@@ -142,7 +128,7 @@ def _loop(
 
 
 def _leave(sweep: Sweep, report: SweepReport, status: str, reason: str) -> None:
-    """The last worker to leave ends the parent run, with all that is known."""
+    """End the parent run, if this is the last worker, and bring it up to date first."""
     try:
         with sweep.storage.locked():
             sweep.parent.left()
@@ -154,10 +140,10 @@ def _leave(sweep: Sweep, report: SweepReport, status: str, reason: str) -> None:
                 sweep.parent.end("FINISHED", f"all {wanted} trials")
             else:
                 sweep.parent.end(status, f"{reason}, after {counts.done} of {wanted} trials")
-    except AWAY as error:
+    except STORE_OR_STORAGE_FAILURES as error:
         warnings.warn(
             f"the sweep's run {sweep.parent.run_id} could not be ended: {first_line(error)}. "
-            "Running the sweep again does",
+            "Run the sweep again to end it",
             stacklevel=2,
         )
 
@@ -169,8 +155,8 @@ def _run_trial(
     validate: Callable[[Any], dict[str, float]],
     progress: Progress,
 ) -> tuple[str, str]:
-    """Train one trial, in a run of its own; returns what became of it, and why."""
-    with _heartbeat(sweep, trial, worker.grace):
+    """Train one trial in a run of its own; returns its state and the reason for it."""
+    with sweep.storage.beating(trial):
         try:
             run = _open_run(sweep, worker, trial)
         except BaseException as error:
@@ -188,7 +174,7 @@ def _run_trial(
             sweep.study.tell(trial, list(values.values()))
             return FINISHED, ""
         except (_LostError, UpdateFinishedTrialError):
-            return LOST, f"silent for more than {worker.grace} s, another worker has it"
+            return LOST, f"silent for more than {sweep.storage.grace} s, another worker has it"
         except TrialPruned as error:
             run.log_results({}, tags={STATE_TAG: PRUNED})
             run.end("KILLED", f"pruned: {error}")
@@ -213,7 +199,7 @@ def _run_trial(
 
 
 def _open_run(sweep: Sweep, worker: Worker, trial: Trial) -> TrialRun:
-    """The trial's run: new, or the one that an earlier worker of this trial left."""
+    """The trial's run: a new one, or the one of an earlier attempt at this trial."""
     frozen = sweep.frozen(trial)
     number, tries = first_number(frozen), 1 + len(history(frozen))
     tags = {STATE_TAG: "running", "sweep.study": sweep.study.study_name,
@@ -243,26 +229,29 @@ def _train(
     run.log_params(
         config_params(model=model_config, train=config) | what_ran(model, worker.dataset, config)
     )
-    limit = _TimeLimit(sweep.settings.trial_seconds)
+    first = first_number(sweep.frozen(trial))
 
     def on_epoch(result: EpochResult) -> None:
-        with limit.held():
-            _require_held(sweep, trial)
-            run.on_epoch(result)
-            progress.epoch(first, result)
-            _report(sweep.settings, trial, result)
+        _require_held(sweep, trial)
+        run.on_epoch(result)
+        progress.epoch(first, result)
+        _report(sweep.settings, trial, result)
 
-    first = first_number(sweep.frozen(trial))
-    with limit:
-        fitted = fit(
-            model, worker.dataset, config, validate=validate, on_epoch=on_epoch, progress=False
-        )
+    fitted = fit(
+        model,
+        worker.dataset,
+        config,
+        validate=validate,
+        on_epoch=on_epoch,
+        on_step=_Deadline(sweep.settings.trial_seconds).check,
+        progress=False,
+    )
     run.log_results({"train_time_minutes": fitted.train_minutes}, epoch=None)
     return _objectives(sweep.settings, fitted)
 
 
 def _report(settings: SweepSettings, trial: Trial, result: EpochResult) -> None:
-    """Tell Optuna of an epoch, and prune; Optuna prunes by one objective only."""
+    """Report an epoch to Optuna, which may prune the trial; it does so by one objective only."""
     values = {k: result.val[OBJECTIVES[k]] for k in settings.objectives}
     if not all(math.isfinite(v) for v in values.values()):
         raise SweepError(f"epoch {result.epoch}: {values} is not finite")
@@ -270,7 +259,7 @@ def _report(settings: SweepSettings, trial: Trial, result: EpochResult) -> None:
         return
     (value,) = values.values()
     trial.report(value, result.epoch)
-    behind = trial.should_prune()  # asked at every epoch, for pruners note who came how far
+    behind = trial.should_prune()  # at every epoch, because pruners note how far each trial came
     if behind and not result.is_last and trial.number >= STARTUP_TRIALS:
         raise TrialPruned(f"by {settings.pruner} at epoch {result.epoch}")
 
@@ -285,57 +274,18 @@ def _require_held(sweep: Sweep, trial: Trial) -> None:
         raise _LostError
 
 
-@contextmanager
-def _heartbeat(sweep: Sweep, trial: Trial, grace: int) -> Iterator[None]:
-    """Say that a trial is alive, from a thread, until the block is left."""
-    stop = threading.Event()
+class _Deadline:
+    """The end of a trial's time, which is checked after each step of its training.
 
-    def beat() -> None:
-        while not stop.wait(beat_seconds(grace)):
-            try:
-                sweep.storage.beat(trial._trial_id)
-            except Exception:  # storage away, or the trial is another's: `holds` finds out
-                continue
-
-    thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-class _TimeLimit:
-    """Raises in the main thread when its seconds are over, but not while it is `held`."""
+    A step, a validation and what `on_epoch` writes are thereby never cut in two.
+    """
 
     def __init__(self, seconds: float) -> None:
+        """Begin now; ``seconds`` 0 is no limit."""
         self._seconds = seconds
-        self._held = self._rung = False
+        self._end = time.monotonic() + seconds if seconds else math.inf
 
-    def __enter__(self) -> None:
-        if self._seconds:
-            self._before = signal.signal(signal.SIGALRM, self._ring)
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
-
-    def __exit__(self, *error: object) -> None:
-        if self._seconds:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._before)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let a block finish: what it writes is not cut in two."""
-        self._held = True
-        yield
-        self._held = False
-        if self._rung:
-            self._raise()
-
-    def _ring(self, signum: int, frame: FrameType | None) -> None:
-        self._rung = True
-        if not self._held:
-            self._raise()
-
-    def _raise(self) -> None:
-        raise _TimeUpError(f"the time limit of {self._seconds:g} s")
+    def check(self) -> None:
+        """Raise `_TimeUpError` when the time is over."""
+        if time.monotonic() > self._end:
+            raise _TimeUpError(f"the time limit of {self._seconds:g} s")

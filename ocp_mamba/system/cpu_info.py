@@ -1,4 +1,4 @@
-"""What the system says of the processor, and what a library does not find out by itself."""
+"""The processor as Linux describes it, and a hint for a library that does not recognize it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 
 CORE_TYPE = "OPENBLAS_CORETYPE"
-"""The environment variable by which OpenBLAS can be told whose kernels to take."""
+"""The environment variable that tells OpenBLAS for which processor's kernels to choose."""
 
 NEEDED = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
-"""What OpenBLAS's SkylakeX kernels are made of."""
+"""The instruction sets that OpenBLAS's SkylakeX kernels use."""
 
 
 def described(path: Path = CPUINFO) -> dict[str, str]:
-    """Return what Linux says of the processor, by its own names; nothing elsewhere."""
+    """Return the fields of ``/proc/cpuinfo`` for the last core; no fields where there is none."""
     if not path.is_file():
         return {}
     lines = (line.partition(":") for line in path.read_text().splitlines())
@@ -25,9 +25,9 @@ def described(path: Path = CPUINFO) -> dict[str, str]:
 def widen_openblas(path: Path = CPUINFO) -> None:
     """Let the OpenBLAS that FAISS searches with use AVX-512 on AMD's processors.
 
-    It takes those that it does not know for far older ones, and an exact search takes four times as
-    long (docs/lab-notes.md, 2026-11-24). For the process of a command, before faiss is imported;
-    what the environment says already stays.
+    OpenBLAS treats processors that it does not know as far older ones, and an exact search then
+    takes four times as long (docs/lab-notes.md, 2026-11-24). Call this before faiss is imported; a
+    value that the environment has already stays.
     """
     if CORE_TYPE in os.environ:
         return

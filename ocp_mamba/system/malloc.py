@@ -1,8 +1,8 @@
-"""The C library's allocator: whether memory that was freed is kept for later or given back.
+"""The C library's allocator: whether freed memory is kept for later or returned to the system.
 
-Large arrays come and go with every training step. Left alone, glibc gives their pages back to the
-system and asks for them again, and the system clears each one: a tenth of a step. Other C libraries
-are left as they are.
+Every training step allocates and frees large arrays. By default glibc returns their pages to the
+system and asks for new ones, and the system clears each of them, which takes a tenth of a step.
+Other C libraries are left as they are.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Options of ``mallopt``, as <malloc.h> numbers them."""
 
 LARGEST = 2**25
-"""Bytes: arrays up to here come from what is kept. Larger ones, of which a step makes few or none,
-come and go by themselves and leave no holes. Older glibc takes no larger limit."""
+"""Bytes: arrays up to this size come from the kept memory. Larger ones, of which a step makes few
+or none, are mapped one by one and leave no holes. Older glibc accepts no larger limit."""
 
 KEEPING = {MMAP_THRESHOLD: LARGEST, TRIM_THRESHOLD: -1}
-"""Nothing is given back by itself."""
+"""Freed memory is kept."""
 
 DEFAULTS = {MMAP_THRESHOLD: LARGEST, TRIM_THRESHOLD: 2 * LARGEST}
-"""What glibc's own limits grow to in a process that frees large arrays."""
+"""The values that glibc's own limits reach in a process that frees large arrays."""
 
 
 def give_back_freed() -> None:
-    """Give memory that was freed back to the system, where glibc's allocator keeps it for later."""
+    """Return freed memory to the system, where glibc's allocator keeps it for later."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
@@ -36,7 +36,7 @@ def give_back_freed() -> None:
 
 @contextmanager
 def freed_is_kept() -> Iterator[None]:
-    """Within the block memory that was freed stays with the process; after it, it is given back."""
+    """Within the block freed memory stays with the process; at its end it is returned."""
     _limit(KEEPING)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Where a relative path given to a command leads, also when MLflow changed the folder.
+"""Resolve the relative paths that a command is given, also when MLflow has changed the folder.
 
 ``mlflow run ../project -P data=mine.npz`` starts the command in the project's folder, but the
-person who typed it means a file in the folder where they stand. That folder is found as the
-working folder of the ``mlflow run`` process above this one.
+person who typed it means a file in their own working folder. That is the working folder of the
+``mlflow run`` process, an ancestor of this one.
 """
 
 from __future__ import annotations
@@ -11,40 +11,35 @@ from pathlib import Path
 
 import psutil
 
-from ocp_mamba.errors import OcpMambaError
+from ocp_mamba.errors import DataNotFoundError
 from ocp_mamba.system.process import mlflow_run_ancestor
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 """The checkout's folder; meaningless, and never a match, in an installed wheel."""
 
-
 SHARDS_LIST = "meta.json"
-"""What a dataset's folder of shards holds, and no other folder should."""
-
-
-class DataNotFoundError(OcpMambaError, FileNotFoundError):
-    """A file is in none of the places where it is looked for."""
+"""A file that a dataset's folder of shards has, and no other folder should have."""
 
 
 def caller_folder() -> Path:
     """Return the folder in which the person typed the command.
 
-    This is the working folder of the nearest ``mlflow run`` above this process, and without one
-    this process's own.
+    This is the working folder of the nearest ``mlflow run`` ancestor of this process, or this
+    process's own where there is none.
     """
     ancestor = mlflow_run_ancestor()
     if ancestor is not None:
         try:
             return Path(ancestor.cwd())
         except (psutil.Error, OSError):
-            pass  # it ended, or the system hides its folder: only our own is known
+            pass  # it has ended, or the system hides its folder: only our own is known
     return Path.cwd()
 
 
 def resolve_file(value: str | Path) -> Path:
     """Return the absolute path of a file, or of a dataset's folder of shards, that exists.
 
-    A relative path is looked for in the caller's folder, then the current one, then the project's.
+    A relative path is searched in the caller's folder, then the current one, then the project's.
 
     Raises:
         DataNotFoundError: it is in none of them; the message lists them.
@@ -66,5 +61,5 @@ def resolve_file(value: str | Path) -> Path:
 
 
 def resolve_output(value: str | Path) -> Path:
-    """Return the absolute path to write to; a relative one leads from the caller's folder."""
+    """Return the absolute path to write to; a relative one starts at the caller's folder."""
     return (caller_folder() / Path(value).expanduser()).resolve()

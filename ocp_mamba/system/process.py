@@ -1,4 +1,4 @@
-"""How this process is told to stop, and how another process can tell that it is gone."""
+"""How this process is told to stop, and how another process can know that it has ended."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def process_tags() -> dict[str, str]:
 
 
 def worker_tag() -> tuple[str, str]:
-    """Return the tag by which a run that several processes write to knows this one."""
+    """Return this process's tag on a run that several processes write to."""
     tags = process_tags()
     return f"{WORKER_TAG}{tags[HOST_TAG]}/{tags[PID_TAG]}", tags[START_TAG]
 
@@ -58,7 +58,7 @@ def workers_of(tags: dict[str, str]) -> list[dict[str, str]]:
 
 
 def process_is_gone(tags: dict[str, str]) -> bool | None:
-    """Tell whether the process of these tags has ended; None if this host cannot know."""
+    """Return whether the process of these tags has ended; None if this host cannot know."""
     if tags.get(HOST_TAG) != socket.gethostname() or not {PID_TAG, START_TAG} <= set(tags):
         return None
     try:
@@ -97,8 +97,8 @@ def mlflow_run_ancestor() -> psutil.Process | None:
 def stop_signals(watched: psutil.Process | None = None) -> Iterator[None]:
     """Within the block SIGTERM raises `Killed`, and so does the end of a watched process.
 
-    A second SIGTERM is ignored to the block's end, so that what the first set off can finish. Does
-    nothing outside the main thread, where signals cannot be handled.
+    A second SIGTERM is ignored until the block's end, so that the clean-up after the first one can
+    finish. Does nothing outside the main thread, where signals cannot be handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -130,7 +130,7 @@ def stop_signals(watched: psutil.Process | None = None) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Within the block SIGTERM and Ctrl-C are ignored, so that what ends the run can finish.
+    """Within the block SIGTERM and Ctrl-C are ignored, so that the end of the run can be logged.
 
     Ctrl-C on ``mlflow run`` reaches its child as Ctrl-C and, a moment later, as SIGTERM.
     """

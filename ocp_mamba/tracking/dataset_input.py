@@ -1,4 +1,4 @@
-"""A split of a dataset as MLflow sees it: name, digest, source, schema and profile."""
+"""A split of a dataset as MLflow shows it: name, digest, source, schema and profile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DatasetInput(MlflowDataset):
     """One split, or a sample of it; its digest is the start of the dataset's fingerprint."""
 
     def __init__(self, dataset: Dataset, split: str, path: Path | str) -> None:
-        """Describe a split of a dataset that was read from ``path``; only the name is kept."""
+        """Describe a split of a dataset that was read from ``path``, of which the name is kept."""
         path = Path(path)
         self._counts = {
             "split": split,

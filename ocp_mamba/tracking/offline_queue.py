@@ -1,7 +1,8 @@
-"""A queue of tracking operations that outlives a tracking server's absence.
+"""A queue of tracking operations that keeps them while the tracking server does not answer.
 
 Operations are JSON objects, each harmless to apply twice. What cannot be applied waits in a JSONL
-file, in order, whose first line says which store it is for; `replay` applies what waits there.
+file, in order. The file's first line names the store that it is for; `replay_queue` applies the
+operations that wait in a file.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ Operation = dict[str, Any]
 Apply = Callable[[Operation], Any]
 
 QUEUE_VERSION = 1
+VERSION_KEY, OLD_VERSION_KEY = "queue_version", "spool_version"
+"""The key of the version in a file's first line, and the one that ``.spool.jsonl`` files have."""
+
 RETRY_SECONDS = 10.0
 """How long after a failure the store is left alone; each try may block for seconds."""
 
@@ -28,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class OfflineQueue:
-    """Applies operations in order; keeps those that fail in a file and tries again later."""
+    """Applies operations in order; keeps those that fail in a file, and tries them again later."""
 
     def __init__(
         self,
@@ -44,7 +48,7 @@ class OfflineQueue:
             path: where operations wait.
             apply: does one operation.
             store: the tracking URI the operations are for.
-            failures: what `apply` raises when the store cannot be used; all else is passed on.
+            failures: what ``apply`` raises when the store cannot be used; all else is passed on.
         """
         self.path = path
         self.pending: list[Operation] = []
@@ -105,7 +109,7 @@ class OfflineQueue:
         if not self.pending:
             self.path.unlink(missing_ok=True)
             return
-        header = {"spool_version": QUEUE_VERSION, "store": self._store}
+        header = {VERSION_KEY: QUEUE_VERSION, "store": self._store}
         lines = [json.dumps(line) for line in [header, *self.pending]]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as file:
@@ -113,10 +117,12 @@ class OfflineQueue:
 
 
 def read_queue(path: Path) -> tuple[str, list[Operation]]:
-    """Return the store's URI and the waiting operations of a offline queue file.
+    """Return the store's URI and the waiting operations of an offline queue's file.
+
+    Files of earlier versions of this package, named ``.spool.jsonl``, are read too.
 
     Raises:
-        QueueError: the file is missing, or a line is not what a offline queue holds.
+        QueueError: the file is missing, or a line is not what an offline queue holds.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -130,20 +136,23 @@ def read_queue(path: Path) -> tuple[str, list[Operation]]:
             raise QueueError(f"offline queue {path}, line {number}: not JSON ({error})") from error
         if not isinstance(parsed[-1], dict):
             raise QueueError(f"offline queue {path}, line {number}: wanted a JSON object")
-    if not parsed or parsed[0].get("spool_version") != QUEUE_VERSION or "store" not in parsed[0]:
+    header = parsed[0] if parsed else {}
+    version = header.get(VERSION_KEY, header.get(OLD_VERSION_KEY))
+    if version != QUEUE_VERSION or "store" not in header:
         raise QueueError(
-            f"offline queue {path}, line 1: wanted an object with spool_version {QUEUE_VERSION} and store"
+            f"offline queue {path}, line 1: wanted an object with {VERSION_KEY} {QUEUE_VERSION} "
+            "and store"
         )
     for number, operation in enumerate(parsed[1:], 2):
         if not isinstance(operation.get("op"), str):
             raise QueueError(f"offline queue {path}, line {number}: key op is missing")
-    return parsed[0]["store"], parsed[1:]
+    return header["store"], parsed[1:]
 
 
 def replay_queue(
     path: Path, apply: Apply, *, store: str, failures: tuple[type[Exception], ...]
 ) -> int:
-    """Apply a offline queue file's operations in order and delete the file; returns how many there were.
+    """Apply the operations of a file in order and delete it; returns how many there were.
 
     Raises:
         QueueError: the file cannot be read, or an operation fails; the file then holds it and
@@ -158,8 +167,8 @@ def replay_queue(
             queue.pending = operations[done:]
             queue._write()
             raise QueueError(
-                f"offline queue {path}: {done} of {len(operations)} operations sent to {store}, then "
-                f"{operation['op']} failed: {first_line(error)}"
+                f"offline queue {path}: {done} of {len(operations)} operations sent to {store}, "
+                f"then {operation['op']} failed: {first_line(error)}"
             ) from error
     path.unlink()
     return len(operations)

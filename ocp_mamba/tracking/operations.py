@@ -30,6 +30,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 
 from ocp_mamba.serving.pyfunc import save_pyfunc
 from ocp_mamba.tracking.offline_queue import Operation
+from ocp_mamba.tracking.tags import PARENT
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, DIGEST_TAG, OPERATION_TAG = "weights", "checkpoint.sha256", "operation"
@@ -41,12 +42,12 @@ BATCH = 100
 def metric_entry(
     key: str, value: float, timestamp: int, step: int, dataset: tuple[str, str] | None = None
 ) -> dict[str, Any]:
-    """Return a metric as JSON; ``dataset`` is (name, digest) of what it was measured on."""
+    """Return a metric as JSON; ``dataset`` is (name, digest) of the split it was computed on."""
     return {"key": key, "value": value, "time": timestamp, "step": step, "dataset": dataset}
 
 
 def model_entry(epoch: int, checkpoint: Path, *, delete_checkpoint: bool = False) -> Operation:
-    """Return the operation that makes an epoch's row a whole model out of a ``.pt``."""
+    """Return the operation that turns an epoch's row into a whole model, from a ``.pt``."""
     return {
         "op": "model",
         "epoch": epoch,
@@ -57,7 +58,7 @@ def model_entry(epoch: int, checkpoint: Path, *, delete_checkpoint: bool = False
 
 
 def apply(operation: Operation) -> str | None:
-    """Do one operation on the current tracking store.
+    """Apply one operation to the current tracking store.
 
     Returns:
         The LoggedModel's id for ``log`` with an epoch and for ``model``, the run's for ``child``.
@@ -176,7 +177,7 @@ def _child(operation: Operation) -> str:
     found = client.search_runs(
         [experiment_id], f"tags.{OPERATION_TAG} = '{operation['id']}'", max_results=1
     )
-    tags = {"mlflow.parentRunId": parent.info.run_id, OPERATION_TAG: operation["id"]}
+    tags = {PARENT: parent.info.run_id, OPERATION_TAG: operation["id"]}
     if user := parent.data.tags.get("mlflow.user"):
         tags["mlflow.user"] = user
     child = (

@@ -35,8 +35,8 @@ def register_best(
 ) -> ModelVersion:
     """Register a LoggedModel as the next version of a registered model and give it an alias.
 
-    The version's tags say what it is: cosine, epoch, run, dataset, encoder, gates. (On an SQL store
-    MLflow 3.17 keeps neither the LoggedModel's id nor its metrics with the version.)
+    The version's tags hold its cosine, epoch, run, dataset, encoder and gates, because on an SQL
+    store MLflow 3.17 keeps neither the LoggedModel's id nor its metrics with the version.
 
     Args:
         model_id: a LoggedModel with whole weights, as `TrackedRun.log_models` returns it.
@@ -57,7 +57,7 @@ def register_best(
         raise RegistryError(f"model {model_id}: {first_line(error)}") from error
     if CHECKPOINT not in held:
         raise RegistryError(
-            f"model {model_id} ({model.name}) holds figures, no weights; only the best, the last "
+            f"model {model_id} ({model.name}) holds metrics, no weights; only the best, the last "
             "and every N-th epoch (checkpoint_every) are stored whole"
         )
     if model.source_run_id is None:
@@ -101,7 +101,7 @@ def load_run_file(uri: str) -> SavedPredictor:
 
 
 def logged_model_id(uri: str) -> str | None:
-    """Return the id of the LoggedModel behind ``models:/…``, or None where nothing says it."""
+    """Return the id of the LoggedModel behind ``models:/…``, or None if it is not known."""
     name = uri.removeprefix("models:/")
     if "@" not in name and "/" not in name:
         return name

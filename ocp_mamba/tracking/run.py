@@ -1,4 +1,4 @@
-"""`TrackedRun`: what the training's ``on_epoch`` and the command line write to."""
+"""`TrackedRun`: an MLflow run as trainings and evaluations write to it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
 from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
 from ocp_mamba.tracking.store import STORE_FAILURES
+from ocp_mamba.tracking.tags import ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.state import EpochResult
 
@@ -28,15 +29,16 @@ CONTEXT = "mlflow.data.context"
 
 TRAINED_ON = "training"
 TRAINING_INPUTS: Mapping[str, str] = {"train": TRAINED_ON, "val": "validation"}
-"""The splits that a training reads, and as what."""
+"""The splits that a training reads, and the context in which MLflow shows each."""
 
 Numbers = Mapping[str, float | None]
 
 
 class TrackedRun:
-    """An open MLflow run; made by `tracking.track`.
+    """An open MLflow run; `session.track` makes it.
 
-    Everything is sent through a `Offline queue`: where the store does not answer, it waits in a file.
+    Everything is sent through an `OfflineQueue`, which keeps it in a file while the store does not
+    answer.
     """
 
     has_rows = True
@@ -55,14 +57,15 @@ class TrackedRun:
     ) -> None:
         """Wrap an active run and log splits of the dataset as its inputs, each in its context.
 
-        All but what is trained on are those of ``evaluated``, where that is given.
+        The split that is trained on is the dataset's; the others are those of ``evaluated``, if
+        it is given.
         """
         self.run_id: str = active.info.run_id
         self.experiment_id: str = active.info.experiment_id
         self.name: str = active.info.run_name
         self.store = store
-        self.spool_path = output_dir / f"{self.run_id}.queue.jsonl"
-        self._queue = OfflineQueue(self.spool_path, apply, store=store, failures=STORE_FAILURES)
+        self.queue_path = output_dir / f"{self.run_id}.queue.jsonl"
+        self._queue = OfflineQueue(self.queue_path, apply, store=store, failures=STORE_FAILURES)
         self._logged_params: dict[str, str] = dict(active.data.params)
         self._dataset = dataset
         self._inputs = {
@@ -86,9 +89,9 @@ class TrackedRun:
             )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log params; one that ``mlflow run`` logged with another text gets ``resolved.`` before.
+        """Log params; one that the run has with another value is logged as ``resolved.<name>``.
 
-        MLflow refuses to change a param, and ``mlflow run`` logs what was typed: ``1e-3``.
+        MLflow refuses to change a param, and ``mlflow run`` logs params as typed, such as ``1e-3``.
         """
         new: dict[str, str] = {}
         for key, value in params.items():
@@ -108,15 +111,15 @@ class TrackedRun:
         epoch: int | None = None,
         split: str = "val",
     ) -> None:
-        """Log final figures.
+        """Log final metrics.
 
         Args:
-            numbers: by name; None, or a number that is not finite, becomes the tag
+            numbers: the metrics by name; None, or a number that is not finite, becomes the tag
                 ``metric.<name>`` instead.
             gates: verdicts by name, logged as tags ``gate.<name>``.
             tags: further tags.
-            epoch: whose model the figures belong to; they then show on its row too.
-            split: what the figures were measured on.
+            epoch: the epoch whose model was evaluated; its row then shows the metrics too.
+            split: the split that the model was evaluated on.
         """
         metrics, notes = self._entries(numbers, epoch or 0, lambda name: split)
         notes |= {f"gate.{name}": verdict for name, verdict in (gates or {}).items()}
@@ -124,7 +127,7 @@ class TrackedRun:
         self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
 
     def on_epoch(self, result: EpochResult) -> None:
-        """Log an epoch: its figures on the run and on its row of the Models page."""
+        """Log an epoch's metrics, on the run and on the epoch's row of the Models page."""
         before = self._cost.seconds
         with self._cost:
             self._log_epoch(result)
@@ -137,7 +140,7 @@ class TrackedRun:
             "best_epoch": self._best[0],
             "best_val_next_vec_cosine": self._best[1],
         }
-        metrics, notes = self._entries(numbers, result.epoch, _measured_on)
+        metrics, notes = self._entries(numbers, result.epoch, _split_of)
         notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
         epoch = result.epoch if self.has_rows else None
         self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
@@ -149,7 +152,7 @@ class TrackedRun:
             self._last = (result.epoch, self._save(result))
 
     def _better(self, result: EpochResult) -> tuple[int, float]:
-        """The best epoch until now, this one included, and its cosine."""
+        """The best epoch so far, including this one, and its cosine."""
         if result.is_best or self._best is None:
             return result.epoch, result.val["next_vec_cosine"]
         return self._best
@@ -172,7 +175,7 @@ class TrackedRun:
         return self._model_ids[best_epoch]
 
     def link_model(self, model_id: str) -> None:
-        """Say that the run evaluated a LoggedModel, so that each leads to the other."""
+        """Log a LoggedModel as the run's input, so that the UI links each to the other."""
         self._send({"op": "model_input", "model_id": model_id})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -189,11 +192,11 @@ class TrackedRun:
         history: Sequence[EpochRecord] = (),
         files: Sequence[Path] = (),
     ) -> str | None:
-        """Log a finished run nested under this one; returns its id, or None if it waits.
+        """Log a finished run nested under this one; returns its id, or None if it is queued.
 
         Args:
             name: the run's name.
-            params: what it was made with.
+            params: the settings that it was made with.
             numbers: as in `log_results`.
             tags: further tags.
             history: epochs, each logged at its own step.
@@ -215,10 +218,10 @@ class TrackedRun:
         return self._send(operation)
 
     def log_cost(self) -> dict[str, float]:
-        """Log and return what tracking has cost so far.
+        """Log and return the time that tracking has cost so far.
 
-        ``tracking_seconds`` is all the time spent in this object. ``tracking_share`` is the share
-        that the epochs' logging took of the time from the run's opening to its last epoch's end.
+        ``tracking_seconds`` is all the time spent in this object. ``tracking_share`` is the time of
+        the epochs' logging, as a share of the time from the run's start to its last epoch's end.
         """
         cost: dict[str, float] = {"tracking_seconds": self._cost.seconds}
         if self._cost.training:
@@ -230,7 +233,7 @@ class TrackedRun:
     def end(self, status: str, reason: str = "") -> None:
         """End the run; what could not be sent stays in the offline queue, and a hint is printed."""
         if reason:
-            self._send({"op": "log", "tags": {"ended.reason": reason}})
+            self._send({"op": "log", "tags": {ENDED_REASON: reason}})
         drained = self._queue.drain(now=True)
         ended = self._terminate(status)
         if not (drained and ended):
@@ -239,7 +242,7 @@ class TrackedRun:
             )
             print(
                 f"The tracking store {self.store} did not take everything. When it answers:\n"
-                f"  ocp-mamba runs replay {self.spool_path}"
+                f"  ocp-mamba runs replay {self.queue_path}"
             )
 
     def _terminate(self, status: str) -> bool:
@@ -250,9 +253,9 @@ class TrackedRun:
             return self._queue.send({**operation, "run_id": self.run_id})
 
     def _entries(
-        self, numbers: Numbers, step: int, measured_on: Callable[[str], str | None]
+        self, numbers: Numbers, step: int, split_of: Callable[[str], str | None]
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Split numbers into metrics and, where there is no finite number, tags that say so."""
+        """Return the finite numbers as metrics, and a tag for each of the others."""
         metrics: list[dict[str, Any]] = []
         notes: dict[str, str] = {}
         now = _now()
@@ -262,7 +265,7 @@ class TrackedRun:
             elif not math.isfinite(value):
                 notes[f"metric.{name}"] = f"not finite ({value}) at step {step}"
             else:
-                source = self._inputs.get(measured_on(name) or "")
+                source = self._inputs.get(split_of(name) or "")
                 dataset = source.identity if source else None
                 metrics.append(metric_entry(name, float(value), now, step, dataset))
         return metrics, notes
@@ -314,7 +317,7 @@ def end_active_run(status: str) -> bool:
 
 
 def _epoch_numbers(record: EpochRecord) -> dict[str, float]:
-    """An epoch's figures by the names of metrics; there is no trend before the second epoch."""
+    """An epoch's numbers by the names of their metrics; the first epoch has no trend."""
     trend, longest = record.improvement_trend, record.longest_chain
     return {
         **{f"val_{name}": value for name, value in record.val.items()},
@@ -328,12 +331,12 @@ def _epoch_numbers(record: EpochRecord) -> dict[str, float]:
 
 
 def _train_metric(name: str) -> str:
-    """A training figure's metric name; a loss term has ``train_loss_`` before it."""
+    """The name of a training metric; that of a loss term begins with ``train_loss_``."""
     return "train_grad_norm" if name == "grad_norm" else f"train_loss_{name}"
 
 
-def _measured_on(name: str) -> str | None:
-    """The split that an epoch's metric was measured on, or None."""
+def _split_of(name: str) -> str | None:
+    """The split that an epoch's metric was computed on, or None."""
     if name.startswith(("val_", "improvement_trend")):
         return "val"
     return "train" if name.startswith("train_") else None

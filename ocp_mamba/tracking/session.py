@@ -38,8 +38,8 @@ def config_params(**configs: Any) -> dict[str, Any]:
     """Flatten dataclasses into params: ``config_params(train=c)`` gives ``train.lr`` and so on.
 
     The prefix keeps them apart from the params that ``mlflow run`` logs as they were typed, so
-    that runs started either way compare. Of a tuple the first names are kept: a store refuses long
-    params.
+    that runs can be compared however they were started. A tuple's text is cut after
+    `PARAM_CHARACTERS`, because a store refuses longer params.
     """
     flat = {f"{name}.{k}": v for name, config in configs.items() for k, v in asdict(config).items()}
     return {k: _short(v) if isinstance(v, tuple) else v for k, v in flat.items()}
@@ -67,19 +67,19 @@ def track(
 ) -> Iterator[TrackedRun]:
     """Open an MLflow run for the block and end it as FINISHED, FAILED or KILLED.
 
-    A run that ``mlflow run`` made (MLFLOW_RUN_ID) is adopted, in the experiment that it has. KILLED
-    is the end by SIGTERM, by Ctrl-C, and when the ``mlflow run`` command that started this process
-    is gone; a signal, and that, then end the process with exit code 143.
+    A run that ``mlflow run`` made (MLFLOW_RUN_ID) is adopted, in the experiment that it has. A run
+    ends as KILLED by SIGTERM, by Ctrl-C, and when the ``mlflow run`` command that started this
+    process ends. SIGTERM and the end of that command end the process with exit code 143.
 
     Args:
         dataset: logged as the run's inputs.
-        data_path: the file that it came from; only its name is logged.
-        output_dir: where the offline queue, and the last epoch's ``.pt`` until it is stored, are kept.
+        data_path: the file that the dataset was read from; only its name is logged.
+        output_dir: folder of the offline queue, and of the last epoch's ``.pt`` until it is stored.
         experiment: name of the experiment, made where it does not exist.
         run_name: name of the run; MLflow invents one for None.
-        params: what the run was started with, and what really ran.
+        params: the settings that the run was started with, and those that it really has.
         tags: further tags.
-        checkpoint_every: every how many epochs the whole model is stored; 0 for best and last only.
+        checkpoint_every: store the whole model every so many epochs; 0 for best and last only.
         store: tracking URI, see `use_store`.
         system_metrics: log CPU, memory, disk and network of this machine.
         inputs: which splits the run reads, and as what.
@@ -128,7 +128,7 @@ def track(
 
 
 def _outcome(error: BaseException) -> tuple[str, str]:
-    """Status and reason of a run that this exception ended."""
+    """The status and the reason of a run that an exception ended."""
     if isinstance(error, Killed):
         return "KILLED", error.reason
     if isinstance(error, KeyboardInterrupt):
@@ -139,7 +139,7 @@ def _outcome(error: BaseException) -> tuple[str, str]:
 
 
 def identity_tags(dataset: Dataset) -> dict[str, str]:
-    """Return the tags that say which process, code, versions, data and encoder a run has."""
+    """Return tags for a run's process, code, package versions, dataset and encoder."""
     encoder = dataset.meta.get("encoder", {})
     return {
         **process_tags(),
@@ -177,7 +177,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 
 def replay(path: Path, store: str | None = None) -> int:
-    """Send what waits in a offline queue file and delete it; returns the number of operations.
+    """Send the operations in an offline queue's file and delete it; returns their number.
 
     Args:
         path: the file.

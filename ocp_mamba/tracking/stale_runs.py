@@ -1,4 +1,4 @@
-"""Runs that say RUNNING for ever because nothing is left that could end them."""
+"""Stale runs: their status is RUNNING, and no process is left that could end them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import mlflow
 from mlflow.entities import Run, ViewType
 
 from ocp_mamba.system.process import HOST_TAG, PID_TAG, process_is_gone, processes_with, workers_of
+from ocp_mamba.tracking.tags import ENDED_REASON
 
-REASON_TAG = "ended.reason"
 PROJECT_NAMES = ("ocp-mamba", "ocp_mamba")
 OLDER_THAN_MINUTES = 10.0
 
 
 @dataclass(frozen=True)
 class StaleRun:
-    """A run that nothing will end, the status it should have, and why."""
+    """A stale run, the status that it should have, and why."""
 
     run_id: str
     name: str
@@ -29,12 +29,12 @@ class StaleRun:
 
 
 def find_stale_runs(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[StaleRun]:
-    """Find runs of this project that are RUNNING with nothing behind them.
+    """Find this project's stale runs.
 
-    Three kinds: runs whose process, by the tags that it left, has ended on this host (any age);
-    sweeps whose workers all have; and runs that ``mlflow run`` made for a process that never
-    started (conda is missing, a path does not exist). The last two are older than
-    ``older_than_minutes``. Runs of other hosts are left alone.
+    There are three kinds: runs whose process, by the tags that it left, has ended on this host;
+    sweeps whose workers have all ended; and runs that ``mlflow run`` made for a process that never
+    started (conda is missing, a path does not exist). Runs of the last two kinds count only from
+    an age of ``older_than_minutes`` on. Runs of other hosts are left alone.
     """
     client = mlflow.MlflowClient()
     experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
@@ -43,7 +43,8 @@ def find_stale_runs(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[Stal
         page = client.search_runs(
             experiments, "attributes.status = 'RUNNING'", page_token=token, max_results=1000
         )
-        found += [z for run in page if (z := _examine(run, older_than_minutes)) is not None]
+        examined = (_examine(run, older_than_minutes) for run in page)
+        found += [stale for stale in examined if stale is not None]
         token = page.token
         if not token:
             break
@@ -54,7 +55,7 @@ def end_stale_runs(runs: list[StaleRun]) -> None:
     """End each run with its status and a tag that says why."""
     client = mlflow.MlflowClient()
     for stale in runs:
-        client.set_tag(stale.run_id, REASON_TAG, stale.reason)
+        client.set_tag(stale.run_id, ENDED_REASON, stale.reason)
         client.set_terminated(stale.run_id, stale.status)
 
 

@@ -1,4 +1,4 @@
-"""The tracking store: which one, how patient with it, how to see it, how to send it what waits."""
+"""The tracking store: which one is used, how long to wait for it, and the link to its UI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STORE_FAILURES: tuple[type[Exception], ...] = (
     SQLAlchemyError,
     OSError,
 )
-"""What a tracking store that is down, full or out of reach raises."""
+"""The errors that MLflow raises when a tracking store is down, full or out of reach."""
 
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -30,15 +30,15 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """With MLflow's own settings each call to a server that is down blocks for four minutes, and the
-links that it prints land in its GenAI pages."""
+links that MLflow prints open its GenAI pages."""
 
 
 def use_store(uri: str | None = None) -> str:
     """Choose the tracking store for this process and return its URI.
 
-    The URI given, else MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db`` in the working folder
-    (MLflow alone would take a folder ``mlruns`` where one with runs exists). Also sets
-    `SETTINGS` in the environment where the user has not.
+    It is the URI given, else MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db`` in the working
+    folder (MLflow alone would choose a folder ``mlruns`` where one with runs exists). Also sets
+    those `SETTINGS` in the environment that the user has not set.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -110,6 +110,7 @@ def fit(
     output: Path | None = None,
     resume: bool = False,
     on_epoch: Callable[[EpochResult], None] | None = None,
+    on_step: Callable[[], None] | None = None,
     progress: bool = True,
     world: World = ALONE,
 ) -> FitResult:
@@ -127,6 +128,7 @@ def fit(
             state to resume from until training ends. Only an `OCPMambaLVM` has such a file.
         resume: go on from ``<stem>.last.pt``.
         on_epoch: called after each epoch; what it raises ends training and is not caught.
+        on_step: called after each optimizer step, on every rank; what it raises likewise.
         progress: show a progress bar on standard error.
         world: the processes that share each batch; all call this, and rank 0 alone validates,
             writes and calls ``on_epoch``.
@@ -151,7 +153,7 @@ def fit(
     best_weights = files.read_best() if resume else None
     bar = _ProgressBar(state, plan, progress and world.main)
     while not (state.history and state.history[-1].is_last):
-        record = _run_epoch(state, dataset, bank, config, plan, validate, bar)
+        record = _run_epoch(state, dataset, bank, config, plan, validate, bar, on_step)
         state.history.append(record)
         rung = find_alarms(state.history, config)
         bar.validated(record.val, rung)
@@ -186,6 +188,7 @@ def _run_epoch(
     plan: Plan,
     validate: Validate,
     bar: _ProgressBar,
+    on_step: Callable[[], None] | None,
 ) -> EpochRecord:
     """Train one pass over the train split, validate, and decide whether it is best and last."""
     epoch = len(state.history) + 1
@@ -212,6 +215,8 @@ def _run_epoch(
         sums.update({name: value * n for name, value in values.items()})
         examples += n
         bar.step(epoch, values)
+        if on_step is not None:
+            on_step()
     train_seconds = time.perf_counter() - started
     state.model.eval()
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):

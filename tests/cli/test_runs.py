@@ -30,7 +30,7 @@ def test_link_to_an_unknown_experiment_is_an_error(store: str) -> None:
     assert done.output == f"Error: tracking store {store} has no experiment 'absent'\n"
 
 
-@pytest.mark.parametrize("command", ["link", "stale runs"])
+@pytest.mark.parametrize("command", ["link", "stale"])
 def test_store_that_does_not_answer_is_an_error(
     store: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,15 +42,19 @@ def test_store_that_does_not_answer_is_an_error(
     assert done.output.count("\n") == 1
 
 
-def test_replay_sends_and_deletes(store: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "version_key"),
+    [("s.queue.jsonl", "queue_version"), ("of_an_earlier_version.spool.jsonl", "spool_version")],
+)
+def test_replay_sends_and_deletes(store: str, tmp_path: Path, name: str, version_key: str) -> None:
     run_id = mlflow.MlflowClient().create_run("0").info.run_id
     metric = {"key": "m", "value": 0.5, "time": 1, "step": 2, "dataset": None}
     lines = [
-        {"spool_version": 1, "store": store},
+        {version_key: 1, "store": store},
         {"op": "log", "run_id": run_id, "metrics": [metric]},
         {"op": "end", "run_id": run_id, "status": "KILLED", "time": 3},
     ]
-    path = tmp_path / "s.queue.jsonl"
+    path = tmp_path / name
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     done = invoke("replay", str(path))
     assert (done.exit_code, done.output) == (0, f"2 operations sent; {path} deleted\n")
@@ -62,14 +66,14 @@ def test_replay_of_an_unknown_operation_is_an_error_and_keeps_the_file(
     store: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "s.queue.jsonl"
-    path.write_text(json.dumps({"spool_version": 1, "store": store}) + '\n{"op": "dance"}\n')
+    path.write_text(json.dumps({"queue_version": 1, "store": store}) + '\n{"op": "dance"}\n')
     done = invoke("replay", str(path))
     assert done.exit_code == 1
     assert "there is no operation 'dance'" in done.output
     assert path.exists()
 
 
-@pytest.mark.parametrize("command", [[], ["replay"], ["stale runs"], ["link"]])
+@pytest.mark.parametrize("command", [[], ["replay"], ["stale"], ["link"]])
 def test_help_has_examples(command: list[str]) -> None:
     done = invoke(*command, "--help")
     assert done.exit_code == 0

@@ -205,7 +205,7 @@ def test_progress_counts_texts(tmp_path, capsys):
 
 def test_importing_the_module_loads_no_encoder_library():
     code = (
-        "import sys, ocp_mamba.embeddings.encoders; sys.exit('sentence_transformers' in sys.modules "
-        "or 'transformers' in sys.modules)"
+        "import sys, ocp_mamba.embeddings.encoders; "
+        "sys.exit('sentence_transformers' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Tiny sweeps, in this process or as workers of their own, and what MLflow holds of them."""
+"""Tiny sweeps, in this process or as worker processes, and what MLflow has of them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Files:
         return Files(folder)
 
     def new(self, *more: object, epochs: int = 2) -> list[str]:
-        """Words of a command that begins a study, or goes on with it."""
+        """Words of a command that starts a study, or continues it."""
         words = ["sweep", "--data", self.folder / "small.npz", "--space",
                  self.folder / "space.yaml", "--config", self.folder / "tiny.toml",
                  "--max-epochs", epochs, "--threads", 1, "--quiet", *more]  # fmt: skip

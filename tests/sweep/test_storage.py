@@ -10,10 +10,13 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import SuccessiveHalvingPruner
 from optuna.trial import TrialState
 from postgres import PASSWORD, Postgres
 
 from ocp_mamba.errors import StorageError
+from ocp_mamba.sweep.attempts import MAX_RETRIES, begin_again, count, first_number, history
 from ocp_mamba.sweep.storage import SweepStorage, default_journal, open_storage, redacted
 
 TRACKING = "sqlite:///elsewhere/mlflow.db"
@@ -32,24 +35,88 @@ def opened(address: str, grace: int = 60) -> SweepStorage:
     return open_storage(address, tracking_uri=TRACKING, grace=grace)
 
 
-def test_a_trial_that_no_longer_beats_is_retried_with_its_values_and_notes(address: str) -> None:
+def test_a_trial_that_no_longer_beats_is_begun_again_with_its_values_and_notes(
+    address: str,
+) -> None:
     storage = opened(address, grace=1)
     study = optuna.create_study(study_name="s", storage=storage.optuna)
-    dead, alive = study.ask(), study.ask()
+    dead, alive, never_beat = study.ask(), study.ask(), study.ask()
     for trial in (dead, alive):
         trial.suggest_float("x", 0, 1)
         trial.set_user_attr("run_id", f"run-{trial.number}")
-        storage.beat(trial._trial_id)
-    deadline = time.monotonic() + 2.5
-    while time.monotonic() < deadline:
-        storage.beat(alive._trial_id)
-        time.sleep(0.1)
-    optuna.storages.fail_stale_trials(study)
+        storage.beat(trial)
+    assert [t.number for t in storage.silent(study.get_trials())] == [never_beat.number]
+    with storage.beating(alive):
+        time.sleep(2.5)
+        silent = storage.silent(study.get_trials())
+    assert [t.number for t in silent] == [dead.number, never_beat.number]
+    assert begin_again(study, silent[0])
     states = [t.state for t in study.trials]
-    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
-    retried = study.ask()
-    assert retried.suggest_float("x", 0, 1) == dead.params["x"]
-    assert retried.user_attrs["run_id"] == "run-0"
+    assert states == [
+        TrialState.FAIL,
+        TrialState.RUNNING,
+        TrialState.RUNNING,
+        TrialState.WAITING,
+    ]
+    again = study.ask()
+    assert again.suggest_float("x", 0, 1) == dead.params["x"]
+    assert again.user_attrs["run_id"] == "run-0"
+    with pytest.raises(UpdateFinishedTrialError):
+        storage.beat(dead)
+
+
+def test_a_trial_is_begun_again_a_limited_number_of_times(address: str) -> None:
+    storage = opened(address)
+    study = optuna.create_study(study_name="s", storage=storage.optuna)
+    study.enqueue_trial({"x": 0.25})
+    for attempt in range(MAX_RETRIES + 1):
+        trial = study.ask()
+        assert (trial.number, trial.suggest_float("x", 0, 1)) == (attempt, 0.25)
+        counts = count(study.get_trials())
+        assert (counts.running, counts.failed) == (1, 0)
+        assert begin_again(study, study.get_trials()[attempt]) == (attempt < MAX_RETRIES)
+    last = study.get_trials()[-1]
+    assert (first_number(last), history(last)) == (0, list(range(MAX_RETRIES)))
+    assert count(study.get_trials()).failed == 1
+
+
+def test_a_trial_keeps_what_a_warm_start_and_a_pruner_noted(address: str) -> None:
+    """Optuna keeps both in attributes of its own, which a trial that is begun again must have."""
+    storage = opened(address)
+    study = optuna.create_study(
+        study_name="s",
+        storage=storage.optuna,
+        direction="maximize",
+        pruner=SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    )
+    study.enqueue_trial({"x": 0.25})
+    killed_while_begun = study.ask()
+    begin_again(study, study.get_trials()[killed_while_begun.number])
+    assert study.ask().suggest_float("x", 0, 1) == 0.25
+    first = study.ask()
+    first.report(0.1, 1)
+    assert not first.should_prune()
+    begin_again(study, study.get_trials()[first.number])
+    better = study.ask({})
+    assert better.number == first.number + 1, "the retry"
+    other = study.ask()
+    other.report(0.9, 1)
+    other.should_prune()
+    better.report(0.1, 1)
+    assert not better.should_prune(), "it has passed this epoch already"
+
+
+def test_a_trial_that_has_just_ended_is_not_begun_again(address: str) -> None:
+    study = optuna.create_study(study_name="s", storage=opened(address).optuna)
+    trial = study.ask()
+    (seen_running,) = study.get_trials()
+    study.tell(trial, 1.0)
+    assert begin_again(study, seen_running)
+    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE]
+
+
+def test_the_clock_is_the_storages(address: str) -> None:
+    assert opened(address).now() == pytest.approx(time.time(), abs=5)
 
 
 def test_the_lock_lets_one_in_at_a_time(address: str) -> None:
@@ -98,7 +165,7 @@ def test_a_killed_holder_gives_the_lock_back(address: str) -> None:
     assert got.wait(20)
 
 
-def test_workers_that_make_the_tables_at_once_do_not_meet(postgres: Postgres) -> None:
+def test_workers_that_make_the_tables_at_once_do_not_collide(postgres: Postgres) -> None:
     url = postgres.create_database("at_once")
     code = (
         "import sys\nfrom ocp_mamba.sweep.storage import open_storage\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,11 @@ from sweeps import SPACE, Files, require_exactly, runs_of, study_of
 from ocp_mamba.config import TrainConfig, model_config
 from ocp_mamba.errors import TrainingError
 from ocp_mamba.model.checkpoint import load_checkpoint
+from ocp_mamba.sweep import defaults
 from ocp_mamba.sweep import study as study_module
 from ocp_mamba.sweep import worker as worker_module
-from ocp_mamba.sweep.storage import MAX_RETRIES, open_storage
+from ocp_mamba.sweep.attempts import MAX_RETRIES, begin_again, history
+from ocp_mamba.sweep.storage import open_storage
 from ocp_mamba.system.process import workers_of
 from ocp_mamba.tracking.stale_runs import find_stale_runs
 from ocp_mamba.training.state import EpochResult
@@ -131,29 +133,31 @@ def test_trials_without_a_worker_are_taken_back_or_given_up(
     joined = study_module.join("small", storage, n_trials=3, store=store)
     params = {"train.lr": 1e-3, "train.batch_size": 8, "model.dropout": 0.1}
     run_id = of_trial(0).info.run_id
-    lost = {"heartbeat": 0.0, "retry_history": list(range(100, 100 + MAX_RETRIES))}
-    for number, (system, worker) in enumerate([(lost, {"trial": 1}), ({}, None)], 1):
+    lost = {
+        "run_id": run_id,
+        "heartbeat": 0.0,
+        "earlier_attempts": list(range(100, 100 + MAX_RETRIES)),
+    }
+    killed_before_its_first_heartbeat: dict[str, Any] = {}
+    for notes in (lost, killed_before_its_first_heartbeat):
         joined.study.add_trial(
             optuna.create_trial(
                 state=TrialState.RUNNING,
                 params=params,
                 distributions=dict(joined.space.distributions),
-                system_attrs=system,
-                user_attrs={"run_id": run_id if number == 1 else "none", "worker": worker},
+                user_attrs=notes,
             )
         )
     claimed = joined.claim()
     states = [t.state for t in joined.trials()]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
     assert claimed is not None
-    assert study_module.history(joined.frozen(claimed)) == [2], (
-        "begun again: nobody noted its worker"
-    )
+    assert history(joined.frozen(claimed)) == [2], "begun again"
     assert of_trial(0).info.status == "FAILED"
     assert "11 workers were lost" in of_trial(0).data.tags["ended.reason"]
 
 
-def test_a_sweep_whose_workers_are_gone_is_a_zombie_and_one_with_a_worker_is_not(
+def test_a_sweep_whose_workers_are_gone_is_stale_and_one_with_a_worker_is_not(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -257,8 +261,7 @@ def test_a_worker_that_was_held_up_leaves_the_trial_to_who_has_it(
     def taken_over() -> None:
         study = study_of(journal)
         (trial,) = study.get_trials()
-        study.tell(trial.number, state=TrialState.FAIL)
-        study._storage.get_heartbeat_stale_trial_callback()(study, trial)  # type: ignore[attr-defined]
+        begin_again(study, trial)
 
     at_epoch(monkeypatch, trial=0, epoch=1, action=taken_over)
     said = run(*files.new("--n-trials", 2, "--pruner", "none"))
@@ -290,17 +293,25 @@ def test_time_limits(files: Files, journal: str, monkeypatch: pytest.MonkeyPatch
     assert runs_of("trial") == []
     assert runs_of("sweep")[0].data.tags["ended.reason"] == "time limit, after 0 of 9 trials"
 
-    class Slow:
-        """Trains for ever between two epochs."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> None:
-            threading.Event().wait(60)
-
-    monkeypatch.setattr(worker_module, "fit", Slow())
-    said = run(*files.new("--n-trials", 1, "--study", "slow", "--trial-timeout", "0.2s"))
-    assert "the time limit of 0.2 s" in said
+    said = run(*files.new("--n-trials", 1, "--study", "slow", "--trial-timeout", "0.001s"))
+    assert "the time limit of 0.001 s" in said
     assert of_trial(0).info.status == "KILLED"
     assert study_of(journal, "slow").trials[0].state == TrialState.PRUNED
+
+
+def test_a_time_limit_that_ends_within_an_epoch_prunes_the_trial_and_cuts_nothing_in_two(
+    files: Files, journal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is over while the first epoch is written, and the second has begun."""
+    at_epoch(monkeypatch, trial=0, epoch=1, action=lambda: time.sleep(3.5))
+    said = run(*files.new("--n-trials", 1, "--trial-timeout", "3s", epochs=50))
+    assert "the time limit of 3 s" in said
+    (child,) = require_exactly(1, journal)
+    assert child.data.tags["sweep.state"] == "pruned"
+    assert child.data.tags["ended.reason"] == "pruned: the time limit of 3 s"
+    (trial,) = study_of(journal).trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {1: child.data.metrics["val_next_vec_cosine"]}
 
 
 def test_warm_start_tries_the_best_of_an_earlier_study_first(files: Files, journal: str) -> None:
@@ -393,6 +404,15 @@ def test_a_parent_in_another_tracking_store_is_named(
     said = run("sweep", "--join", "small", code=2)
     assert "elsewhere.db has no run" in said
     assert "MLFLOW_TRACKING_URI" in said
+
+
+def test_the_help_has_the_real_defaults() -> None:
+    said = " ".join(run("sweep", "--help").split())
+    assert f"as many as a trial had, and at least {TrainConfig().max_epochs}." in said
+    assert f"{defaults.DEFAULT_TRIALS} for a new study" in said
+    assert f"[default: {defaults.GRACE_SECONDS};" in said
+    assert f"the {defaults.WARM_TRIALS} best configurations" in said
+    assert f"[{'|'.join(defaults.OBJECTIVES)}]" in said
 
 
 def test_the_space_is_shown_with_its_default() -> None:

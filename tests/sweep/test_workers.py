@@ -10,6 +10,8 @@ from command import run
 from postgres import Postgres
 from sweeps import Files, WorkerProcess, kill_in_a_trial, require_exactly, study_of
 
+from ocp_mamba.sweep.attempts import first_number, history
+
 GRACE = 6
 
 
@@ -32,8 +34,8 @@ def sweep_with_a_killed_worker(
         for worker in started:
             worker.process.kill()
     children = require_exactly(n_trials, address)
-    retried = [t for t in study_of(address).get_trials() if "retry_history" in t.system_attrs]
-    assert killed.number in {t.system_attrs["retry_history"][0] for t in retried}
+    retried = [t for t in study_of(address).get_trials() if history(t)]
+    assert killed.number in {first_number(t) for t in retried}
     (adopted,) = [c for c in children if c.info.run_id == killed.user_attrs["run_id"]]
     assert int(adopted.data.tags["sweep.attempts"]) >= 2
     return started

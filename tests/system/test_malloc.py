@@ -11,7 +11,7 @@ COUNT = """
 import resource, sys
 from contextlib import nullcontext
 import torch
-from ocp_mamba import allocator
+from ocp_mamba.system import malloc
 
 def step():
     for _ in range(8):
@@ -28,7 +28,7 @@ def resident():
 
 torch.set_num_threads(1)
 small = resident()
-with allocator.freed_is_kept():
+with malloc.freed_is_kept():
     for _ in range(4):
         step()
     print(resident() - small, faults())

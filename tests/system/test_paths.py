@@ -5,8 +5,9 @@ import psutil
 import pytest
 from mlflow_run import mlflow_run
 
+from ocp_mamba.errors import DataNotFoundError
 from ocp_mamba.system import paths
-from ocp_mamba.system.paths import PROJECT_FOLDER, DataNotFoundError, resolve_file, resolve_output
+from ocp_mamba.system.paths import PROJECT_FOLDER, resolve_file, resolve_output
 
 PROBE = """
 import json, pathlib, sys

@@ -31,11 +31,11 @@ entry_points:
 TRAIN = """
 import sys, time
 from pathlib import Path
-from ocp_mamba import tracking
 from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.tracking import session
 
 dataset = Dataset.load(sys.argv[1])
-with tracking.track(dataset, sys.argv[1], output_dir="out", system_metrics=False) as run:
+with session.track(dataset, sys.argv[1], output_dir="out", system_metrics=False) as run:
     Path("started").write_text(run.run_id)
     while True:
         time.sleep(0.05)

@@ -41,7 +41,7 @@ def test_order_is_kept_through_any_outages(
     tmp_path_factory: pytest.TempPathFactory, ups: list[bool]
 ) -> None:
     store = Store()
-    path = tmp_path_factory.mktemp("offline queue") / "s.jsonl"
+    path = tmp_path_factory.mktemp("queue") / "s.jsonl"
     queue = OfflineQueue(path, store, store=STORE, failures=(ConnectionError,))
     for n, up in enumerate(ups):
         store.up = up
@@ -100,14 +100,16 @@ def test_replay_goes_on_where_it_failed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-HEADER = json.dumps({"spool_version": 1, "store": STORE})
+HEADER = json.dumps({"queue_version": 1, "store": STORE})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: wanted an object with spool_version 1"),
-        ('{"spool_version": 2, "store": "x"}', "line 1: wanted an object with spool_version 1"),
+        ("", "line 1: wanted an object with queue_version 1 and store"),
+        ('{"queue_version": 2, "store": "x"}', "line 1: wanted an object with queue_version 1"),
+        ('{"spool_version": 2, "store": "x"}', "line 1: wanted an object with queue_version 1"),
+        ('{"queue_version": 1}', "line 1: wanted an object with queue_version 1 and store"),
         (HEADER + '\n{"op": "lo', "line 2: not JSON"),
         (HEADER + "\n[1]", "line 2: wanted a JSON object"),
         (HEADER + '\n{"n": 1}', "line 2: key op is missing"),
@@ -118,6 +120,17 @@ def test_bad_file_is_refused_with_its_line(tmp_path: Path, text: str, message: s
     path.write_text(text)
     with pytest.raises(QueueError, match=message):
         read_queue(path)
+
+
+def test_a_spool_file_of_an_earlier_version_is_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "0123abcd.spool.jsonl"
+    lines = [{"spool_version": 1, "store": STORE}, operation(1), operation(2)]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert read_queue(path) == (STORE, [operation(1), operation(2)])
+    store = Store()
+    assert replay_queue(path, store, store=STORE, failures=(ConnectionError,)) == 2
+    assert store.taken == [1, 2]
+    assert not path.exists()
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

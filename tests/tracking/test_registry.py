@@ -74,7 +74,7 @@ def test_row_without_weights_is_refused(trained: tuple[TrackedRun, str]) -> None
         for r in mlflow.search_logged_models([run.experiment_id], output_format="list")
         if r.name == "epoch-001"
     )
-    with pytest.raises(RegistryError, match=r"\(epoch-001\) holds figures, no weights"):
+    with pytest.raises(RegistryError, match=r"\(epoch-001\) holds metrics, no weights"):
         register_best(row.model_id)
     with pytest.raises(RegistryError, match="no model to load"):
         load_version(f"models:/{row.model_id}")

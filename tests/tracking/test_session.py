@@ -124,7 +124,7 @@ def test_training_shows_as_epochs_rows_dataset_and_models(
     child = mlflow.get_run(child_id)
     assert child.data.tags["mlflow.parentRunId"] == run.run_id
     assert (child.info.status, child.data.metrics) == ("FINISHED", {"next_vec_cosine": 0.01})
-    assert not list(Path("out").glob("*"))  # neither a offline queue nor an epoch's .pt is left
+    assert not list(Path("out").glob("*"))  # neither an offline queue nor an epoch's .pt is left
 
 
 def test_weightless_row_cannot_be_loaded_even_if_registered(
@@ -256,11 +256,11 @@ def test_server_that_dies_and_comes_back_loses_nothing(
         run.on_epoch(epoch_result(1, tiny_config))
         mortal_server.kill()
         run.on_epoch(epoch_result(2, tiny_config))
-        assert f"kept in {run.spool_path}" in caplog.text
-        assert [op["epoch"] for op in read_queue(run.spool_path)[1]] == [2]
+        assert f"kept in {run.queue_path}" in caplog.text
+        assert [op["epoch"] for op in read_queue(run.queue_path)[1]] == [2]
         mortal_server.start()
         run.on_epoch(epoch_result(3, tiny_config))
-        assert not run.spool_path.exists()
+        assert not run.queue_path.exists()
         assert [step for step, _ in history(run, "val_next_vec_cosine")] == [1, 2, 3]
 
         mortal_server.kill()
@@ -269,17 +269,17 @@ def test_server_that_dies_and_comes_back_loses_nothing(
         checkpoint.write_bytes(last.read_bytes())
         assert run.log_models(checkpoint, 2) is None
         assert run.log_child("ridge", {}, {"next_vec_cosine": 0.5}) is None
-    assert f"ocp-mamba runs replay {run.spool_path}" in capsys.readouterr().out
-    written = run.spool_path.read_text()
+    assert f"ocp-mamba runs replay {run.queue_path}" in capsys.readouterr().out
+    written = run.queue_path.read_text()
 
     with pytest.raises(QueueError, match="0 of 6 operations sent"):
-        session.replay(run.spool_path)
-    assert run.spool_path.read_text() == written
+        session.replay(run.queue_path)
+    assert run.queue_path.read_text() == written
     mortal_server.start()
-    assert session.replay(run.spool_path) == 6
-    assert not run.spool_path.exists()
-    run.spool_path.write_text(written)
-    assert session.replay(run.spool_path) == 6  # a second time changes nothing
+    assert session.replay(run.queue_path) == 6
+    assert not run.queue_path.exists()
+    run.queue_path.write_text(written)
+    assert session.replay(run.queue_path) == 6  # a second time changes nothing
 
     logged = mlflow.get_run(run.run_id)
     assert logged.info.status == "FINISHED"

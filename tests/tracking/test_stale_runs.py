@@ -51,11 +51,11 @@ def test_only_runs_with_nothing_behind_them_are_ended(store: str, project: str) 
         env={**os.environ, "MLFLOW_RUN_ID": started},
     )
     try:
-        assert {z.run_id for z in find_stale_runs(10)} == {gone, never_started, from_git}
-        listed = CliRunner().invoke(runs, ["stale runs"])
+        assert {stale.run_id for stale in find_stale_runs(10)} == {gone, never_started, from_git}
+        listed = CliRunner().invoke(runs, ["stale"])
         assert gone in listed.output
         assert status(gone) == ("RUNNING", None)
-        ended = CliRunner().invoke(runs, ["stale runs", "--end"])
+        ended = CliRunner().invoke(runs, ["stale", "--end"])
         assert ended.exit_code == 0, ended.output
     finally:
         child.communicate(b"\n")
@@ -64,10 +64,10 @@ def test_only_runs_with_nothing_behind_them_are_ended(store: str, project: str) 
     assert status(never_started) == ("FAILED", "mlflow run made this run, but nothing started")
     assert all(status(run_id) == ("RUNNING", None) for run_id in [*spared, started])
     assert "no stale runs" not in ended.output
-    assert {z.run_id for z in find_stale_runs(10)} == {started}
+    assert {stale.run_id for stale in find_stale_runs(10)} == {started}
 
 
-def test_mlflow_run_that_cannot_start_leaves_a_zombie_that_is_found(
+def test_mlflow_run_that_cannot_start_leaves_a_stale_run_that_is_found(
     store: str, tmp_path: Path
 ) -> None:
     (tmp_path / "MLproject").write_text(
@@ -82,6 +82,6 @@ def test_mlflow_run_that_cannot_start_leaves_a_zombie_that_is_found(
     assert find_stale_runs(older_than_minutes=10) == []
 
 
-def test_no_zombies(store: str) -> None:
-    done = CliRunner().invoke(runs, ["stale runs"])
+def test_no_stale_runs(store: str) -> None:
+    done = CliRunner().invoke(runs, ["stale"])
     assert (done.exit_code, done.output) == (0, "no stale runs\n")

@@ -1,0 +1,9 @@
+"""Names of run tags that several modules write or read."""
+
+from __future__ import annotations
+
+ENDED_REASON = "ended.reason"
+"""Why a run ended early, or who ended it."""
+
+PARENT = "mlflow.parentRunId"
+"""MLflow's own: the run under which the UI shows a nested run."""
