@@ -226,7 +226,7 @@ def test_mlflow_run_trains_from_another_folder(
     not (Path(sys.prefix) / "bin" / "activate").exists(), reason="this Python is in no environment"
 )
 def test_the_literal_command_needs_no_manager_of_environments(
-    dataset: Dataset, store: str, tmp_path: Path
+    dataset: Dataset, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``mlflow run . -P data=…`` after `make install`, on a machine without pyenv, conda and uv."""
     project = tmp_path / "project"
@@ -237,8 +237,8 @@ def test_the_literal_command_needs_no_manager_of_environments(
     environment = {
         "PATH": os.pathsep.join(["/usr/bin", "/bin"]),
         "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),
-        "MLFLOW_TRACKING_URI": store,
     }
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the runs go to the folder where this is typed
     for program in ("pyenv", "conda", "uv"):
         if shutil.which(program, path=environment["PATH"]):
             pytest.skip(f"{program} is in one of the system's own folders")
@@ -252,8 +252,10 @@ def test_the_literal_command_needs_no_manager_of_environments(
     )  # fmt: skip
     assert "next_vec_cosine" in printed
     assert (project / "outputs" / "model.pt").is_file()
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     (tracked,) = [r for r in runs if r.data.tags.get("mlflow.project.entryPoint") == "main"]
+    assert tracked.info.artifact_uri.startswith(str(project))
     assert tracked.info.status == "FINISHED"
     assert tracked.data.tags["mlflow.project.env"] == "virtualenv"
 
