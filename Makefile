@@ -3,14 +3,14 @@
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ocp_training_9k.npz
-ENV_MANAGER ?= local
+ENV_MANAGER ?=
 EXPERIMENT ?= ocp_mamba
 PORT ?= 5000
 SERVE_PORT ?= 5001
 SEEDS ?= 0,1,2
 ARGS ?=
 
-# The interpreter that makes .venv: the first of these that is new enough, or PYTHON=...
+# The Python that makes .venv: the first of these that is new enough, or PYTHON=...
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -26,13 +26,21 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo '  make run DATA=other.npz ARGS="-P max_epochs=3 -P model_size=tiny"'
-	@echo '  make run ENV_MANAGER=uv          see docs/env-managers.md'
+	@echo '  make run ENV_MANAGER=local|uv|virtualenv   see docs/env-managers.md'
 	@echo '  make run PYTHON=/path/to/python3.12'
 	@echo '  make run TORCH_INDEX_URL=https://...   where torch comes from'
 
+# Without ENV_MANAGER, MLflow uses .venv by the link that `make install` lays; laid again here in
+# case another checkout removed it. A named manager makes its own environments in .venv-mlflow.
 run: install ## install and run the main job in MLflow: train, evaluate, register
+ifeq ($(ENV_MANAGER),)
+	@$(BIN)/python scripts/link_mlflow_env.py $(VENV)
+	$(BIN)/mlflow run . --experiment-name $(EXPERIMENT) -P data="$(DATA)" $(ARGS)
+else
 	$(if $(filter uv,$(ENV_MANAGER)),$(BIN)/uv --version || $(BIN)/pip install -q -c constraints.txt uv)
+	MLFLOW_ENV_ROOT=$(CURDIR)/.venv-mlflow \
 	$(BIN)/mlflow run . --env-manager $(ENV_MANAGER) --experiment-name $(EXPERIMENT) -P data="$(DATA)" $(ARGS)
+endif
 
 quality: install ## train the model and its negatives with SEEDS=0,1,2, evaluate them on the test split
 	$(BIN)/ocp-mamba quality --data "$(DATA)" --seeds $(SEEDS) --split test --experiment $(EXPERIMENT) $(ARGS)
@@ -50,10 +58,11 @@ bench: install-dev ## run the benchmarks and write docs/performance.md (ARGS="--
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]' || echo "mambapy does not install: not run"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-lint: install-dev ## ruff and mypy
+lint: install-dev ## ruff, mypy, and the import contracts of pyproject.toml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 ui: install ## open the tracked runs (PORT=5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
@@ -66,12 +75,12 @@ serve: install ## serve the registered candidate over HTTP (SERVE_PORT=5001)
 	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
 	$(BIN)/mlflow models serve -m models:/ocp-mamba-lvm@candidate --env-manager local --port $(SERVE_PORT)
 
-install: $(VENV)/.installed ## make .venv with what `make run` needs
+install: $(VENV)/.installed ## make .venv with what `make run` and `mlflow run .` need
 install-server: $(VENV)/.installed-server ## make .venv with what `make server` needs
 install-dev: $(VENV)/.installed-dev ## make .venv with what `make test` needs
 
-# A stamp is older than what it was made from only when that changed: then pip runs again.
-INPUTS := pyproject.toml constraints.txt scripts/install.py
+# The install runs again when one of these is newer than the stamp of the last install.
+INPUTS := pyproject.toml constraints.txt python_env.yaml scripts/install.py scripts/link_mlflow_env.py
 
 $(VENV)/.installed: $(INPUTS)
 	@$(call install,)
@@ -87,16 +96,17 @@ $(VENV)/.installed-server: $(INPUTS)
 
 define install
 if [ -z "$(PYTHON)" ]; then \
-	echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is."; \
+	echo "make: Python 3.11 or newer is needed, and none was found: $(CANDIDATES)."; \
 	echo "make: name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; fi; \
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	echo "make: $(PYTHON) is no Python 3.11 or newer; name another one: PYTHON=..."; exit 1; }; \
+	echo "make: $(PYTHON) is not Python 3.11 or newer; name another one: PYTHON=..."; exit 1; }; \
 $(PYTHON) scripts/install.py $(VENV) $(1)
 endef
 
-# The newest versions that pip picks here; uv adds the pins that other platforms need. CUDA's
-# packages are left out: torch's own build pins them where it has them.
-lock: ## write constraints.txt anew from pyproject.toml's bounds
+# The newest versions that pip picks here; uv adds the pins that other platforms need. torch keeps
+# its pin: change that line of constraints.txt by hand before. CUDA's packages are left out: the
+# builds of torch that need them pin them.
+lock: ## write constraints.txt again from pyproject.toml's ranges
 	rm -rf .venv-lock
 	$(PYTHON) scripts/install.py .venv-lock --extras dev --newest
 	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > .venv-lock/pins.txt
@@ -107,5 +117,7 @@ lock: ## write constraints.txt anew from pyproject.toml's bounds
 	) > constraints.txt
 	rm -rf .venv-lock
 
-clean: ## remove .venv and caches (not the tracked runs)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+clean: ## remove .venv, its link for MLflow, and caches (not the tracked runs)
+	-@[ ! -d $(VENV) ] || $(PYTHON) scripts/link_mlflow_env.py $(VENV) --remove
+	rm -rf $(VENV) .venv-mlflow .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache build *.egg-info

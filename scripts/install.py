@@ -1,8 +1,8 @@
 """Make a virtual environment and install the project into it; `make` calls this.
 
-Nothing but the standard library is used, so any Python 3.11 or newer can run it. torch comes
-first: on Linux the plain package brings gigabytes of CUDA libraries, so without an NVIDIA GPU a CPU
-build is looked for, each step said aloud. The versions are those of ``constraints.txt``.
+The script uses only the standard library, so any Python 3.11 or newer can run it. It installs torch
+first: on Linux the plain package brings gigabytes of CUDA libraries, so without an NVIDIA GPU the
+script looks for a CPU build and prints each step. The versions are those of ``constraints.txt``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 import venv
 from pathlib import Path
 
@@ -30,20 +29,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("environment", type=Path, help="folder of the virtual environment")
     parser.add_argument("--extras", default="", help="extras of pyproject.toml, e.g. dev")
-    parser.add_argument("--newest", action="store_true", help="leave constraints.txt out")
+    parser.add_argument("--newest", action="store_true", help="use constraints.txt for torch only")
     options = parser.parse_args()
     started = time.monotonic()
     try:
         python = make_environment(options.environment.absolute())
-        install_torch(python, torch_pin(ROOT / "pyproject.toml"))
+        install_torch(python, torch_pin(ROOT / "constraints.txt"))
         project = f"{ROOT}[{options.extras}]" if options.extras else str(ROOT)
         pins = [] if options.newest else ["-c", str(ROOT / "constraints.txt")]
         say(f"pip install {' '.join(pins)} -e {project} (a minute or two)")
         pip(python, "-q", *pins, "-e", project)
+        if not options.newest:
+            link_mlflow_environment(python, options.environment)
     except InstallError as error:
         sys.exit(f"install: {error}")
     except KeyboardInterrupt:
-        sys.exit("install: stopped; the same command goes on from here")
+        sys.exit("install: interrupted; run the same command again to go on")
     say(f"done in {time.monotonic() - started:.0f} s: {options.environment}")
 
 
@@ -53,10 +54,10 @@ def say(message: str) -> None:
 
 
 def make_environment(folder: Path) -> Path:
-    """Return the interpreter of the environment in ``folder``, made if it is not there.
+    """Return the Python of the environment in ``folder``; make the environment if it is missing.
 
     Raises:
-        InstallError: Python cannot make environments, or the folder holds a broken or too old one.
+        InstallError: Python cannot make an environment, or the one that is there is broken or old.
     """
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not folder.exists():
@@ -79,29 +80,28 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
-def torch_pin(pyproject: Path) -> str:
-    """Return the version that pyproject.toml pins torch to.
+def torch_pin(constraints: Path) -> str:
+    """Return the version that ``constraints.txt`` pins torch to.
 
     Raises:
         InstallError: it pins none.
     """
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    for requirement in project["dependencies"]:
-        name, _, version = requirement.partition("==")
+    for line in constraints.read_text(encoding="utf-8").splitlines():
+        name, _, version = line.partition(";")[0].partition("==")
         if name.strip() == "torch" and version:
             return version.strip()
-    raise InstallError(f"{pyproject} has no dependency `torch==VERSION`")
+    raise InstallError(f"{constraints} has no line `torch==VERSION`")
 
 
 def install_torch(python: Path, version: str) -> None:
-    """Install torch: an index that was named, a CUDA build for a GPU, else a CPU build.
+    """Install torch: from ``TORCH_INDEX_URL``, with CUDA for a GPU, or else a CPU build.
 
     Raises:
-        InstallError: no way to get torch worked.
+        InstallError: torch could not be installed.
     """
     installed = _ask(python, "from importlib.metadata import version; print(version('torch'))")
     if installed.partition("+")[0] == version:
-        say(f"torch {installed} is there already")
+        say(f"torch {installed} is already installed")
         return
     index = os.environ.get(INDEX_VARIABLE)
     if index:
@@ -118,19 +118,19 @@ def install_torch(python: Path, version: str) -> None:
 
 
 def _install_cpu_torch(python: Path, version: str) -> None:
-    say("no NVIDIA GPU (nvidia-smi lists none), so torch's CPU build is wanted")
-    say(f"  1. torch {version}+cpu from where pip is configured to look")
+    say("no NVIDIA GPU (nvidia-smi lists none): looking for torch's CPU build")
+    say(f"  1. torch {version}+cpu from the package indexes and folders of pip's configuration")
     failure = _try([python, "-m", "pip", "install", "-q", f"torch=={version}+cpu"])
     if failure is None:
         return
-    say(f"     not there: {failure}")
-    say("  2. torch's own package index, which the uv program knows")
+    say(f"     not found: {failure}")
+    say("  2. torch's own package index, through uv")
     pip(python, "-q", "uv")
     uv = [python, "-m", "uv", "pip", "install", "-q", "--python", python]
     failure = _try([*uv, "--torch-backend", "cpu", f"torch=={version}"])
     if failure is None:
         return
-    say(f"     not there: {failure}")
+    say(f"     not found: {failure}")
     say(
         f"  3. WARNING: the plain torch {version}. On x86-64 it comes with CUDA libraries that this"
     )
@@ -138,6 +138,13 @@ def _install_cpu_torch(python: Path, version: str) -> None:
     say("     package index, or a folder, that has a CPU build of torch:")
     say(f"       make run {INDEX_VARIABLE}=https://...     or     PIP_FIND_LINKS=FOLDER make run")
     pip(python, f"torch=={version}")
+
+
+def link_mlflow_environment(python: Path, folder: Path) -> None:
+    """Let ``mlflow run .`` use the environment; without that, the install is still complete."""
+    command = [python, ROOT / "scripts" / "link_mlflow_env.py", folder]
+    if subprocess.run(command, check=False).returncode:
+        say("that link is missing: `mlflow run .` needs pyenv, or --env-manager local")
 
 
 def pip(python: Path, *arguments: str) -> None:
@@ -152,7 +159,7 @@ def pip(python: Path, *arguments: str) -> None:
 
 
 def _try(command: list[str | Path]) -> str | None:
-    """Run a command quietly; None if it worked, else the line that says why not."""
+    """Run a command without output. Return None if it worked, else its line with the error."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode == 0:
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import DatasetInput as LoggedInput
 from mlflow.entities import InputTag, Run
 
@@ -83,7 +84,9 @@ class TrackedRun:
             mlflow.MlflowClient().log_inputs(
                 self.run_id,
                 [
-                    LoggedInput(self._inputs[split]._to_mlflow_entity(), [InputTag(CONTEXT, name)])
+                    LoggedInput(
+                        LoggedDataset(**self._inputs[split].to_dict()), [InputTag(CONTEXT, name)]
+                    )
                     for split, name in inputs.items()
                 ],
             )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import string
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import yaml
 from command import run
 from mlflow.projects import _project_spec
 from mlflow.utils.environment import _PythonEnv
-from mlflow_run import mlflow_run
+from mlflow_run import mlflow_run, mlflow_run_with
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -216,6 +220,44 @@ def test_mlflow_run_trains_from_another_folder(
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["max_epochs"] == "1"
     assert "next_vec_cosine" in tracked.data.metrics
+
+
+@pytest.mark.skipif(
+    not (Path(sys.prefix) / "bin" / "activate").exists(), reason="this Python is in no environment"
+)
+def test_the_literal_command_needs_no_manager_of_environments(
+    dataset: Dataset, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``mlflow run . -P data=…`` after `make install`, on a machine without pyenv, conda and uv."""
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("MLproject", "python_env.yaml", "constraints.txt", "ocp_mamba"):
+        (project / name).symlink_to(ROOT / name)
+    dataset.save(project / "ocp_training_9k.npz")
+    environment = {
+        "PATH": os.pathsep.join(["/usr/bin", "/bin"]),
+        "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),
+    }
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the runs go to the folder where this is typed
+    for program in ("pyenv", "conda", "uv"):
+        if shutil.which(program, path=environment["PATH"]):
+            pytest.skip(f"{program} is in one of the system's own folders")
+    script = ROOT / "scripts" / "link_mlflow_env.py"
+    subprocess.run(
+        [sys.executable, script, sys.prefix], env={**os.environ, **environment}, check=True
+    )
+    printed = mlflow_run_with(
+        environment, project, ".", "-P", "data=ocp_training_9k.npz",
+        "-P", "model_size=tiny", "-P", "max_epochs=1",
+    )  # fmt: skip
+    assert "next_vec_cosine" in printed
+    assert (project / "outputs" / "model.pt").is_file()
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    (tracked,) = [r for r in runs if r.data.tags.get("mlflow.project.entryPoint") == "main"]
+    assert tracked.info.artifact_uri.startswith(str(project))
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.tags["mlflow.project.env"] == "virtualenv"
 
 
 def test_mlflow_run_sweeps_in_its_own_run(store: str, tmp_path: Path) -> None:
