@@ -16,6 +16,7 @@ from ocp_mamba.data.dataset import Dataset, Examples
 from ocp_mamba.evaluation import metrics
 from ocp_mamba.model.base import conditions
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.rollout import rollout as model_rollout
 from ocp_mamba.stats import Figure
 
 SAMPLE = 500
@@ -218,68 +219,37 @@ def rollout(
     """
     chosen = _choose(examples, np.arange(len(examples.target)), seed)
     sample = _Sample(dataset, examples, families, chosen)
-    lengths = dataset.lengths[sample.chain]
-    reader: _Remembering | _Rereading = _Rereading(predictor, sample)
-    if isinstance(predictor, OCPMambaLVM):
-        reader = _Remembering(predictor, sample)
-    predicted = predictions[sample.rows]
-    left = np.arange(len(sample.rows))
+    fed_back = _predict_ahead(predictor, sample, predictions[sample.rows])
     figures = {}
     for h in range(1, STEPS + 1):
-        enough = sample.position[left] + h - 1 < lengths[left]
-        left, predicted = left[enough], predicted[torch.from_numpy(enough)]
-        if h > 1 and len(left):
-            predicted = reader.next(torch.from_numpy(left), predicted)
-        chains = sample.chain[left]
-        ahead = dataset.chain_values[dataset.chain_offsets[chains] + sample.position[left] + h - 1]
-        cosines = metrics.cosine(predicted, sample.bank[torch.from_numpy(ahead).long()]).numpy()
+        places = sample.position + h - 1
+        left = np.flatnonzero(places < dataset.lengths[sample.chain])
+        ahead = dataset.chain_values[dataset.chain_offsets[sample.chain[left]] + places[left]]
+        truth = sample.bank[torch.from_numpy(ahead).long()]
+        cosines = metrics.cosine(fed_back[torch.from_numpy(left), h - 1], truth).numpy()
         figures[f"rollout/h{h}_cosine"] = stats.bootstrap_mean(cosines, sample.family[left], seed)
     return figures
 
 
-class _Rereading:
-    """Predicts from contexts that grow by a prediction a step, each read from its start."""
+def _predict_ahead(predictor: Predictor, sample: _Sample, first: Tensor) -> Tensor:
+    """Predictions 1 to `STEPS` steps ahead, float32 ``(n, STEPS, D)``; ``first`` is step 1's.
 
-    def __init__(self, predictor: Predictor, sample: _Sample) -> None:
-        self.predictor, self.tmd = predictor, sample.tmd
-        self.contexts = [sample.bank[ids] for ids in sample.ids]
-        self.relations = sample.relations
-
-    def next(self, rows: Tensor, fed_back: Tensor) -> Tensor:
-        """Give some rows a vector each and return what follows it, float32 ``(n, D)``."""
-        for i, vector in zip(rows.tolist(), fed_back, strict=True):
-            self.contexts[i] = torch.cat([self.contexts[i], vector[None]])
-            if self.relations is not None:  # by which relation a prediction follows is unknown
-                self.relations[i] = torch.cat([self.relations[i], torch.zeros(1, 2)])
-        return predict_next(
-            self.predictor,
-            [self.contexts[i] for i in rows.tolist()],
-            None if self.tmd is None else self.tmd[rows],
-            None if self.relations is None else [self.relations[i] for i in rows.tolist()],
-        )
-
-
-class _Remembering:
-    """The same of a model with memory: contexts are read once, and only a vector a step after."""
-
-    def __init__(self, model: OCPMambaLVM, sample: _Sample) -> None:
-        everything = torch.arange(len(sample.ids))
-        contexts = [sample.bank[ids] for ids in sample.ids]
-        known = None if sample.relations is None else _padded(sample.relations, everything)
-        taken = conditions(model, sample.tmd, known)
-        self.model, self.rows, self.tmd = model, everything, taken.pop("tmd", None)
-        self.cache = model.allocate_inference_cache(len(contexts))
-        if contexts:
-            model.prefill(
-                _padded(contexts, everything),
-                self.tmd,
-                self.cache,
-                torch.tensor([len(c) for c in contexts]),
-                **taken,
-            )
-
-    def next(self, rows: Tensor, fed_back: Tensor) -> Tensor:
-        """As `_Rereading.next`; rows that are left out once do not come back."""
-        self.cache = self.cache.select(torch.isin(self.rows, rows))
-        self.rows = rows
-        return self.model.step(fed_back, None if self.tmd is None else self.tmd[rows], self.cache)
+    A model with an inference cache reads each context once. Any other predictor reads contexts that
+    grow by a prediction a step. By which relation a prediction follows is unknown.
+    """
+    contexts = [sample.bank[ids] for ids in sample.ids]
+    if not contexts:
+        return first[:, None].expand(-1, STEPS, -1)
+    if isinstance(predictor, OCPMambaLVM):
+        every = torch.arange(len(contexts))
+        known = None if sample.relations is None else _padded(sample.relations, every)
+        lengths = torch.tensor([len(context) for context in contexts])
+        taken = conditions(predictor, sample.tmd, known)
+        return model_rollout(predictor, _padded(contexts, every), STEPS, lengths=lengths, **taken)
+    predicted, relations = [first], sample.relations
+    while len(predicted) < STEPS:
+        contexts = [torch.cat([c, v[None]]) for c, v in zip(contexts, predicted[-1], strict=True)]
+        if relations is not None:
+            relations = [torch.cat([known, torch.zeros(1, 2)]) for known in relations]
+        predicted.append(predict_next(predictor, contexts, sample.tmd, relations))
+    return torch.stack(predicted, dim=1)

@@ -227,12 +227,12 @@ def test_a_tmd_model_is_probed_with_its_codes(counting):
 
 
 @pytest.mark.parametrize("d_tmd", [0, 16])
-def test_a_model_that_remembers_rolls_out_as_one_that_reads_again(counting, d_tmd, monkeypatch):
+def test_a_model_with_a_cache_rolls_out_as_one_that_reads_again(counting, d_tmd, monkeypatch):
     torch.manual_seed(0)
     config = ModelConfig(d_model=32, n_layers=2, headdim=16, d_tmd=d_tmd)
     model = build_model(config).eval()
     remembered = probe(sensitivity.rollout, model, counting)
-    monkeypatch.setattr(sensitivity, "_Remembering", sensitivity._Rereading)
+    monkeypatch.setattr(sensitivity, "OCPMambaLVM", type(None))  # no predictor has a cache
     again = probe(sensitivity.rollout, model, counting)
     for name, figure in again.items():
         assert remembered[name].n == figure.n > 0
