@@ -42,7 +42,7 @@ else
 	$(BIN)/mlflow run . --env-manager $(ENV_MANAGER) --experiment-name $(EXPERIMENT) -P data="$(DATA)" $(ARGS)
 endif
 
-quality: install ## train the model and its negatives with SEEDS=0,1,2, evaluate them on the test split
+quality: install ## train the model and what it is compared with, SEEDS=0,1,2; evaluate on the test split
 	$(BIN)/ocp-mamba quality --data "$(DATA)" --seeds $(SEEDS) --split test --experiment $(EXPERIMENT) $(ARGS)
 
 variants: install ## train the base and its planned variants, evaluate them on the val split
