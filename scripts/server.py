@@ -2,7 +2,7 @@
 
 ``start`` makes what is missing (a database cluster, passwords, a secret key) in a folder, starts
 both servers and ends both on Ctrl-C or SIGTERM. ``user`` adds a person. No password is printed,
-logged or put on a command line: PostgreSQL's is in a pgpass file, MLflow's go by the environment,
+logged or put on a command line: PostgreSQL's is in a pgpass file, MLflow's are in its environment,
 and the administrator's is in a file that only its owner can read.
 """
 
@@ -54,7 +54,7 @@ class Layout:
     root: Path
 
     def secret(self, name: str) -> str:
-        """Return a secret of ours, made at the first call; only the owner can read its file."""
+        """Return a secret, made at the first call; only the owner can read its file."""
         path = self.root / "secrets" / name
         if not path.exists():
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -85,10 +85,12 @@ def main() -> None:
     starting.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     starting.add_argument("--port", type=int, default=5000)
     starting.add_argument("--workers", type=int, default=2, help="MLflow's processes")
-    starting.add_argument("--allowed-hosts", help="names by which other machines call it")
+    starting.add_argument("--allowed-hosts", help="host names that other machines use for it")
     adding = commands.add_parser("user", help="add a user of the running server")
     adding.add_argument("name")
-    adding.add_argument("--change", action="store_true", help="give an old user a new password")
+    adding.add_argument(
+        "--change", action="store_true", help="give an existing user a new password"
+    )
     options = parser.parse_args()
     try:
         if options.command == "start":
@@ -104,7 +106,7 @@ def say(message: str) -> None:
 
 
 def start(layout: Layout, options: argparse.Namespace) -> None:
-    """Start PostgreSQL and MLflow, and end both when told to or when one of them ends.
+    """Start PostgreSQL and MLflow, and end both on a signal or when one of them ends.
 
     Raises:
         ServerError: a program or a package is missing, or a server does not start.
@@ -132,7 +134,7 @@ def start(layout: Layout, options: argparse.Namespace) -> None:
 
 
 def require_packages() -> None:
-    """Refuse to start without what the extra ``server`` brings."""
+    """Refuse to start without the packages of the extra ``server``."""
     for package in ("psycopg", "flask_wtf"):
         try:
             __import__(package)
@@ -151,7 +153,7 @@ def postgres_programs() -> Path:
 
 
 def demoted() -> dict[str, Any]:
-    """Arguments of `subprocess` for another user where this is root, whom PostgreSQL refuses."""
+    """Return `subprocess` arguments for another user if this is root: PostgreSQL refuses root."""
     if os.geteuid() != 0:
         return {}
     try:
@@ -163,12 +165,12 @@ def demoted() -> dict[str, Any]:
 
 @contextmanager
 def postgres(layout: Layout, programs: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """PostgreSQL on a free port of this machine alone, its cluster made if there is none."""
+    """Run PostgreSQL on a free port that only this machine reaches; make its cluster if needed."""
     identity, port = demoted(), free_port()
     data = layout.root / "postgres"
     if not (data / "PG_VERSION").exists():
         say("making a database cluster")
-        initialise(layout, programs, data, identity)
+        initialize(layout, programs, data, identity)
     command = [programs / "postgres", "-D", data, "-p", str(port)]
     command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
     with layout.log("postgres").open("ab") as log:
@@ -184,16 +186,16 @@ def postgres(layout: Layout, programs: Path) -> Iterator[tuple[subprocess.Popen[
         end(process, signal.SIGINT)  # its fast shutdown
 
 
-def initialise(layout: Layout, programs: Path, data: Path, identity: dict[str, Any]) -> None:
-    """Make a cluster whose one user has a password, also on this machine."""
+def initialize(layout: Layout, programs: Path, data: Path, identity: dict[str, Any]) -> None:
+    """Make a cluster with one user, who needs a password on this machine too."""
     data.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory() as handed_over:
-        password = Path(handed_over) / "password"
+    with tempfile.TemporaryDirectory() as temporary:
+        password = Path(temporary) / "password"
         password.touch(mode=0o600)
         password.write_text(layout.secret("database.password") + "\n")
-        for path in (data, Path(handed_over), password):
+        for path in (data, Path(temporary), password):
             if identity:
-                layout.root.chmod(0o711)  # so that another user may pass through
+                layout.root.chmod(0o711)  # so that another user can enter it
                 os.chown(path, identity["user"], identity["group"])
         command = [programs / "initdb", "-D", data, "-U", DATABASE_USER, "--pwfile", password]
         command += ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale"]
@@ -226,7 +228,7 @@ def can_connect(layout: Layout, port: int) -> bool:
 
 
 def make_databases(layout: Layout, port: int) -> None:
-    """Make MLflow's databases where they are missing, and the file that opens them."""
+    """Make MLflow's databases where they are missing, and the file with their password."""
     with connect(layout, port) as connection:
         rows = connection.execute("SELECT datname FROM pg_database").fetchall()
         for name in DATABASES:
@@ -241,7 +243,7 @@ def make_databases(layout: Layout, port: int) -> None:
 def tracking_server(
     layout: Layout, port: int, options: argparse.Namespace
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow with basic auth; every secret reaches it by its environment."""
+    """Run MLflow with basic auth; it reads every secret from its environment."""
     tracking, auth = (
         f"postgresql+psycopg://{DATABASE_USER}@127.0.0.1:{port}/{name}" for name in DATABASES
     )
@@ -303,7 +305,7 @@ def user(layout: Layout, name: str, *, change: bool) -> None:
     try:
         urllib.request.urlopen(request, timeout=30).close()
     except urllib.error.HTTPError as error:
-        hint = "; --change gives an old user a new password" if not change else ""
+        hint = "; --change gives an existing user a new password" if not change else ""
         raise ServerError(f"user {name}: {message_of(error)}{hint}") from error
     except OSError as error:
         raise ServerError(f"the server does not answer: {error}") from error
@@ -311,7 +313,7 @@ def user(layout: Layout, name: str, *, change: bool) -> None:
 
 
 def message_of(error: urllib.error.HTTPError) -> str:
-    """What MLflow says of a request that it refused, but not the database's part: it has hashes."""
+    """Return MLflow's reason for a refusal, without the database's part, which has hashes."""
     said = error.read().decode(errors="replace")
     try:
         return str(json.loads(said)["message"]).split(" Error:")[0]
@@ -321,7 +323,7 @@ def message_of(error: urllib.error.HTTPError) -> str:
 
 @contextmanager
 def ending_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C and SIGTERM only set what the callable returns."""
+    """Within the block, Ctrl-C and SIGTERM end nothing; the callable says whether one came."""
     told: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -364,7 +366,7 @@ def answers(url: str) -> bool:
 
 
 def end(process: subprocess.Popen[bytes], signum: signal.Signals) -> None:
-    """Tell a server to end; kill it and its children if it does not."""
+    """Send a server a signal to end; kill it and its children if it does not end."""
     if process.poll() is None:
         process.send_signal(signum)
         try:

@@ -1,4 +1,4 @@
-"""MLproject, conda.yaml, python_env.yaml, pyproject.toml and constraints.txt tell one story."""
+"""MLproject, conda.yaml, python_env.yaml, pyproject.toml and constraints.txt agree."""
 
 from __future__ import annotations
 

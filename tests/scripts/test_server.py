@@ -141,7 +141,7 @@ def test_what_the_server_refuses_is_said(team):
     assert again.returncode == 1
     assert again.stderr == (
         "server: user alice: User (username=alice) already exists.; "
-        "--change gives an old user a new password\n"
+        "--change gives an existing user a new password\n"
     )
     short = script(folder, "user", "carol", typed="short\n")
     assert "at least 12 characters" in short.stderr
