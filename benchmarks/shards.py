@@ -34,7 +34,7 @@ from ocp_mamba.data.fingerprint import fingerprint_of
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.data.shards.convert import ShardWriter, write_shards
 from ocp_mamba.data.shards.mapped import open_shards
-from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.model.build import build_model
 from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.state import TrainState
 from ocp_mamba.training.trainer import make_optimizer, resolve_precision, train_step
@@ -114,7 +114,7 @@ def forget(folder: Path) -> None:
 
 def measure(folder: Path, steps: int, size: str) -> list[list[object]]:
     torch.manual_seed(0)
-    model = OCPMambaLVM(MODEL_SIZES[size]).train()
+    model = build_model(MODEL_SIZES[size]).train()
     config = TrainConfig(batch_size=64)
     precision = resolve_precision("auto", torch.device("cpu"))
     optimizer = make_optimizer(model, config)
