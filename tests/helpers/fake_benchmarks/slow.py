@@ -1,4 +1,4 @@
-"""Each call takes 50 ms, so that a limit of a few calls ends it before all are timed."""
+"""Each call takes 100 ms, so that a limit of a few calls ends it before all are timed."""
 
 import time
 
@@ -11,7 +11,7 @@ def main(run: Run) -> None:
     second = run.table("second", [{"step": name} for name in names])
     goal = run.goal("fast")
     for table in (first, second):
-        calls = {name: lambda: time.sleep(0.05) for name in names}
+        calls = {name: lambda: time.sleep(0.1) for name in names}
         times = run.rounds(calls, n_rounds=2, warmup=0)
         for row in table.rows:
             if row["step"] in times:
