@@ -189,7 +189,7 @@ def _conditions(content: dict[str, Any]) -> str:
         f"{content['seconds']:.0f} s"
     )
     if slow > 1:
-        line += f"; limits times {slow:.1f}, for so much slower than the reference was the machine"
+        line += f"; time limits {slow:.1f} times those of the reference machine"
     if not content.get("complete", True):
         line += "; **stopped before its end**"
     return line + ("; **quick run**" if content["quick"] else "") + "."
