@@ -1,20 +1,25 @@
-"""Where the time of a tracked training epoch goes: all that is not the steps adds little."""
+"""Where the time of a tracked training epoch goes, and how much all except the steps adds."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from benchmarks.frame import ROOT, Cell, Goal, Result, Table
-from ocp_mamba.config import MODEL_SIZES, TrainConfig
+from benchmarks.frame import ROOT, Goal, Table
+from benchmarks.models import HEDGED, SINGLE, hedged_model, hedged_training
+from benchmarks.run import Run
+from benchmarks.train_step import kernels
+from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
@@ -22,21 +27,29 @@ from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.training import trainer
+from ocp_mamba.training.state import EpochResult
 
 DATA = ROOT / "ocp_training_9k.npz"
 SHARE_GOAL = 0.15
 EPOCHS = 3
+STEPS, EVALUATION, CHECKPOINTS = "steps", "evaluation and retrieval", "checkpoints"
+TRACKING, REST = "tracking", "gathering, bucketing, bookkeeping"
+PARTS = (STEPS, EVALUATION, CHECKPOINTS, TRACKING, REST)
+
+
+class TimeOver(Exception):  # noqa: N818
+    """No further epoch is to be started."""
 
 
 class Clock:
-    """Seconds by part; a part within another counts for itself alone."""
+    """Seconds by part; the time of a part within another is not counted twice."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._inner: list[float] = []
 
     def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the call, with its time counted as the part's."""
+        """Return the call; its time is counted for the part."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self._inner.append(0.0)
@@ -52,67 +65,90 @@ class Clock:
         return run
 
 
-def main(quick: bool) -> Result:
+def main(run: Run) -> None:
     """Train epochs of the default dataset in a tracked run, and divide up their mean time."""
-    dataset, epochs = Dataset.load(DATA), 1 if quick else EPOCHS
-    config = TrainConfig(max_epochs=epochs, compile="on" if _compiles() else "off")
-    size = MODEL_SIZES["tiny"] if quick else MODEL_SIZES["small"]
-    torch.manual_seed(0)
-    model = build_model(size)
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        total = _train(model, dataset, config, clock, Path(folder))
-    steps = clock.seconds["steps"]
-    clock.seconds["gathering, bucketing, bookkeeping"] = total - sum(clock.seconds.values())
-    rows: list[dict[str, Cell]] = [
-        {"part": part, "seconds": seconds / epochs, "% of the steps": 100 * seconds / steps}
-        for part, seconds in clock.seconds.most_common()
+    dataset = Dataset.load(DATA)
+    epochs = 1 if run.quick else EPOCHS
+    config = TrainConfig(max_epochs=epochs, compile="on" if kernels() else "off")
+    models = {
+        "default model": (MODEL_SIZES["tiny"] if run.quick else SINGLE, config),
+        f"preset {HEDGED}": (
+            hedged_model(run.quick),
+            replace(hedged_training(config), max_epochs=epochs),
+        ),
+    }
+    declared = [
+        (
+            run.table(f"One tracked epoch, {name}", [{"part": part} for part in PARTS]),
+            run.goal(f"{name}: everything except the steps adds less than {SHARE_GOAL:.0%}"),
+        )
+        for name in models
     ]
+    for (shape, training), (table, goal) in zip(models.values(), declared, strict=True):
+        if not run.over():
+            measure(run, dataset, shape, training, table, goal)
+
+
+def measure(
+    run: Run, dataset: Dataset, shape: ModelConfig, config: TrainConfig, table: Table, goal: Goal
+) -> None:
+    """Train one model, and fill in its table and its goal."""
+    torch.manual_seed(0)
+    model, clock = build_model(shape), Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        epochs, total = _train(run, model, dataset, config, clock, Path(folder))
+    seconds, steps = clock.seconds, clock.seconds[STEPS]
+    seconds[REST] = total - sum(seconds.values())
+    for row in table.rows:
+        taken = seconds[str(row["part"])]
+        run.fill(row, {"seconds": taken / epochs, "% of the steps": 100 * taken / steps})
+    table.note = (
+        f"Mean of {epochs} epochs, {model.num_parameters():,} parameters, default settings of "
+        "training, MLflow on SQLite in an empty folder; of a batch's positions "
+        f"{_padding(dataset, config):.1%} are padding."
+    )
     added = (total - steps) / steps
-    goal = Goal(
-        f"all but the steps adds less than {SHARE_GOAL:.0%}", f"{added:.1%}", added < SHARE_GOAL
-    )
-    size_name = "tiny" if quick else "small"
-    padding = _padding(dataset, config)
-    note = (
-        f"Mean of {epochs} epochs, model size {size_name}, default settings, MLflow on SQLite in "
-        f"an empty folder; of a batch's positions {padding:.1%} are padding."
-    )
-    return Result([Table("One tracked epoch of the default dataset", rows, note)], [goal])
+    run.reach(goal, f"{added:.1%}", added < SHARE_GOAL)
 
 
 def _train(
-    model: OCPMambaLVM, dataset: Dataset, config: TrainConfig, clock: Clock, folder: Path
-) -> float:
-    """Train as the main job does; returns the seconds from the first step to the last record."""
+    bench: Run, model: OCPMambaLVM, dataset: Dataset, config: TrainConfig, clock: Clock,
+    folder: Path,
+) -> tuple[int, float]:  # fmt: skip
+    """Train as the main job does; returns the epochs and the seconds that they took."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     from ocp_mamba.tracking.session import config_params, track
     from ocp_mamba.training.checkpointing import StateFiles
 
     validate = validator(dataset, BankIndex(dataset.bank))
     params = config_params(model=model.config, train=config)
+    epochs = 0
     with (
         track(dataset, DATA, output_dir=folder, params=params) as run,
-        patch.object(trainer, "train_step", clock.timed("steps", trainer.train_step)),
-        patch.object(StateFiles, "write", clock.timed("checkpoints", StateFiles.write)),
+        patch.object(trainer, "train_step", clock.timed(STEPS, trainer.train_step)),
+        patch.object(StateFiles, "write", clock.timed(CHECKPOINTS, StateFiles.write)),
     ):
+        record = clock.timed(TRACKING, run.on_epoch)
+
+        def on_epoch(result: EpochResult) -> None:
+            nonlocal epochs
+            record(result)
+            epochs += 1
+            if bench.over():
+                raise TimeOver
+
         started = time.perf_counter()
-        trainer.fit(
-            model,
-            dataset,
-            config,
-            validate=clock.timed("evaluation and retrieval", validate),
-            output=folder / "model.pt",
-            on_epoch=clock.timed("tracking", run.on_epoch),
-            progress=False,
-        )
-        return time.perf_counter() - started
-
-
-def _compiles() -> bool:
-    from benchmarks.train_step import kernels
-
-    return kernels()
+        with suppress(TimeOver):
+            trainer.fit(
+                model,
+                dataset,
+                config,
+                validate=clock.timed(EVALUATION, validate),
+                output=folder / "model.pt",
+                on_epoch=on_epoch,
+                progress=False,
+            )
+        return epochs, time.perf_counter() - started
 
 
 def _padding(dataset: Dataset, config: TrainConfig) -> float:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import timing
-from benchmarks.frame import Cell, Goal, Result, Table
-from ocp_mamba.config import MODEL_SIZES, ModelConfig
+from benchmarks.frame import Cell, Goal, Table
+from benchmarks.models import SINGLE
+from benchmarks.run import Run
 from ocp_mamba.kernels import cuda
 from ocp_mamba.kernels.backend import use_backend
 from ocp_mamba.model.build import build_model
@@ -27,6 +28,7 @@ from ocp_mamba.model.quantize import weight_bytes
 
 SHAPES = {"short chains": (64, 14), "long chains": (8, 2048)}
 TOLERANCE = {"float32": 1e-4, "bf16": 1e-2}
+TRAINING, STEPPING = "Forward and backward of all mixers, bf16", "One vector, batch 1, float32"
 PRODUCT, COPY_BYTES = 8192, 2**31
 BACKWARD = 3
 """A backward pass costs two forward ones."""
@@ -81,7 +83,7 @@ def ceilings(quick: bool) -> tuple[Table, float, float]:
 def difference(precision: str, L: int) -> float:
     """Largest error of a mixer's outputs and gradients by kernels, over the largest true number."""
     torch.manual_seed(0)
-    mixer = Mamba2Mixer(ModelConfig()).cuda()
+    mixer = Mamba2Mixer(SINGLE).cuda()
     x = torch.randn(4, L, 768, device="cuda", requires_grad=True)
     found = {}
     for backend in ("torch", "cuda"):
@@ -164,7 +166,7 @@ def training(model: OCPMambaLVM, ceiling: float, quick: bool) -> tuple[Table, li
         ratio = times["ocp_mamba"].best / times["mamba_ssm Mamba2"].best
         what = f"{name}: training step at least as fast as mamba_ssm's Mamba2"
         goals.append(Goal(what, f"{ratio:.2f} of its time", ratio <= 1.0))
-    return Table("Forward and backward of all mixers, bf16", rows), goals
+    return Table(TRAINING, rows), goals
 
 
 def captured(blocks: nn.ModuleList, width: int) -> Callable[[], object]:
@@ -223,19 +225,26 @@ def stepping(model: OCPMambaLVM, ceiling: float, quick: bool) -> tuple[Table, li
     )
     what = "a step at least as fast as mamba_ssm's blocks"
     goal = Goal(what, f"{ours / theirs:.2f} of their time", ours <= theirs)
-    return Table("One vector, batch 1, float32", rows), [goal]
+    return Table(STEPPING, rows), [goal]
 
 
-def main(quick: bool) -> Result:
-    """Build, check equality, then time."""
+def main(run: Run) -> None:
+    """Build, check equality, then time; every part is kept as soon as it is measured."""
     if not torch.cuda.is_available():
         raise SystemExit(f"gpu: not run: torch {torch.__version__} sees no CUDA device")
     build_kernels()
-    top, tflops, gbs = ceilings(quick)
-    equal, goals = equality()
+    top, tflops, gbs = ceilings(run.quick)
+    run.add(top)
+    run.add(*equality())
     use_backend("cuda", "cuda")
     torch.manual_seed(0)
-    model = build_model(MODEL_SIZES["small"]).cuda().eval()
-    trained, train_goals = training(model, tflops, quick)
-    stepped, step_goals = stepping(model, gbs, quick)
-    return Result([top, equal, trained, stepped], [*goals, *train_goals, *step_goals])
+    model = build_model(SINGLE).cuda().eval()
+    parts: dict[str, Callable[[], tuple[Table, list[Goal]]]] = {
+        TRAINING: lambda: training(model, tflops, run.quick),
+        STEPPING: lambda: stepping(model, gbs, run.quick),
+    }
+    for title, measure in parts.items():
+        if run.over():
+            run.add(Table(title, [], run.not_run))
+        else:
+            run.add(*measure())

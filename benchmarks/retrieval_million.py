@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.frame import Result
 from benchmarks.retrieval import sizes
+from benchmarks.run import Run
 
 
-def main(quick: bool) -> Result:
+def main(run: Run) -> None:
     """Measure the exact index and the one that `auto` takes past a million rows."""
-    table, goals = sizes({20_000 if quick else 1_000_000: ("exact", "ivf")}, 1000)
-    return Result([table], goals)
+    sizes(run, {20_000 if run.quick else 1_000_000: ("exact", "ivf")}, 1000)()

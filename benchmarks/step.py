@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.frame import Cell, Goal, Result, Table
-from benchmarks.train_step import REMEMBERED, random_bank, transformers_mamba2
+from benchmarks.frame import Goal, Row, Table
+from benchmarks.models import HEDGED, SINGLE, hedged_model
+from benchmarks.run import Run
+from benchmarks.train_step import TARGETS, random_bank, transformers_mamba2
 from ocp_mamba.baselines.neural import (
     GRUBaseline,
     TransformerBaseline,
@@ -25,7 +27,7 @@ from ocp_mamba.baselines.neural import (
     positions,
     transformer_of_size,
 )
-from ocp_mamba.config import MODEL_SIZES, ModelConfig
+from ocp_mamba.config import ModelConfig
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.compiled_step import FastStep, fast_step
 from ocp_mamba.model.lvm import OCPMambaLVM
@@ -104,49 +106,69 @@ def theirs(model: OCPMambaLVM, seen: int) -> Callable[[Tensor], Tensor]:
     return lambda v: stack(inputs_embeds=v[:, None], cache_params=cache).last_hidden_state
 
 
-def by_weights(model: OCPMambaLVM, quick: bool) -> tuple[Table, list[Goal], FastStep]:
-    """The compiled step for each way of storing the weights, beside its floor."""
-    vector, calls, seconds, sizes = torch.randn(1, 768), {}, {}, {}
+def stored(quick: bool) -> list[Row]:
+    """Return the names of the rows of `by_weights`: a model, and how its weights are stored."""
+    kinds = WEIGHTS[:1] if quick else WEIGHTS
+    rows: list[Row] = [{"model": "default", "weights": weights} for weights in kinds]
+    return [*rows, {"model": HEDGED, "weights": WEIGHTS[0]}]
+
+
+def by_weights(
+    run: Run, models: dict[str, OCPMambaLVM], table: Table, goal: Goal
+) -> FastStep | None:
+    """Time the compiled step of each row beside its floor; returns the default's in float32."""
+    vector = torch.randn(1, 768)
     fast: dict[str, FastStep] = {}
-    for weights in WEIGHTS[:1] if quick else WEIGHTS:
-        packed = quantize(model, weights)
-        fast[weights], seconds[weights] = compiled(packed)
-        sizes[weights] = weight_bytes(packed)
-        bytes_ = torch.zeros(sizes[weights] // 4)
-        calls[weights] = lambda step=fast[weights]: step(vector)
-        calls[f"floor {weights}"] = lambda b=bytes_: b.sum()
-    plain_step = prefilled(model, 10)
+    calls: dict[str, Callable[[], object]] = {}
+    seconds: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    for name, weights in named(table):
+        if run.over():
+            break
+        key, packed = f"{name} {weights}", quantize(models[name], weights)
+        fast[key], seconds[key] = compiled(packed)
+        sizes[key] = weight_bytes(packed)
+        bytes_ = torch.zeros(sizes[key] // 4)
+        calls[f"floor {key}"] = lambda b=bytes_: b.sum()
+        calls[key] = lambda step=fast[key]: step(vector)
+    plain_step = prefilled(models["default"], 10)
     calls["plain"] = lambda: plain_step(vector)
-    times = timing.rounds(calls, n_rounds=5 if quick else 4 * ROUNDS, warmup=5, limit_s=30)
-    rows: list[dict[str, Cell]] = []
-    for weights in fast:
-        step, floor = times[weights], times[f"floor {weights}"]
-        rows.append(
+    times = run.rounds(calls, n_rounds=5 if run.quick else 4 * ROUNDS, warmup=5, limit_s=30)
+    for row, (name, weights) in zip(table.rows, named(table), strict=True):
+        key = f"{name} {weights}"
+        if key not in times or f"floor {key}" not in times:
+            continue
+        step, floor = times[key], times[f"floor {key}"]
+        run.fill(
+            row,
             {
-                "weights": weights,
-                "MiB": sizes[weights] / timing.MIB,
+                "MiB": sizes[key] / timing.MIB,
                 "floor p50 ms": 1e3 * floor.median,
                 "step p50 ms": 1e3 * step.median,
                 "p50 over floor": step.median / floor.median,
                 "floor best ms": 1e3 * floor.best,
                 "step best ms": 1e3 * step.best,
                 "best over floor": step.best / floor.best,
-                "GB/s": sizes[weights] / step.best / 1e9,
-                "compiling s": seconds[weights],
-            }
+                "GB/s": sizes[key] / step.best / 1e9,
+                "compiling s": seconds[key],
+            },
         )
-    plain = times["plain"]
-    note = (
-        f"The plain step, not compiled, float32: p50 {1e3 * plain.median:.2f} ms, best "
-        f"{1e3 * plain.best:.2f} ms. Compiling is quicker where torch's cache has it from before."
-    )
-    ratio = times["float32"].median / times["floor float32"].median
-    goal = Goal(
-        f"p50 of a step at most {FLOOR_GOAL} times reading the weights once (float32)",
-        f"{ratio:.2f}",
-        ratio <= FLOOR_GOAL,
-    )
-    return Table("A step by how the weights are stored", rows, note), [goal], fast["float32"]
+        if row is table.rows[0]:
+            ratio = step.median / floor.median
+            run.reach(goal, f"{ratio:.2f}", ratio <= FLOOR_GOAL)
+    if "plain" in times:
+        plain = times["plain"]
+        table.note = (
+            f"The plain step of the default, not compiled, float32: p50 {1e3 * plain.median:.2f} "
+            f"ms, best {1e3 * plain.best:.2f} ms. Compiling is faster where torch's cache holds "
+            "the result of an earlier run."
+        )
+    return fast.get(f"default {WEIGHTS[0]}")
+
+
+def named(table: Table) -> list[tuple[str, str]]:
+    """Return the model and the weights of each row."""
+    return [(str(row["model"]), str(row["weights"])) for row in table.rows]
 
 
 @dataclass(frozen=True)
@@ -168,79 +190,99 @@ class Peers:
         return cls(model, fast, transformer, gru)
 
 
-def by_context(peers: Peers, seen: int, quick: bool) -> list[dict[str, Cell]]:
-    """Our step and its peers' after a context of ``seen`` vectors."""
+OURS, PLAIN = "ocp_mamba, compiled", "ocp_mamba, plain"
+GRU, CACHED = "GRU of equal size", "Transformer, keys and values kept"
+RECOMPUTING, THEIRS = "Transformer, all read again", "transformers Mamba2, its cache"
+
+
+def contestants(seen: int) -> tuple[str, ...]:
+    """Return who reads one more vector after ``seen`` ones."""
+    slow = (RECOMPUTING, THEIRS) if seen <= RECOMPUTED else ()
+    return (OURS, PLAIN, GRU, CACHED, *slow)
+
+
+def by_context(run: Run, peers: Peers, seen: int, rows: dict[str, Row]) -> None:
+    """Time our step and its peers' after a context of ``seen`` vectors; rows by contestant."""
     cached, stepped = CachedTransformer(peers.transformer, seen), SteppedGRU(peers.gru)
     vector, plain = torch.randn(1, 768), prefilled(peers.ours, seen)
     cache = peers.ours.allocate_inference_cache(1)
-    state = sum(t.nbytes for layer in cache.layers for t in vars(layer).values()) / timing.MIB
+    state = sum(t.nbytes for t in cache.tensors()) / timing.MIB
     steps: dict[str, tuple[Step, float]] = {
-        "ocp_mamba, compiled": (lambda: peers.fast(vector), state),
-        "ocp_mamba, plain": (lambda: plain(vector), state),
-        "GRU of equal size": (lambda: stepped(vector), stepped.hidden.nbytes / timing.MIB),
-        "Transformer, keys and values kept": (lambda: cached(vector), cached.mib()),
+        OURS: (lambda: peers.fast(vector), state),
+        PLAIN: (lambda: plain(vector), state),
+        GRU: (lambda: stepped(vector), stepped.hidden.nbytes / timing.MIB),
+        CACHED: (lambda: cached(vector), cached.mib()),
     }
-    if seen <= RECOMPUTED:
+    if RECOMPUTING in rows:
         context, other = torch.randn(1, seen + 1, 768), theirs(peers.ours, seen)
         again = lambda: peers.transformer.predict_all(context)[:, -1]  # noqa: E731
-        steps["Transformer, all read again"] = (again, context.nbytes / timing.MIB)
-        steps["transformers Mamba2, its cache"] = (lambda: other(vector), state)
-    times = timing.rounds(
+        steps[RECOMPUTING] = (again, context.nbytes / timing.MIB)
+        steps[THEIRS] = (lambda: other(vector), state)
+    times = run.rounds(
         {name: step for name, (step, _) in steps.items()},
-        n_rounds=3 if quick else ROUNDS,
+        n_rounds=3 if run.quick else ROUNDS,
         warmup=2,
         limit_s=8,
     )
-    ahead = times["ocp_mamba, compiled"]
-    return [
-        {
-            "vectors before": seen,
-            "one more vector": name,
+    best = {name: t.best for name, t in times.items()}
+    for name, t in times.items():
+        cells = {
             "p50 ms": 1e3 * t.median,
             "best ms": 1e3 * t.best,
-            "best, times ours": t.best / ahead.best,
+            "best, times ours": timing.ratio(best, name, OURS),
             "memory of the context, MiB": steps[name][1],
         }
-        for name, t in times.items()
-    ]
+        run.fill(rows[name], cells)
 
 
-def flat(model: OCPMambaLVM, quick: bool) -> Goal:
-    """Whether a step costs the same after 10 vectors as after 10,000, all taking turns."""
+def flat(run: Run, model: OCPMambaLVM, goal: Goal) -> None:
+    """Measure whether a step costs the same after 10 vectors as after 10,000, in turns."""
     vector = torch.randn(1, 768)
     steps = {n: prefilled(model, n) for n in SEEN}
-    times = timing.rounds(
+    times = run.rounds(
         {str(n): (lambda s=step: s(vector)) for n, step in steps.items()},
-        n_rounds=3 if quick else ROUNDS,
+        n_rounds=3 if run.quick else ROUNDS,
         limit_s=10,
     )
-    best = [t.best for t in times.values()]
-    ratio = max(best) / min(best)
-    return Goal(
-        f"a step costs the same after {' or '.join(f'{n:,}' for n in SEEN)} vectors: dearest over "
-        f"cheapest at most {FLAT_GOAL}",
-        f"{ratio:.2f}",
-        ratio <= FLAT_GOAL,
-    )
+    if len(times) == len(SEEN):
+        best = [t.best for t in times.values()]
+        ratio = max(best) / min(best)
+        run.reach(goal, f"{ratio:.2f}", ratio <= FLAT_GOAL)
 
 
 @torch.no_grad()
-def main(quick: bool) -> Result:
+def main(run: Run) -> None:
     """Time the step by weights, then beside its peers after contexts of several lengths."""
     torch.manual_seed(0)
-    size = MODEL_SIZES["small"]
-    config: ModelConfig = replace(size, n_layers=1) if quick else size
-    model = build_model(config).eval()
-    assert model.memory_head is not None
-    model.memory_head.set_memory(random_bank(REMEMBERED))
-    table, goals, fast = by_weights(model, quick)
-    peers = Peers.of(model, fast)
-    rows = [row for seen in SEEN for row in by_context(peers, seen, quick)]
-    note = (
-        f"float32, batch 1. Reading all again, and transformers' Mamba2, are measured up "
-        f"to {RECOMPUTED:,} vectors. The peers "
-        "run as their libraries give them, not compiled."
+    config: ModelConfig = replace(SINGLE, n_layers=1) if run.quick else SINGLE
+    models = {
+        "default": build_model(config).eval(),
+        HEDGED: build_model(hedged_model(run.quick)).eval(),
+    }
+    for model in models.values():
+        if model.memory_head is not None:
+            model.memory_head.set_memory(random_bank(TARGETS))
+    table = run.table("A step by how the weights are stored", stored(run.quick))
+    floor_goal = run.goal(
+        f"p50 of a step at most {FLOOR_GOAL} times reading the weights once (default, float32)"
     )
-    return Result(
-        [table, Table("One more vector, beside peers", rows, note)], [*goals, flat(model, quick)]
+    flat_goal = run.goal(
+        f"a step costs the same after {' or '.join(f'{n:,}' for n in SEEN)} vectors: dearest over "
+        f"cheapest at most {FLAT_GOAL}"
     )
+    beside = run.table(
+        "One more vector, beside peers",
+        [{"vectors before": n, "one more vector": name} for n in SEEN for name in contestants(n)],
+        "The default model, float32, batch 1. Reading all again, and transformers' Mamba2, are "
+        f"measured up to {RECOMPUTED:,} vectors. The peers run as their libraries give them, not "
+        "compiled.",
+    )
+    fast = by_weights(run, models, table, floor_goal)
+    if fast is not None:
+        peers = Peers.of(models["default"], fast)
+        for seen in SEEN:
+            if not run.over():
+                rows = [row for row in beside.rows if row["vectors before"] == seen]
+                by_context(run, peers, seen, {str(row["one more vector"]): row for row in rows})
+    if not run.over():
+        flat(run, models["default"], flat_goal)

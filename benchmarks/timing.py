@@ -1,6 +1,6 @@
 """Time several contestants so that all of them meet the same noise.
 
-Every round runs each contestant once, in a new order; ratios of the best rounds are what counts.
+Every round runs each contestant once, in a new order; the ratios of the best rounds count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one contestant over all rounds."""
+    """Seconds of one contestant over all rounds, at least one."""
 
     seconds: tuple[float, ...]
 
@@ -40,16 +40,20 @@ def rounds(
     n_rounds: int,
     warmup: int = 1,
     limit_s: float = 60.0,
+    over: Callable[[], bool] = lambda: False,
 ) -> dict[str, Timing]:
-    """Run every contestant once a round, in a random order, and return their times.
+    """Run every contestant once a round, and return their times.
 
-    A contestant that has used its share of the time sits out the rounds that are left.
+    The first round keeps the order given, the others take a random one. A contestant that has used
+    its share of the time is left out of the rounds that remain.
 
     Args:
         contestants: what to call, by name.
         n_rounds: rounds that count.
         warmup: rounds before, which do not count: first calls allocate, compile and fill caches.
         limit_s: seconds for all, in equal shares; two rounds of each count in any case.
+        over: asked before every call; once it is true no more is called, and contestants without a
+            round that counts are missing in what is returned.
     """
     order = list(contestants)
     shuffle = random.Random(0).shuffle
@@ -58,8 +62,11 @@ def rounds(
     gc.disable()
     try:
         for i in range(warmup + n_rounds):
-            shuffle(order)
+            if i:
+                shuffle(order)
             for name in order:
+                if over():
+                    break
                 if len(seconds[name]) >= 2 and sum(seconds[name]) > limit_s / len(order):
                     continue
                 begin = time.perf_counter()
@@ -68,15 +75,19 @@ def rounds(
                     seconds[name].append(time.perf_counter() - begin)
     finally:
         gc.enable()
-    return {name: Timing(tuple(s)) for name, s in seconds.items()}
+    return {name: Timing(tuple(s)) for name, s in seconds.items() if s}
+
+
+def ratio(seconds: Mapping[str, float], name: str, to: str) -> float | None:
+    """Return one contestant's seconds over another's, None where one was not timed."""
+    return seconds[name] / seconds[to] if name in seconds and to in seconds else None
 
 
 def peak_mib(call: Callable[[], object]) -> float | None:
-    """MiB of memory that a call needs at its height beyond what was held before it.
+    """Return the most memory in MiB that a call needs beyond what was held before it.
 
-    Linux with glibc counts it; elsewhere it is called, and None says that it was not measured.
-    Memory that the allocator kept from earlier calls is given back first, as it would hide what
-    the call needs.
+    Only Linux with glibc counts it. Elsewhere the call is made, and None is returned. Memory that
+    the allocator kept from earlier calls is given back first, as it would hide what the call needs.
     """
     gc.collect()
     give_back_freed()
@@ -91,7 +102,7 @@ def peak_mib(call: Callable[[], object]) -> float | None:
 
 
 def _status(key: str) -> int:
-    """A figure of /proc/self/status in bytes."""
+    """Return a number of /proc/self/status in bytes."""
     for line in (PROC / "status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024

@@ -7,16 +7,19 @@ them, forward, backward and the same optimizer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import timing
-from benchmarks.frame import Cell, Goal, Result, Table
+from benchmarks.frame import Cell, Goal, Table
+from benchmarks.models import HEDGED, SINGLE, hedged_model, hedged_training
+from benchmarks.run import Run
 from ocp_mamba import errors
 from ocp_mamba.baselines.neural import gru_of_size, transformer_of_size
-from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
+from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.batches import Batch
 from ocp_mamba.kernels import cpu
 from ocp_mamba.model.base import NextVectorModel
@@ -29,28 +32,29 @@ from ocp_mamba.training.trainer import make_optimizer, resolve_precision, train_
 
 SHAPES = {"short chains": (64, 14), "long chains": (2, 512)}
 FLOOR, OURS, THEIRS = "products alone (floor)", "ocp_mamba", "transformers Mamba2"
-PLAIN, WHOLE, STACKS = "ocp_mamba, compile off", "ocp_mamba as the size small is trained", 3
-WHOLE_FLOOR = "products alone, as the size small is trained"
-REMEMBERED = 2_202
-"""Concepts that a model remembers: the targets of the shipped dataset's train split."""
+PLAIN = "ocp_mamba, compile off"
+WHOLE, WHOLE_FLOOR = f"ocp_mamba, preset {HEDGED}", f"products alone, preset {HEDGED}"
+PEERS = ("Transformer of equal size", "GRU of equal size")
+FLOAT32, MAMBAPY = "ocp_mamba, float32", "mambapy Mamba-1"
+TARGETS = 2_202
+"""Concepts that InfoNCE tells a target from: the targets of the shipped dataset's train split."""
 FLOOR_GOAL, PEER_GOAL = 1.3, 8.0
 
-
 NOTE = (
-    "One stack of 6 layers and the cosine loss throughout, for the peers' sake, but for the size "
-    f"small: 3 stacks, {REMEMBERED:,} concepts remembered, and the softmax over them; its step "
-    "takes {whole:.2f} times its own products. The mixers' weights are the same in the floor, in "
-    "every ocp_mamba row of one stack and in transformers' Mamba2, whose plain torch path this is. "
-    "Peak memory is what a step needs beyond weights and what was held before; first steps hold "
-    "AdamW's state too. In all rows freed memory is kept for the next step, as in our training "
-    "(`allocator`)."
+    "All rows are one stack of 6 layers and the cosine loss, which is the default training, except "
+    f"for the preset {HEDGED}: it has several stacks, a memory head with {TARGETS:,} concepts and "
+    "InfoNCE; its step takes {whole} times its own products. The weights of the mixers are the "
+    "same in the floor, in every ocp_mamba row of one stack and in transformers' Mamba2, whose "
+    "plain torch path this is. Peak memory is what a step needs beyond the weights and what was "
+    "held before; first steps hold AdamW's state too. In all rows freed memory is kept for the "
+    "next step, as in our training (`system.malloc`)."
 )
 
 
 class Products(NextVectorModel):
     """The linear layers of an `OCPMambaLVM` and nothing else; B, C, dt and the gate go nowhere.
 
-    With what it remembers, the products that recalling and its gradient take come on top.
+    For a model with a memory head, the products of reading the memory are added.
     """
 
     def __init__(self, model: OCPMambaLVM) -> None:
@@ -59,18 +63,19 @@ class Products(NextVectorModel):
         self.d_inner = c.d_inner
         widths = ((c.d_model, 2 * c.d_inner + 2 * c.d_state + c.nheads), (c.d_inner, c.d_model))
         self.stacks = nn.ModuleList()
-        for theirs in model.stacks():
+        layers = iter(model.layers)
+        for depth in c.depths:
             stack = nn.ModuleList()
-            for layer in theirs:
+            for layer in islice(layers, depth):
                 inward, outward = (nn.Linear(*width, bias=False) for width in widths)
                 inward.load_state_dict(layer.mixer.in_proj.state_dict())
                 outward.load_state_dict(layer.mixer.out_proj.state_dict())
                 stack.append(nn.ModuleList((inward, outward)))
             self.stacks.append(stack)
         self.output = nn.Linear(c.d_model, c.d_vector)
-        self.remembered: Tensor | None = None
+        self.memory: Tensor | None = None
         if model.memory_head is not None and len(model.memory_head.memory):
-            self.remembered = model.memory_head.memory
+            self.memory = model.memory_head.memory
 
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         predictions = []
@@ -81,10 +86,10 @@ class Products(NextVectorModel):
             predictions.append(self.output(x).to(seq_vectors.dtype))
         return torch.stack(predictions)
 
-    def recall(self, members: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
-        if self.remembered is None:
+    def read_memory(self, members: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        if self.memory is None:
             return members, None
-        return (members @ self.remembered.T @ self.remembered).to(members.dtype), None
+        return (members @ self.memory.T @ self.memory).to(members.dtype), None
 
 
 class Peer(NextVectorModel):
@@ -151,23 +156,33 @@ def random_bank(rows: int) -> Tensor:
     return nn.functional.normalize(drawn, dim=-1)
 
 
-def stepper(
-    model: NextVectorModel, batch: Batch, bank: Tensor, precision: str, compiled: bool
-) -> Callable[[], object]:
+@dataclass(frozen=True)
+class Contestant:
+    """A model and how it is trained."""
+
+    model: NextVectorModel
+    config: TrainConfig
+    precision: str
+    kernels: bool = True
+
+
+def stepper(one: Contestant, batch: Batch, bank: Tensor, kernels: bool) -> Callable[[], object]:
     """Return a call that takes one step of the training loop's own.
 
-    A model that remembers concepts learns by the default losses, all others by the cosine alone.
+    InfoNCE, where the config has it, tells a target from all rows of the bank.
     """
-    config, negative_pool = TrainConfig(precision=precision, infonce_weight=0.0), NO_NEGATIVES
-    if model.memory_head is not None and len(model.memory_head.memory):
-        config = TrainConfig(precision=precision)
-        negative_pool = NegativePool(targets=torch.arange(len(bank)), remembered=True)
-    model.train()
-    state = TrainState(model, make_optimizer(model, config), precision, negative_pool)
+    negative_pool = NO_NEGATIVES
+    if one.config.infonce_weight:
+        head = one.model.memory_head
+        is_memory = head is not None and len(head.memory) == len(bank)
+        negative_pool = NegativePool(targets=torch.arange(len(bank)), is_memory=is_memory)
+    one.model.train()
+    optimizer = make_optimizer(one.model, one.config)
+    state = TrainState(one.model, optimizer, one.precision, negative_pool)
 
     def step() -> None:
-        cpu.use(compiled)
-        train_step(state, batch, bank, 1e-6, config)
+        cpu.use(kernels and one.kernels)
+        train_step(state, batch, bank, 1e-6, one.config)
 
     return step
 
@@ -183,32 +198,37 @@ def kernels() -> bool:
 
 
 def contestants(
-    config: ModelConfig, precision: str, bank: Tensor
-) -> dict[str, tuple[NextVectorModel, str]]:
-    """Return each model with its precision, by name; `PLAIN` alone runs without kernels."""
+    config: ModelConfig, hedged: ModelConfig, precision: str, bank: Tensor
+) -> dict[str, Contestant | str]:
+    """Return each contestant by name, the most important first; text says why one cannot run."""
     torch.manual_seed(0)
     ours = build_model(config)
     size = ours.num_parameters()
-    whole = build_model(replace(config, members=min(STACKS, config.n_layers)))
-    assert whole.memory_head is not None
-    whole.memory_head.remember(bank)
-    found: dict[str, tuple[NextVectorModel, str]] = {
-        FLOOR: (Products(ours), precision),
-        OURS: (ours, precision),
-        PLAIN: (_copy(ours), precision),
-        WHOLE_FLOOR: (Products(whole), precision),
-        WHOLE: (whole, precision),
-        THEIRS: (transformers_mamba2(ours), "float32"),
-        "Transformer of equal size": (transformer_of_size(config, size), precision),
-        "GRU of equal size": (gru_of_size(config, size), precision),
+    whole = build_model(hedged)
+    if whole.memory_head is not None:
+        whole.memory_head.set_memory(bank)
+    preset = hedged_training(TrainConfig(precision=precision))
+
+    def cosine(model: NextVectorModel, kind: str = precision, **how: bool) -> Contestant:
+        return Contestant(model, TrainConfig(precision=kind, infonce_weight=0.0), kind, **how)
+
+    found: dict[str, Contestant | str] = {
+        FLOOR: cosine(Products(ours)),
+        OURS: cosine(ours),
+        WHOLE_FLOOR: Contestant(Products(whole), preset, precision),
+        WHOLE: Contestant(whole, preset, precision),
+        PLAIN: cosine(_copy(ours), kernels=False),
+        THEIRS: cosine(transformers_mamba2(ours), "float32"),
+        PEERS[0]: cosine(transformer_of_size(config, size)),
+        PEERS[1]: cosine(gru_of_size(config, size)),
     }
     if precision != "float32":
-        found["ocp_mamba, float32"] = (_copy(ours), "float32")
-        found[f"{THEIRS}, {precision}"] = (transformers_mamba2(ours), precision)
+        found[FLOAT32] = cosine(_copy(ours), "float32")
+        found[f"{THEIRS}, {precision}"] = cosine(transformers_mamba2(ours))
     try:
-        found["mambapy Mamba-1"] = (mambapy_mamba(ours), precision)
+        found[MAMBAPY] = cosine(mambapy_mamba(ours))
     except ImportError as error:
-        print(f"mambapy Mamba-1: not run ({error}); pip install -e '.[bench]'")
+        found[MAMBAPY] = f"{error}; pip install -e '.[bench]'"
     return found
 
 
@@ -218,58 +238,66 @@ def _copy(model: OCPMambaLVM) -> OCPMambaLVM:
     return copy
 
 
-def main(quick: bool) -> Result:
+def main(run: Run) -> None:
     """Time all contestants at each shape."""
-    config = replace(MODEL_SIZES["small"], members=1, **{"n_layers": 1} if quick else {})
-    bank = random_bank(REMEMBERED)
+    config = replace(SINGLE, n_layers=1) if run.quick else SINGLE
+    bank = random_bank(TARGETS)
     precision = resolve_precision("auto", bank.device)
     compiled = kernels()
-    models = contestants(config, precision, bank)
-    tables, goals = [], []
-    for name, (B, L) in SHAPES.items():
-        batch = batch_of(B, L, bank)
-        steps = {
-            n: stepper(model, batch, bank, p, compiled and n != PLAIN)
-            for n, (model, p) in models.items()
-        }
-        with freed_is_kept():
-            peaks = {n: timing.peak_mib(step) for n, step in steps.items()}
-            times = timing.rounds(
-                steps, n_rounds=2 if quick else 12, warmup=0, limit_s=5 if quick else 30
-            )
-        floor, ours = times[FLOOR].best, times[OURS].best
-        rows: list[dict[str, Cell]] = [
-            {
-                "step": n,
-                "precision": models[n][1],
-                "best ms": 1e3 * t.best,
-                "median ms": 1e3 * t.median,
-                "times the floor": t.best / floor,
-                "times ours": t.best / ours,
-                "vectors/s": round(B * L / t.best),
-                "peak MiB": None if peaks[n] is None else round(peaks[n]),
-                "parameters": models[n][0].num_parameters(),
-            }
-            for n, t in times.items()
-        ]
-        note = NOTE.format(whole=times[WHOLE].best / times[WHOLE_FLOOR].best)
-        if not compiled:
-            note += " **The kernels do not compile here: all ran eager.**"
-        tables.append(Table(f"{name}: {B} x {L} vectors", rows, note))
-        goals += _goals(name, ours / floor, times[THEIRS].best / ours)
-    return Result(tables, goals)
-
-
-def _goals(shape: str, over_floor: float, ahead: float) -> list[Goal]:
-    return [
-        Goal(
-            f"{shape}: at most {FLOOR_GOAL} times the floor",
-            f"{over_floor:.2f}",
-            over_floor <= FLOOR_GOAL,
-        ),
-        Goal(
-            f"{shape}: at least {PEER_GOAL:.0f} times faster than {THEIRS}",
-            f"{ahead:.1f}",
-            ahead >= PEER_GOAL,
-        ),
+    models = contestants(config, hedged_model(run.quick), precision, bank)
+    declared = [
+        (
+            run.table(f"{name}: {B} x {L} vectors", [{"step": n} for n in models]),
+            run.goal(f"{name}: at most {FLOOR_GOAL} times the floor"),
+            run.goal(f"{name}: at least {PEER_GOAL:.0f} times faster than {THEIRS}"),
+        )
+        for name, (B, L) in SHAPES.items()
     ]
+    for (B, L), (table, *goals) in zip(SHAPES.values(), declared, strict=True):
+        measure(run, models, batch_of(B, L, bank), bank, compiled, table, goals)
+
+
+def measure(
+    run: Run,
+    models: dict[str, Contestant | str],
+    batch: Batch,
+    bank: Tensor,
+    compiled: bool,
+    table: Table,
+    goals: list[Goal],
+) -> None:
+    """Time all contestants on one batch, and fill in the table and its goals."""
+    able = {n: one for n, one in models.items() if isinstance(one, Contestant)}
+    steps = {n: stepper(one, batch, bank, compiled) for n, one in able.items()}
+    with freed_is_kept():
+        peaks = run.peaks(steps)
+        times = run.rounds(
+            steps, n_rounds=2 if run.quick else 12, warmup=0, limit_s=5 if run.quick else 30
+        )
+    best = {n: t.best for n, t in times.items()}
+    for row, (n, one) in zip(table.rows, models.items(), strict=True):
+        if not isinstance(one, Contestant):
+            run.skip(row, one)
+        elif n in times:
+            peak = peaks[n]
+            cells: dict[str, Cell] = {
+                "precision": one.precision,
+                "best ms": 1e3 * best[n],
+                "median ms": 1e3 * times[n].median,
+                "times the floor": timing.ratio(best, n, FLOOR),
+                "times ours": timing.ratio(best, n, OURS),
+                "vectors/s": round(batch.inputs.numel() / best[n]),
+                "peak MiB": None if peak is None else round(peak),
+                "parameters": one.model.num_parameters(),
+            }
+            run.fill(row, cells)
+    whole = timing.ratio(best, WHOLE, WHOLE_FLOOR)
+    table.note = NOTE.format(whole="(not run)" if whole is None else f"{whole:.2f}")
+    if not compiled:
+        table.note += " **The kernels do not compile here: all ran without them.**"
+    over_floor, ahead = timing.ratio(best, OURS, FLOOR), timing.ratio(best, THEIRS, OURS)
+    if over_floor is not None:
+        run.reach(goals[0], f"{over_floor:.2f}", over_floor <= FLOOR_GOAL)
+    if ahead is not None:
+        run.reach(goals[1], f"{ahead:.1f}", ahead >= PEER_GOAL)
+    run.save()

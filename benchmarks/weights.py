@@ -1,4 +1,4 @@
-"""What rounding the weights costs: a trained model evaluated on the validation split, thrice.
+"""What rounding the weights costs: a trained model evaluated on the validation split in each form.
 
 Needs the ``outputs/model.pt`` that `make run` writes, so it runs only when named.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks import timing
-from benchmarks.frame import ROOT, Cell, Result, Table
+from benchmarks.frame import ROOT
+from benchmarks.run import Run
 from ocp_mamba.data.analysis.leakage import strata
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
@@ -21,7 +22,7 @@ MODEL = ROOT / "outputs" / "model.pt"
 SPLIT = "val"
 
 
-def main(quick: bool) -> Result:
+def main(run: Run) -> None:
     """Evaluate the model with its matrices in float32, bf16 and int8."""
     if not MODEL.is_file():
         raise SystemExit(
@@ -32,23 +33,28 @@ def main(quick: bool) -> Result:
     wanted = torch.from_numpy(dataset.bank[targets])
     unseen = strata(dataset, SPLIT)["unseen"]
     exact = None
-    rows: list[dict[str, Cell]] = []
-    for weights in WEIGHTS[:2] if quick else WEIGHTS:
+    kinds = WEIGHTS[:2] if run.quick else WEIGHTS
+    table = run.table(
+        "A trained model by how its weights are stored",
+        [{"weights": weights} for weights in kinds],
+        f"{len(targets):,} sequences, {int(unseen.sum()):,} of them unseen transitions.",
+    )
+    for row, weights in zip(table.rows, kinds, strict=True):
+        if run.over():
+            break
         packed = quantize(model, weights)
         predicted = predict_examples(packed, dataset, SPLIT)
         exact = predicted if exact is None else exact
         hits = metrics.precision_at(index.search(predicted.numpy(), 1)[1], targets, 1)
         cosines = metrics.cosine(predicted, wanted).numpy()
-        rows.append(
+        run.fill(
+            row,
             {
-                "weights": weights,
                 "MiB": weight_bytes(packed) / timing.MIB,
                 "cosine": f"{cosines.mean():.5f}",
                 "P@1": f"{hits.mean():.5f}",
                 "cosine, unseen": f"{cosines[unseen].mean():.5f}",
                 "P@1, unseen": f"{hits[unseen].mean():.5f}",
                 "cosine to float32's prediction": f"{metrics.cosine(predicted, exact).mean():.6f}",
-            }
+            },
         )
-    note = f"{len(targets):,} sequences, {int(unseen.sum()):,} of them unseen transitions."
-    return Result([Table("A trained model by how its weights are stored", rows, note)])

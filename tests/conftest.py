@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; read before torch's first import
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from data_maker import TINY, make_dataset
 from postgres import NOT_FOUND, Postgres, programs
 from servers import Server, tracking_server

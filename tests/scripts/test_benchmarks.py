@@ -1,11 +1,17 @@
 import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import frame, shards, shards_command, timing
+from benchmarks import calibration, child, frame, models, shards, shards_command, timing
 from benchmarks.frame import Goal, Result, Table
+from benchmarks.run import Run
 from ocp_mamba.data.fingerprint import fingerprint_of
 from ocp_mamba.data.load import load_dataset
 
@@ -20,6 +26,18 @@ def test_rounds_time_every_contestant_and_slow_ones_sit_out():
     assert all(len(t.seconds) == 3 and t.best <= t.median for t in found.values())
     slow = timing.rounds({"a": lambda: next(clock)}, n_rounds=9, warmup=1, limit_s=0.0)
     assert len(slow["a"].seconds) == 2
+
+
+def test_rounds_end_when_the_time_is_over_and_keep_what_was_timed():
+    calls = []
+    found = timing.rounds(
+        {name: lambda name=name: calls.append(name) for name in "abc"},
+        n_rounds=3,
+        warmup=0,
+        over=lambda: len(calls) == 2,
+    )
+    assert calls == ["a", "b"]
+    assert set(found) == {"a", "b"}
 
 
 def test_peak_memory_is_that_of_the_call():
@@ -38,18 +56,35 @@ def test_cells_are_shown_with_three_digits(value, text):
     assert frame.shown(value) == text
 
 
-def test_a_result_is_kept_and_stands_between_its_markers(tmp_path, monkeypatch):
-    page = tmp_path / "performance.md"
-    page.write_text("# P\n<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n")
+RESULT = Result(
+    [Table("T", [{"what": "a", "ms": 1.5}], "a note")],
+    [Goal("fast", "2.0", met=True), Goal("faster", "2.0", met=False), Goal("fastest")],
+    ["figures/x.svg"],
+)
+MARKERS = "<!-- processors: begin -->\n<!-- processors: end -->\n"
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A page with a place for the benchmark x, and no results yet."""
+    path = tmp_path / "performance.md"
+    path.write_text(f"# P\n{MARKERS}<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n")
     monkeypatch.setattr(frame, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(frame, "PAGE", page)
-    result = Result(
-        [Table("T", [{"what": "a", "ms": 1.5}], "a note")],
-        [Goal("fast", "2.0", met=True), Goal("faster", "2.0", met=False)],
-        ["figures/x.svg"],
-    )
-    path = frame.write("x", result, quick=True, seconds=3.0, load=0.5)
-    assert json.loads(path.read_text())["machine"]["torch"]
+    monkeypatch.setattr(frame, "PAGE", path)
+    return path
+
+
+def kept(folder: Path, **machine: str) -> None:
+    """Keep `RESULT` as that of a machine with these values changed."""
+    path = folder / "x.json"
+    frame.write(path, "x", RESULT, quick=True, seconds=3.0, load=0.5)
+    content = frame.read(path)
+    path.write_text(json.dumps(content | {"machine": content["machine"] | machine}))
+    frame.keep(path)
+
+
+def test_a_result_is_kept_and_stands_between_its_markers(page, tmp_path):
+    kept(tmp_path)
     frame.render()
     text = page.read_text()
     for wanted in (
@@ -58,6 +93,7 @@ def test_a_result_is_kept_and_stands_between_its_markers(tmp_path, monkeypatch):
         "a note",
         "met",
         "**not met**",
+        "| fastest | not run    |",
         "figures/x.svg",
     ):
         assert wanted in text
@@ -67,13 +103,143 @@ def test_a_result_is_kept_and_stands_between_its_markers(tmp_path, monkeypatch):
     assert page.read_text() == text
 
 
-def test_a_page_without_a_place_for_a_result_is_an_error(tmp_path, monkeypatch):
-    (tmp_path / "x.json").write_text("{}")
-    (tmp_path / "p.md").write_text("nothing")
-    monkeypatch.setattr(frame, "RESULTS", tmp_path)
-    monkeypatch.setattr(frame, "PAGE", tmp_path / "p.md")
+def test_each_processor_has_its_section_and_its_column_of_goals(page, tmp_path):
+    kept(tmp_path, processor="Ape (avx2)", cores=1)
+    kept(tmp_path, processor="Bee (amx_bf16)", cores=2)
+    kept(tmp_path, processor="Bee (amx_bf16)", cores=2)
+    folders = sorted(path.name for path in frame.RESULTS.iterdir())
+    assert folders == ["ape-avx2-1-core", "bee-amx-bf16-2-cores"]
+    frame.render()
+    text = page.read_text()
+    assert (
+        text.count("### Ape (avx2), 1 core\n") == text.count("### Bee (amx_bf16), 2 cores\n") == 1
+    )
+    summary = text[: text.index("<!-- processors: end -->")].splitlines()
+    assert "| goal    | Ape (avx2), 1 core   | Bee (amx_bf16), 2 cores   |" in summary
+    assert "| faster  | 2.0 **not met**      | 2.0 **not met**           |" in summary
+
+
+def test_a_page_without_a_place_for_a_result_is_an_error(page, tmp_path):
+    kept(tmp_path)
+    page.write_text(MARKERS)
     with pytest.raises(SystemExit, match="x: begin"):
         frame.render()
+
+
+def test_the_page_is_what_the_kept_results_render_to():
+    text = frame.PAGE.read_text()
+    results = [frame.read(path) for path in sorted(frame.RESULTS.glob("*/*.json"))]
+    assert results
+    assert frame.side_by_side(results) in text
+    for content in results:
+        assert frame.markdown(content) in text
+
+
+def test_limits_grow_with_the_slower_of_two_measurements():
+    reference = dict(calibration.REFERENCE)
+    assert calibration.slowness(reference) == 1.0
+    assert calibration.slowness({name: s / 2 for name, s in reference.items()}) == 1.0
+    assert calibration.slowness(reference | {"copy": 3 * reference["copy"]}) == pytest.approx(3)
+    assert calibration.slowness(dict.fromkeys(reference, 1e6)) == calibration.MOST
+
+
+def test_a_run_says_not_run_until_a_row_is_measured(tmp_path):
+    run = Run("x", tmp_path / "x.json", quick=False, limit_s=7.0, slowness=3.0)
+    table, goal = run.table("T", [{"step": "a"}, {"step": "b"}]), run.goal("fast")
+    run.fill(table.rows[0], {"ms": 1.5})
+    content = frame.read(run.path)
+    assert not content["complete"]
+    text = frame.markdown(content)
+    assert "| a      | 1.50 |" in text
+    assert "not run: the limit of 21.0 s was reached" in text
+    assert "stopped before its end" in text
+    run.skip(table.rows[1], "no module named x")
+    run.reach(goal, "1", met=True)
+    assert frame.read(run.path)["complete"]
+    assert "not run: no module named x" in frame.markdown(frame.read(run.path))
+
+
+@pytest.fixture
+def fakes(page, monkeypatch):
+    """The command with benchmarks of `fake_benchmarks` alone, on a machine as the reference is."""
+    limits = {"slow": 1, "hangs": 3, "broken": 10, "good": 10}
+    helpers = Path(__file__).parents[1] / "helpers"
+    monkeypatch.setenv("PYTHONPATH", f"{frame.ROOT}:{helpers}")
+    monkeypatch.setattr(bench, "PACKAGE", "fake_benchmarks")
+    monkeypatch.setattr(bench, "LIMITS", limits)
+    monkeypatch.setattr(calibration, "slowness", lambda: 1.0)
+    places = "".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in limits)
+    page.write_text(MARKERS + places)
+
+    def start(*names: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *names])
+        try:
+            bench.main()
+            said = ""
+        except SystemExit as error:
+            said = str(error)
+        return said, page.read_text()
+
+    return start
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run the child's work here; a sleep longer than the time allowed is ended at once."""
+    sleep = time.sleep
+    frame.machine()  # asks git, before `run` is replaced
+
+    def run(command, cwd, timeout):
+        def sleep_or_end(seconds):
+            if seconds > timeout:
+                raise subprocess.TimeoutExpired(command, timeout)
+            sleep(seconds)
+
+        monkeypatch.setattr(time, "sleep", sleep_or_end)
+        monkeypatch.setattr(sys, "argv", command[2:])
+        child.main()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_benchmark_that_is_stopped_keeps_its_rows_and_the_others_go_on(fakes):
+    said, text = fakes("slow", "hangs", "good")
+    assert said == ""
+    slow = text[text.index("slow: begin") : text.index("slow: end")]
+    assert re.search(r"\| contestant 0  \| \d+", slow)  # 100 ms or a little more
+    assert slow.count("not run: the limit of 1.00 s was reached") >= 12
+    assert "stopped before its end" in slow
+    assert "**first**" in slow
+    assert "**second**" in slow
+    hangs = text[text.index("hangs: begin") : text.index("hangs: end")]
+    assert "| a      | 1.50      |" in hangs
+    assert "| b      |           | not run: the limit of 3.00 s was reached |" in hangs
+    assert "| a      | 1.50 |" in text[text.index("good: begin") :]
+
+
+def test_a_real_error_ends_the_command_with_an_error_and_keeps_the_last_result(fakes):
+    said, text = fakes("broken", "good")
+    assert "broken" in said
+    assert "good" not in said
+    assert "<!-- broken: begin -->\n<!-- broken: end -->" in text
+    assert "| a      | 1.50 |" in text
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_quick_run_leaves_the_page_and_the_results(fakes, page):
+    before = page.read_text()
+    assert fakes("--quick", "good") == ("", before)
+    assert not frame.RESULTS.exists()
+
+
+def test_the_single_stack_is_named_apart_from_the_preset():
+    assert models.SINGLE.members == 1
+    assert models.SINGLE.n_memory == 0
+    hedged = models.hedged_model()
+    assert hedged.members > 1
+    assert hedged.n_memory > 0
 
 
 @pytest.mark.parametrize("name", bench.LIMITS)
