@@ -11,11 +11,12 @@ from ocp_mamba.config import (
 from ocp_mamba.errors import ConfigError
 
 
-def test_small_is_the_reference_shape():
+def test_small_is_the_shape_of_the_specification():
     small = MODEL_SIZES["small"]
     assert (small.d_model, small.n_layers, small.d_state) == (768, 6, 16)
     assert (small.d_inner, small.nheads) == (1536, 24)
-    assert small.depths == (2, 2, 2)
+    assert small.depths == (6,)
+    assert (small.members, small.n_memory) == (1, 0)
 
 
 def test_layers_are_shared_out_evenly():

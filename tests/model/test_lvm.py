@@ -145,7 +145,7 @@ def test_a_single_member_is_a_plain_stack():
     x = model.embed(seq, None)
     for layer in model.layers:
         x = x + layer.mixer(layer.norm(x))
-    assert torch.equal(model.predict_all(seq), model.head(x, seq.dtype))
+    assert torch.equal(model.predict_all(seq), model.head(x))
 
 
 def test_tmd_is_broadcast_to_every_position_and_changes_the_prediction():
