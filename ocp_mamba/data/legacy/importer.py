@@ -15,6 +15,7 @@ from tabulate import tabulate
 from ocp_mamba import __version__
 from ocp_mamba.config import D_TMD
 from ocp_mamba.data.analysis.duplicates import find_duplicates, norms_of
+from ocp_mamba.data.analysis.leakage import LEARN_ALL
 from ocp_mamba.data.dataset import SCHEMA_VERSION, SPLITS, Dataset
 from ocp_mamba.data.legacy.layouts import LegacyFile, RawSplit
 from ocp_mamba.data.legacy.vectors import UNIT_TOLERANCE, VectorNumbers, take_apart
@@ -304,7 +305,7 @@ def _assemble(
     first = np.array([f for part in parts for f in part.first], dtype=np.uint8)
     source = np.zeros(len(concepts), dtype=np.uint8)
     if split is None:
-        split = split_chains(values, offsets, source, seed=seed, first=first)
+        split = split_chains(values, offsets, source, seed=seed, first=first, min_context=LEARN_ALL)
     return Dataset(
         bank=bank,
         texts=np.array([f"concept {i:06d}" for i in range(len(bank))]),
@@ -346,6 +347,7 @@ def _note_split(report: ImportReport, dataset: Dataset) -> None:
         dataset.split,
         [SOURCE],
         first=dataset.chain_first,
+        min_context=LEARN_ALL,
     )
     report.notes += made.warnings
 
