@@ -16,18 +16,18 @@ MEGABATCH = 32
 """Batches whose chains are sorted by length together: little padding, yet well mixed."""
 
 READ_AHEAD, RELEASE_EVERY = 16, 8
-"""Batches, where the dataset is mapped from the disk."""
+"""Batches that are prefetched, and after which pages are released, of a mapped dataset."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How much of each position is its own, and what the rest is of.
+    """The share of each position's own chain in a mixed batch, and the other chain's targets.
 
-    Every chain of a batch is mixed with another one of it: a position's input is the direction of
-    ``w * own + (1 - w) * other``, w from 0.5 to 1, and so is what it is to predict. Between the
-    steps of two chains the model then goes smoothly from one to the other, rather than to wherever
-    what it knows by heart leads. Source: Zhang et al., "mixup: Beyond Empirical Risk
-    Minimization", 2018; there w is drawn from Beta(a, a), here the larger of it and 1 - it.
+    Every chain of a batch is mixed with another chain of the batch: a position's input is the
+    direction of ``w * own + (1 - w) * other``, w from 0.5 to 1, and its target is mixed alike. So
+    the model learns to change smoothly between the steps of two chains. Source: Zhang et al.,
+    "mixup: Beyond Empirical Risk Minimization", 2018, where w is drawn from Beta(a, a); here w is
+    the larger of the drawn number and 1 less it.
 
     Attributes:
         weight: (B, L), w, in the bank's precision; 1 where either chain is padded.
@@ -49,7 +49,7 @@ class Batch:
         inputs: int64 (B, L), bank ids of the inputs, -1 where padded.
         targets: int64 (B, L), bank ids of the next concepts, -1 where padded.
         mask: bool (B, L), true where position t, which predicts ``chain[t + 1]``, is a training
-            example: ``t + 1 >= chain_first``, or the fewest concepts of context asked for.
+            example: ``t + 1 >= chain_first``, or the ``min_context`` that was asked for.
         tmd: float32 (B, 16), or None for a dataset without TMD codes.
         relations: float32 (B, L, 2), by which relation each input follows the one before it and how
             sure that is, see `Dataset.steps`, zero where padded; None for a dataset without them.
@@ -95,8 +95,9 @@ def batches(
 ) -> Iterator[Batch]:
     """Pass once over the chains of a split, chains of like length together.
 
-    A mapped dataset's rows are asked for some batches ahead, and let go of after some more, so that
-    resident memory stays flat. The order is the same as in memory: a permutation of all chains.
+    A mapped dataset's rows are prefetched some batches ahead, and its pages are released every few
+    batches, so that resident memory stays flat. The order is the same as in memory: a permutation
+    of all chains.
 
     Args:
         dataset: where the chains come from.

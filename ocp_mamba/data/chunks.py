@@ -1,4 +1,4 @@
-"""A pass over all chains of a dataset, some at a time, whatever their number."""
+"""A pass over all chains of a dataset in chunks, so that any number of chains fits in memory."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tqdm import tqdm
 from ocp_mamba.data.dataset import SPLITS, Dataset, first_targets
 
 CHAINS = 1 << 16
-"""Chains looked at together; what is worked out for them takes some 50 MB."""
+"""Chains in one chunk; what is computed for them takes about 50 MB."""
 
 TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
-"""How often the progress bar is drawn."""
+"""Seconds between two updates of the progress bar, in a terminal and in a log file."""
 
 
 @dataclass(frozen=True)
 class ChainChunk:
-    """Some chains that lie side by side.
+    """Some consecutive chains.
 
     Attributes:
         chains: int64 ``(m,)``, their ids.
         split: uint8 ``(m,)``, index into `SPLITS`.
-        lengths: int64 ``(m,)``, concepts of each.
-        starts: int64 ``(m,)``, where each begins in ``values``.
-        first: int64 ``(m,)``, position of each one's first target.
-        values: int64 ``(v,)``, the concepts of all, one after the other.
+        lengths: int64 ``(m,)``, number of concepts of each chain.
+        starts: int64 ``(m,)``, index in ``values`` at which each chain begins.
+        first: int64 ``(m,)``, position of each chain's first target.
+        values: int64 ``(v,)``, the concepts of all chains, one chain after the other.
     """
 
     chains: np.ndarray
@@ -52,12 +52,12 @@ class ChainChunk:
 
 
 def chain_chunks(dataset: Dataset, title: str = "", progress: bool = False) -> Iterator[ChainChunk]:
-    """Pass once over all chains; pages of a mapped dataset are let go of on the way.
+    """Pass once over all chains; pages of a mapped dataset are released after each chunk.
 
     Args:
         dataset: in memory or mapped.
-        title: of the progress bar.
-        progress: show one on standard error.
+        title: title of the progress bar.
+        progress: show a progress bar on standard error.
     """
     with tqdm(total=dataset.n_chains, desc=title, unit="chain",
               mininterval=TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS,
@@ -86,7 +86,7 @@ def count_examples(dataset: Dataset) -> dict[str, int]:
 
 
 def train_targets(dataset: Dataset, min_context: int | None = None) -> np.ndarray:
-    """Ids of all concepts that are a target in train, int64, rising.
+    """Ids of all concepts that are a target in train, int64, ascending.
 
     ``min_context`` as in `Dataset.examples`.
     """

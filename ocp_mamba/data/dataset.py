@@ -92,25 +92,25 @@ class Dataset(DatasetArrays):
 
     @property
     def relations(self) -> tuple[str, ...]:
-        """Names of the relations between concepts; none for a dataset that knows no relations."""
+        """Names of the relations between concepts; empty for a dataset without relations."""
         return tuple(self.meta["relations"]) if self.chain_relation is not None else ()
 
     def steps(self, at: np.ndarray) -> np.ndarray | None:
         """Relation and confidence by which concepts follow the one before them.
 
         Args:
-            at: integers of any shape, places in ``chain_values``.
+            at: integers of any shape, indices into ``chain_values``.
 
         Returns:
-            float32 ``(*at.shape, 2)``: relation number, 0 for unknown, and confidence, 0 where the
-            relation is; None for a dataset without relations.
+            float32 ``(*at.shape, 2)``: the number of the relation, 0 for unknown, and its
+            confidence, 0 where it is unknown; None for a dataset without relations.
         """
         if self.chain_relation is None:
             return None
         relation = self.chain_relation[at]
         confidence = self.chain_confidence
-        sure = relation > 0 if confidence is None else confidence[at]
-        return np.stack([relation, sure], axis=-1).astype(np.float32)
+        certainty = relation > 0 if confidence is None else confidence[at]
+        return np.stack([relation, certainty], axis=-1).astype(np.float32)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -220,7 +220,7 @@ class Dataset(DatasetArrays):
         Raises:
             DatasetError: no such file, not an `.npz`, truncated, pickles in it, a key that is
                 missing, unknown, or of another dtype, shape or range than wanted, or a content
-                that is not the one whose fingerprint the file bears.
+                whose fingerprint is not the one stored in the file.
         """
         arrays = _read_npz(Path(path))
         try:

@@ -1,4 +1,4 @@
-"""The one way to open a dataset, whatever its file is."""
+"""Opening a dataset, whatever kind of file it is."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ocp_mamba.data.shards.mapped import is_shards, open_shards
 def load_dataset(
     path: str | Path, allow_pickle: bool = False, log: Callable[[str], object] | None = None
 ) -> Dataset:
-    """Open a dataset file, a folder of shards, or an `.npz` of an older layout by importing it.
+    """Open a dataset file, a folder of mapped arrays, or import an `.npz` of an older layout.
 
     Args:
         path: the `.npz`, or the folder.
         allow_pickle: let an older file hold object arrays. Unpickling runs whatever code the
             file's author put in it; a dataset file never needs it.
-        log: takes the report of an import, as Markdown: what was found, repaired and dropped.
+        log: called with the report of an import, in Markdown: what was found, repaired and dropped.
 
     Raises:
         DatasetError: the file is none of these, or not valid; says which key and why.

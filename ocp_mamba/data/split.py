@@ -37,7 +37,7 @@ class SourceSplit:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What a split came to, source by source."""
+    """The result of a split, source by source."""
 
     sources: tuple[SourceSplit, ...]
 
@@ -47,16 +47,16 @@ class SplitReport:
         found = []
         for row in self.sources:
             total = sum(row.chains)
-            starved = [
+            too_small = [
                 f"{name} got {n} of {ceil(share * total)} wanted"
                 for name, n, share in zip(SPLITS, row.chains, FRACTIONS, strict=True)
                 if n < 0.5 * share * total
             ]
-            if starved:
+            if too_small:
                 found.append(
-                    f"source {row.source}: {' and '.join(starved)}; chains that share examples "
+                    f"source {row.source}: {' and '.join(too_small)}; chains that share examples "
                     f"stay together, and the largest such group has {row.largest_group} of its "
-                    f"{total} chains; figures on so few chains say little about this source"
+                    f"{total} chains; metrics on so few chains say little about this source"
                 )
         return found
 
@@ -73,6 +73,7 @@ def chain_groups(
     first: np.ndarray | None = None,
     *,
     join_siblings: bool = False,
+    min_context: int | None = None,
 ) -> np.ndarray:
     """Number the groups of chains that share an example, directly or through other chains.
 
@@ -86,18 +87,27 @@ def chain_groups(
         offsets: where each chain starts, (n_chains + 1,).
         first: index of each chain's first target, (n_chains,); None for 2 everywhere.
         join_siblings: put siblings into one group too.
+        min_context: also put two chains into one group if one begins with an example of the other,
+            of at least this many concepts of context: training with this ``min_context`` learns it
+            from both. None compares examples with examples only.
 
     Returns:
         int64 (n_chains,), the lowest chain id in the chain's group.
     """
     n = len(offsets) - 1
     first = np.full(n, MIN_CONTEXT) if first is None else first
+    bounds = list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), first.tolist(), strict=True))
+    examples = {
+        values[start:stop].tobytes()
+        for start, end, k in bounds
+        for stop in range(start + k + 1, end + 1)
+    }
     owner: dict[tuple[bool, bytes], int] = {}
     pairs: list[tuple[int, int]] = []
-    for i, (start, end, k) in enumerate(
-        zip(offsets[:-1].tolist(), offsets[1:].tolist(), first.tolist(), strict=True)
-    ):
-        keys = [(False, values[start:stop].tobytes()) for stop in range(start + k + 1, end + 1)]
+    for i, (start, end, k) in enumerate(bounds):
+        least = k if min_context is None else min(k, min_context)
+        prefixes = [values[start:stop].tobytes() for stop in range(start + least + 1, end + 1)]
+        keys = [(False, prefix) for prefix in prefixes if prefix in examples]
         if join_siblings:
             keys.append((True, values[start + 1 : end].tobytes()))
         pairs += [(i, owner.setdefault(key, i)) for key in keys]
@@ -106,10 +116,10 @@ def chain_groups(
 
 
 def families(dataset: Dataset, split: str) -> np.ndarray:
-    """Number the family of each OCP sequence of a split: what an interval must draw whole.
+    """Number the family of each OCP sequence of a split; intervals draw families as a whole.
 
     A family is a group of `chain_groups` among the split's own chains, siblings joined. Its
-    examples are near copies of one another, so they say little more than one of them would.
+    examples are near copies of one another, so they are little more evidence than one of them.
 
     Returns:
         int64 ``(n_examples,)``, the lowest chain id of the family, in the order of
@@ -135,11 +145,12 @@ def split_chains(
     seed: int,
     first: np.ndarray | None = None,
     join_siblings: bool = False,
+    min_context: int | None = None,
 ) -> np.ndarray:
     """Split 70/15/15 by chain, stratified by source and length, groups kept whole.
 
-    Groups are dealt out from the largest to the smallest, in an order drawn from the seed among
-    those of one size. Each goes to the split that is furthest behind its share of the group's
+    Groups are assigned from the largest to the smallest; the seed orders groups of one size. Each
+    goes to the split that is furthest behind its share of the group's
     strata (the Sainte-Laguë rule), among those that may still take that many chains of its source;
     a group too large for all three goes to train.
 
@@ -150,11 +161,14 @@ def split_chains(
         seed: the split depends on it and on the other arguments alone.
         first: index of each chain's first target, (n_chains,); None for 2 everywhere.
         join_siblings: as in `chain_groups`.
+        min_context: as in `chain_groups`.
 
     Returns:
         uint8 (n_chains,), index into `SPLITS`.
     """
-    groups = chain_groups(values, offsets, first, join_siblings=join_siblings)
+    groups = chain_groups(
+        values, offsets, first, join_siblings=join_siblings, min_context=min_context
+    )
     sources = source.tolist()
     strata = list(zip(sources, np.diff(offsets).tolist(), strict=True))
     room = {s: [ceil(share * n) for share in FRACTIONS] for s, n in Counter(sources).items()}
@@ -164,29 +178,29 @@ def split_chains(
     order = np.random.default_rng(seed).permutation(sorted(members)).tolist()
     order.sort(key=lambda g: -len(members[g]))
 
-    dealt: list[Counter[tuple[int, int]]] = [Counter() for _ in SPLITS]
+    assigned: list[Counter[tuple[int, int]]] = [Counter() for _ in SPLITS]
     split = np.zeros(len(sources), dtype=np.uint8)
     for g in order:
         by_stratum = Counter(strata[i] for i in members[g])
         by_source = Counter(sources[i] for i in members[g])
         fits = [s for s in range(len(SPLITS)) if all(n <= room[k][s] for k, n in by_source.items())]
-        chosen = _furthest_behind(fits, by_stratum, dealt) if fits else SPLITS.index("train")
+        chosen = _furthest_behind(fits, by_stratum, assigned) if fits else SPLITS.index("train")
         split[members[g]] = chosen
-        dealt[chosen].update(by_stratum)
+        assigned[chosen].update(by_stratum)
         for k, n in by_source.items():
             room[k][chosen] -= n
     return split
 
 
 def _furthest_behind(
-    fits: list[int], by_stratum: Counter[tuple[int, int]], dealt: list[Counter[tuple[int, int]]]
+    fits: list[int], by_stratum: Counter[tuple[int, int]], assigned: list[Counter[tuple[int, int]]]
 ) -> int:
-    """The split with the best claim to a group; among equals the one with fewer chains in all."""
+    """The split with the largest claim to a group; among equals the one with fewer chains."""
 
     def claim(s: int) -> tuple[float, float]:
         share = FRACTIONS[s]
-        in_strata = sum(n * share / (2 * dealt[s][k] + n) for k, n in by_stratum.items())
-        return in_strata, share / (2 * dealt[s].total() + 1)
+        in_strata = sum(n * share / (2 * assigned[s][k] + n) for k, n in by_stratum.items())
+        return in_strata, share / (2 * assigned[s].total() + 1)
 
     return max(fits, key=claim)
 
@@ -200,6 +214,7 @@ def split_report(
     *,
     first: np.ndarray | None = None,
     join_siblings: bool = False,
+    min_context: int | None = None,
 ) -> SplitReport:
     """Count chains per source and split, and the groups that had to stay together.
 
@@ -211,8 +226,11 @@ def split_report(
         names: names of the sources.
         first: index of each chain's first target, (n_chains,); None for 2 everywhere.
         join_siblings: as in `chain_groups`.
+        min_context: as in `chain_groups`.
     """
-    groups = chain_groups(values, offsets, first, join_siblings=join_siblings)
+    groups = chain_groups(
+        values, offsets, first, join_siblings=join_siblings, min_context=min_context
+    )
     rows = []
     for number, name in enumerate(names):
         mine = source == number

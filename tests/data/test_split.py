@@ -56,6 +56,19 @@ def test_groups_are_the_connected_parts_and_no_larger(drawn):
     assert chain_groups(*flat(chains), np.array(first)).tolist() == wanted
 
 
+@given(few_concept_chains(), st.integers(1, 3), st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_no_training_learns_an_example_of_another_split(drawn, min_context, seed):
+    chains, first, source = drawn
+    split = split_chains(
+        *flat(chains), np.array(source), seed=seed, first=np.array(first), min_context=min_context
+    ).tolist()
+    for train in (c for c, s in zip(chains, split, strict=True) if s == 0):
+        learnt = examples_of(train, min_context)
+        for chain, k, s in zip(chains, first, split, strict=True):
+            assert s == 0 or learnt.isdisjoint(examples_of(chain, k))
+
+
 def distinct_chains(n: int, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [[i, n + i, *rng.integers(0, 50, rng.integers(1, 9)).tolist()] for i in range(n)]

@@ -295,12 +295,12 @@ def _bank_numbers(dataset: Dataset) -> dict[str, float]:
     if dataset.chain_tmd is not None:
         numbers["zero_tmd_share"] = float((~dataset.chain_tmd.any(axis=1)).mean())
     if dataset.chain_relation is not None:
-        known, sure = np.count_nonzero(dataset.chain_relation), dataset.chain_confidence
+        known, confidence = np.count_nonzero(dataset.chain_relation), dataset.chain_confidence
         numbers["relations"] = float(len(dataset.relations))
         numbers["known_relation_share"] = known / (len(dataset.chain_values) - dataset.n_chains)
         if known:
             numbers["mean_relation_confidence"] = (
-                1.0 if sure is None else float(sure.sum(dtype=np.float64)) / known
+                1.0 if confidence is None else float(confidence.sum(dtype=np.float64)) / known
             )
     return numbers
 

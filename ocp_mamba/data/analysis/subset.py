@@ -1,4 +1,4 @@
-"""A part of a dataset that is a dataset itself: fewer concepts, and the chains made of them."""
+"""A part of a dataset as a dataset of its own: fewer concepts, and the chains made of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Subset:
 
     Attributes:
         dataset: the part. Its bank holds the concepts of its chains alone, in the whole's order.
-        chains: int64 ``(n_chains,)``, rising: which chain of the whole each of its chains is.
+        chains: int64 ``(n_chains,)``, ascending: the id that each chain has in the whole dataset.
     """
 
     dataset: Dataset
@@ -31,14 +31,14 @@ def draw_subset(dataset: Dataset, share: float, seed: int = 0) -> Subset:
 
     Families (chains that share an example, and siblings, see `chain_groups`) are drawn whole and in
     random order, from train, val and test alike, so that the part is as varied as the whole and no
-    example straddles its splits. The last family drawn is the one that reaches the share. Chains
-    keep their split. Concepts high in an ontology stand in many chains, so half of the concepts
+    example straddles its splits. The last family drawn reaches the share. Chains
+    keep their split. Concepts high in an ontology occur in many chains, so half of the concepts
     have fewer than half of the chains.
 
     Args:
-        dataset: the whole.
-        share: of the concepts that occur in chains, above 0 and below 1.
-        seed: of the order.
+        dataset: the whole dataset.
+        share: share of the concepts that occur in chains, above 0 and below 1.
+        seed: seed of the random order.
 
     Raises:
         DatasetError: the share is out of range, or the dataset has too few families to leave one
@@ -86,9 +86,9 @@ def part_of(dataset: Dataset, chains: np.ndarray, concepts: np.ndarray) -> dict[
     """Return the fields of a dataset of some chains and some concepts, in memory, without meta.
 
     Args:
-        dataset: the whole, in memory or mapped.
-        chains: int64 ``(m,)``, ids of chains, rising.
-        concepts: ``(c,)``, bank ids, rising; all those of the chains are among them.
+        dataset: the whole dataset, in memory or mapped.
+        chains: int64 ``(m,)``, ids of chains, ascending.
+        concepts: ``(c,)``, bank ids, ascending; they include all concepts of the chains.
     """
     places, lengths = places_of(dataset, chains)
     fields: dict[str, Any] = {
@@ -108,7 +108,7 @@ def part_of(dataset: Dataset, chains: np.ndarray, concepts: np.ndarray) -> dict[
 
 
 def places_of(dataset: Dataset, chains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where chains stand in ``chain_values``, int64, one after the other; and their lengths."""
+    """Indices into ``chain_values`` of the concepts of chains, int64, and the chains' lengths."""
     begins = dataset.chain_offsets[chains]
     lengths = dataset.chain_offsets[chains + 1] - begins
     shift = np.repeat(begins - np.cumsum(lengths) + lengths, lengths)

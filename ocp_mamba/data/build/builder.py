@@ -1,4 +1,4 @@
-"""From chains of texts to a dataset: clean, encode, split, and say what came of it."""
+"""From chains of texts to a dataset: clean, encode, split, and report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ocp_mamba.embeddings.encoders import Encoder, encode_with_resume
 from ocp_mamba.errors import DatasetError
 
 MANY_ZERO_TMD = 0.1
-"""Share of chains without TMD codes from which on the report warns."""
+"""Largest share of chains without TMD codes without a warning."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class BuildReport:
         zero_tmd: share of the chains whose TMD codes are all zero.
         relations: steps of each relation, by its name; empty where the chains name none.
         unknown_steps: steps of unknown relation.
-        twins: texts whose stored vector is that of an earlier text; no lookup can tell them apart.
+        duplicates: texts whose stored vector is that of an earlier text, so that no lookup can tell
+            them apart.
         fingerprint: of the dataset.
     """
 
@@ -45,25 +46,25 @@ class BuildReport:
     zero_tmd: float
     relations: dict[str, int]
     unknown_steps: int
-    twins: tuple[str, ...]
+    duplicates: tuple[str, ...]
     fingerprint: str
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of results on this dataset has to know."""
+        """What a reader of results on this dataset must know."""
         found = list(self.split.warnings)
         if self.zero_tmd > MANY_ZERO_TMD:
             found.append(f"{self.zero_tmd:.1%} of the chains have no TMD codes")
-        if self.twins:
+        if self.duplicates:
             found.append(
-                f"{len(self.twins)} concepts have the vector of another one, such as "
-                f"{', '.join(map(repr, self.twins[:5]))}: no lookup can tell them apart"
+                f"{len(self.duplicates)} concepts have the vector of another one, such as "
+                f"{', '.join(map(repr, self.duplicates[:5]))}: no lookup can tell them apart"
             )
         return found
 
     def to_markdown(self) -> str:
         """The report as a few lines and a table."""
-        figures = [
+        numbers = [
             ["concepts", f"{self.concepts:,}"],
             ["chains", f"{self.clean.kept:,}"],
             ["OCP sequences", f"{sum(self.sequences.values()):,}"],
@@ -75,7 +76,7 @@ class BuildReport:
         ]
         parts = [
             str(self.clean),
-            tabulate(figures, ["figure", "value"], tablefmt="github", disable_numparse=True),
+            tabulate(numbers, ["number", "value"], tablefmt="github", disable_numparse=True),
             self.split.to_markdown(),
             "\n".join(f"Warning: {warning}" for warning in self.warnings),
         ]
@@ -100,8 +101,8 @@ def build_dataset(
     Args:
         chains: as read or drawn; `clean_chains` is applied to them.
         encoder: makes the vectors.
-        seed: of the split.
-        licence: what the chains may be used for, and whose they are.
+        seed: seed of the split.
+        licence: what the chains may be used for, and who owns them.
         cache_dir: where encoding keeps its shards; the caller removes it once the dataset is saved.
         dtype: precision of the bank, "float16" or "float32".
         progress: show a bar while encoding.
@@ -162,7 +163,7 @@ def build_dataset(
             for number, name in enumerate(relation_names, start=1)
         },
         unknown_steps=sum(name is None for chain in kept for name in _named(chain)),
-        twins=_twins(dataset),
+        duplicates=_duplicate_texts(dataset),
         fingerprint=dataset.fingerprint,
     )
     return dataset, report
@@ -176,7 +177,7 @@ def _named(chain: Chain) -> tuple[str | None, ...]:
 def _steps(chains: list[Chain]) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
     """Names of the relations, sorted, and each value's relation and confidence, as in `Dataset`.
 
-    Where a chain says nothing of its confidences, its relations are taken as sure.
+    The relations of a chain without confidences have the confidence 1.
     """
     names = sorted({name for chain in chains for name in chain.relations if name is not None})
     if not names:
@@ -185,13 +186,13 @@ def _steps(chains: list[Chain]) -> tuple[list[str], np.ndarray | None, np.ndarra
         raise DatasetError(f"{len(names)} relations found in the chains, at most 65535 wanted")
     number = {None: 0} | {name: n for n, name in enumerate(names, start=1)}
     relation = np.array([n for c in chains for n in (0, *(number[name] for name in _named(c)))])
-    sure = [(0.0, *(c.confidences or (1.0,) * (len(c.concepts) - 1))) for c in chains]
-    confidence = np.concatenate(sure).astype(np.float32) * (relation > 0)
-    said = any(chain.confidences for chain in chains)
-    return names, relation.astype(np.uint16), confidence.astype(np.float32) if said else None
+    confidences = [(0.0, *(c.confidences or (1.0,) * (len(c.concepts) - 1))) for c in chains]
+    confidence = np.concatenate(confidences).astype(np.float32) * (relation > 0)
+    is_given = any(chain.confidences for chain in chains)
+    return names, relation.astype(np.uint16), confidence.astype(np.float32) if is_given else None
 
 
-def _twins(dataset: Dataset) -> tuple[str, ...]:
+def _duplicate_texts(dataset: Dataset) -> tuple[str, ...]:
     """Texts whose stored vector an earlier row has too."""
     _, first = np.unique(dataset.stored_bank(), axis=0, return_index=True)
     again = np.setdiff1d(np.arange(dataset.n_concepts), first)

@@ -1,4 +1,4 @@
-"""Chains of concepts as text: read from JSONL files, cleaned, and what the cleaning left out."""
+"""Chains of concepts as text: reading JSONL files, cleaning, and counting what was dropped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Chain:
     """An ordered path of concepts through an ontology, with its source and TMD codes.
 
     ``relations`` and ``confidences`` say by which relation each concept but the first follows the
-    one before it (None where unknown), and how sure that is, 0..1. Empty: nothing is known of them.
+    one before it (None where unknown), and its confidence, 0..1. Empty: they are unknown.
     """
 
     concepts: tuple[str, ...]
@@ -39,7 +39,7 @@ class CleanReport:
         found: chains before.
         kept: chains after.
         cut: chains longer than 15 that were cut to their first 15 concepts.
-        long: chains longer than 15, dropped where cutting was not asked for.
+        long: chains longer than 15, dropped where they are not to be cut.
         short: chains of fewer than 3 concepts, dropped.
         repeating: chains that name a concept twice, dropped.
         duplicates: chains equal to an earlier one, dropped.
@@ -72,8 +72,8 @@ def clean_chains(chains: Iterable[Chain], *, cut: bool = True) -> tuple[list[Cha
     """Keep the chains that can be learnt from, each once, and count the others.
 
     A chain longer than 15 is cut at its end, as the start of a path is itself a path; without
-    ``cut`` it is dropped. A chain that names a concept twice is dropped: its text runs in a circle,
-    as no path does. Chains are equal if their concepts are, whatever their source or relations.
+    ``cut`` it is dropped. A chain that names a concept twice is dropped: it is a cycle,
+    not a path. Chains are equal if their concepts are, whatever their source or relations.
     """
     seen: set[tuple[str, ...]] = set()
     kept = []
@@ -112,8 +112,8 @@ def read_chains(paths: Sequence[str | Path]) -> list[Chain]:
     Each object has ``concepts`` (texts) and ``source``; ``chain_length``, where present, must be
     their number. TMD codes come from ``metadata``: ``lexname`` gives domain and modifier, ``pos``
     the task; without them they are unknown. ``relations`` names by which relation each concept but
-    the first follows the one before it (null for unknown), ``confidences`` how sure that is, 0..1;
-    both may be left out. Other keys are ignored. The chains are not cleaned.
+    the first follows the one before it (null for unknown), ``confidences`` gives the confidences of
+    these relations, 0..1; both may be left out. Other keys are ignored. The chains are not cleaned.
 
     Raises:
         DatasetError: a file cannot be read, or a line is not such an object; names file and line.
@@ -186,16 +186,16 @@ def _relations(row: dict[str, Any], steps: int, place: str) -> tuple[str | None,
 def _confidences(
     row: dict[str, Any], relations: tuple[str | None, ...], place: str
 ) -> tuple[float, ...]:
-    """How sure a chain's relations are; empty where the row does not say."""
+    """Confidences of a chain's relations; empty where the row has none."""
     found = row.get("confidences")
     if found is None:
         return ()
     if not relations:
-        raise DatasetError(f"{place}: key 'confidences': found without 'relations' to be sure of")
-    sure = isinstance(found, list) and all(
+        raise DatasetError(f"{place}: key 'confidences': found without 'relations'")
+    is_valid = isinstance(found, list) and all(
         isinstance(c, int | float) and not isinstance(c, bool) and 0 <= c <= 1 for c in found
     )
-    if not sure or len(found) != len(relations):
+    if not is_valid or len(found) != len(relations):
         raise DatasetError(
             f"{place}: key 'confidences': {found!r:.100} found, a list of {len(relations)} numbers "
             "from 0 to 1 wanted, one for each relation"

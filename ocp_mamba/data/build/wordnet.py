@@ -59,7 +59,7 @@ class Synset:
 
     @property
     def has_hyponyms(self) -> bool:
-        """Whether anything is a kind of it."""
+        """Whether it has hyponyms."""
         return any(symbol == "~" for symbol, _ in self.pointers)
 
 
@@ -165,7 +165,7 @@ def draw_chains(
 
 
 def _path(synsets: dict[Key, Synset], leaf: Key) -> Iterator[str]:
-    """Texts from a leaf to its root; a circle ends where it would begin again."""
+    """Texts from a leaf to its root; a cycle ends before it repeats a synset."""
     key: Key | None = leaf
     seen = set()
     while key is not None and key not in seen:

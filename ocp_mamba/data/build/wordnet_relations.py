@@ -135,7 +135,7 @@ def _read_counts(path: Path) -> dict[tuple[str, str, str, int], int]:
 
 
 def _steps(synsets: Mapping[Key, Synset], relations: Sequence[str]) -> dict[Key, list[Step]]:
-    """Where a chain may go from each synset that it may leave."""
+    """The possible next steps from each synset that has any."""
     names = dict(RELATIONS[relation] for relation in relations)
     steps = {}
     for key, synset in synsets.items():
@@ -151,7 +151,7 @@ def _steps(synsets: Mapping[Key, Synset], relations: Sequence[str]) -> dict[Key,
 
 
 class _Walks:
-    """Walks drawn from one seed; all through one synset that begin below it go on alike."""
+    """Walks drawn from one seed; leaves with the same second synset share the rest of the walk."""
 
     def __init__(
         self, synsets: Mapping[Key, Synset], steps: Mapping[Key, list[Step]], seed: int

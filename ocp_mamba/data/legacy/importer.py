@@ -1,4 +1,4 @@
-"""Import of older `.npz` files: repair what can be repaired, say so, refuse the rest.
+"""Import of older `.npz` files: repair what can be repaired, report it, refuse the rest.
 
 Every row of an older file is one training example, and exactly these examples are what the
 imported dataset trains on and is evaluated by. ``docs/import.md`` describes layouts and repairs.
@@ -15,9 +15,10 @@ from tabulate import tabulate
 from ocp_mamba import __version__
 from ocp_mamba.config import D_TMD
 from ocp_mamba.data.analysis.duplicates import find_duplicates, norms_of
+from ocp_mamba.data.analysis.leakage import LEARN_ALL
 from ocp_mamba.data.dataset import SCHEMA_VERSION, SPLITS, Dataset
 from ocp_mamba.data.legacy.layouts import LegacyFile, RawSplit
-from ocp_mamba.data.legacy.vectors import UNIT_TOLERANCE, VectorNumbers, take_apart
+from ocp_mamba.data.legacy.vectors import UNIT_TOLERANCE, VectorNumbers, split_fused
 from ocp_mamba.data.split import split_chains, split_report
 from ocp_mamba.errors import DatasetError
 
@@ -30,11 +31,11 @@ ZERO_WINDOW_LIMIT = 0.1
 
 @dataclass
 class ImportReport:
-    """What an import found and did.
+    """What an import found and changed.
 
     Attributes:
         path: the older file.
-        layout: the layout recognised, in words.
+        layout: the layout recognized, in words.
         read: per split of the file ("" for one without splits), examples read and dropped.
         imported: per split of the result, examples and chains.
         rows: context and target rows that were kept.
@@ -51,7 +52,7 @@ class ImportReport:
     notes: list[str] = field(default_factory=list)
 
     def to_markdown(self) -> str:
-        """The report as Markdown: layout, notes, then what was read and what came of it."""
+        """The report as Markdown: layout, notes, then what was read and what was imported."""
         read = [[s or "(no split)", n, dropped] for s, (n, dropped) in self.read.items()]
         imported = [[s, n, chains] for s, (n, chains) in self.imported.items()]
         parts = [
@@ -161,7 +162,7 @@ def _read_examples(
     for split in file.splits:
         raw = file.read(split)
         keys = [file.key(split, stem) for stem in file.layout.stems[:2]]
-        ends.add(take_apart(raw, keys[0], keys[1], fused))
+        ends.add(split_fused(raw, keys[0], keys[1], fused))
         row_norms, target_norms = norms_of(raw.rows), norms_of(raw.target)
         keep = _whole(file, raw, row_norms == 0, target_norms == 0)
         report.read[split] = (len(keep), int((~keep).sum()))
@@ -195,16 +196,16 @@ def _whole(
     n = len(raw.lengths)
     empty = raw.lengths == 0
     example = np.repeat(np.arange(n), raw.lengths)
-    torn = np.bincount(example[zero_rows], minlength=n) > 0
-    if file.layout.padding == "none" and torn.mean() > ZERO_WINDOW_LIMIT:
+    broken = np.bincount(example[zero_rows], minlength=n) > 0
+    if file.layout.padding == "none" and broken.mean() > ZERO_WINDOW_LIMIT:
         raise DatasetError(
-            f"key {context_key!r}: all-zero rows in {torn.sum()} of {n} windows found, full "
+            f"key {context_key!r}: all-zero rows in {broken.sum()} of {n} windows found, full "
             "windows wanted. If the zeros are padding, rename the keys to [split_]context and "
             "[split_]target, or add [split_]masks to [split_]contexts and [split_]targets"
         )
     for key, bad, what in (
         (context_key, empty, "contexts without any row"),
-        (context_key, torn, f"contexts with all-zero rows ({zero_rows.sum()} rows)"),
+        (context_key, broken, f"contexts with all-zero rows ({zero_rows.sum()} rows)"),
         (target_key, zero_targets, "all-zero targets"),
     ):
         if bad.any():
@@ -212,7 +213,7 @@ def _whole(
             raw.notes.append(
                 f"{key}: dropped {bad.sum()} examples for {what}, the first is example {first}"
             )
-    keep = ~(empty | torn | zero_targets)
+    keep = ~(empty | broken | zero_targets)
     if not keep.any():
         raise DatasetError(
             f"key {context_key!r}: no example is left of {n} once those with all-zero rows are "
@@ -304,7 +305,7 @@ def _assemble(
     first = np.array([f for part in parts for f in part.first], dtype=np.uint8)
     source = np.zeros(len(concepts), dtype=np.uint8)
     if split is None:
-        split = split_chains(values, offsets, source, seed=seed, first=first)
+        split = split_chains(values, offsets, source, seed=seed, first=first, min_context=LEARN_ALL)
     return Dataset(
         bank=bank,
         texts=np.array([f"concept {i:06d}" for i in range(len(bank))]),
@@ -333,10 +334,10 @@ def _all_tmd(parts: list[_Chains]) -> np.ndarray | None:
 
 
 def _note_split(report: ImportReport, dataset: Dataset) -> None:
-    """Note that the split was made here, and what it cannot know."""
+    """Note that the split was made by the import, and which leaks it cannot exclude."""
     report.notes.append(
         f"no split in the file: made one, 70/15/15 by chain, seed {dataset.meta['seed']}. Windows "
-        "cut from one longer sequence cannot be recognised as such and may lie in different "
+        "cut from one longer sequence cannot be recognized as such and may lie in different "
         "splits: look at the share of transitions seen in train"
     )
     made = split_report(
@@ -346,15 +347,16 @@ def _note_split(report: ImportReport, dataset: Dataset) -> None:
         dataset.split,
         [SOURCE],
         first=dataset.chain_first,
+        min_context=LEARN_ALL,
     )
     report.notes += made.warnings
 
 
 def _close(report: ImportReport, file: LegacyFile, dataset: Dataset) -> None:
-    """Note what the older file could not give, and count what came of it."""
+    """Note what the older file lacks, and count what was imported."""
     if file.ignored:
         report.notes.append(f"keys not read: {', '.join(file.ignored)}")
-    report.notes.append("no texts imported: concepts bear the placeholders 'concept 000000' and up")
+    report.notes.append("no texts imported: concepts have the placeholders 'concept 000000' and up")
     if dataset.meta["encoder"]["name"] == "unknown":
         report.notes.append("the encoder is unknown: name it with --encoder-name if you know it")
     for split in SPLITS:

@@ -72,7 +72,7 @@ class Header:
 
 @dataclass
 class RawSplit:
-    """The examples of one split as they lie in the file; width is 768 or 784.
+    """The examples of one split as they are in the file; width is 768 or 784.
 
     Attributes:
         name: "train", "val", "test", or "" for the arrays of a file without splits.
@@ -92,7 +92,7 @@ class RawSplit:
 
 
 class LegacyFile:
-    """An older `.npz` whose layout is recognised and whose headers are right.
+    """An older `.npz` whose layout is recognized and whose headers are right.
 
     Attributes:
         layout: the layout found.
@@ -112,7 +112,7 @@ class LegacyFile:
             raise DatasetError("this already is a dataset file; it needs no import")
         self.path = path
         keys = npz_keys(path)
-        self.layout = _recognise(keys)
+        self.layout = _recognize(keys)
         prefixes = _prefixes(keys, self.layout)
         self.splits = tuple(
             "" if p == "" and len(prefixes) == 1 else p or "train" for p in prefixes
@@ -207,7 +207,7 @@ def _key(prefix: str, stem: str) -> str:
     return f"{prefix}_{stem}" if prefix else stem
 
 
-def _recognise(keys: list[str]) -> Layout:
+def _recognize(keys: list[str]) -> Layout:
     """The one layout that some of the keys belong to."""
     stems = {stem for key in keys if (stem := _stem(key))}
     found = [layout for layout in (PADDED, WINDOWS) if stems & {layout.context, layout.target}]
@@ -256,7 +256,7 @@ def _prefixes(keys: list[str], layout: Layout) -> tuple[str, ...]:
     lacking = [_key(p, s) for p in prefixes for s in layout.stems if _key(p, s) not in keys]
     if lacking:
         raise DatasetError(
-            f"layout {layout.title!r} ({', '.join(layout.stems)}) recognised, but the keys "
+            f"layout {layout.title!r} ({', '.join(layout.stems)}) recognized, but the keys "
             f"{lacking} are missing; keys found: {sorted(keys)}"
         )
     return prefixes

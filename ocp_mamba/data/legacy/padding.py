@@ -8,7 +8,7 @@ from ocp_mamba.config import D_TMD, D_VECTOR
 from ocp_mamba.errors import DatasetError
 
 D_FUSED = D_TMD + D_VECTOR
-"""Width of a vector with its TMD codes glued to it."""
+"""Width of a vector with its TMD codes appended."""
 
 ROW_SHAPE = f"{D_VECTOR} (or {D_FUSED} with TMD)"
 """Wanted width of a row, for messages."""

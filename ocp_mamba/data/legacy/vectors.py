@@ -35,7 +35,7 @@ class VectorNumbers:
         return np.frombuffer(b"".join(self._ids), dtype=np.float32).reshape(-1, D_VECTOR)
 
 
-def take_apart(raw: RawSplit, context_key: str, target_key: str, end: str | None) -> str | None:
+def split_fused(raw: RawSplit, context_key: str, target_key: str, end: str | None) -> str | None:
     """Cut 784-D rows into vectors and TMD codes, in place; 768-D rows stay.
 
     The TMD codes of an example are those of its last context row, unless the file has TMD arrays;

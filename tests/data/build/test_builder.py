@@ -92,12 +92,12 @@ def test_what_is_left_out_is_reported(tmp_path):
     assert report.warnings == []
 
 
-def test_warnings_for_missing_codes_twins_and_starved_splits(tmp_path):
+def test_warnings_for_missing_codes_duplicates_and_small_splits(tmp_path):
     rooted = [Chain(("root", "branch", "twig", f"leaf {i}"), "swo") for i in range(40)]
     chains = [*many_chains(20), Chain(("LEAF 1", "kind 9", "entity"), "wordnet"), *rooted]
     data, report = build(chains, tmp_path)
     text = report.to_markdown()
-    assert report.twins == ("leaf 1",)
+    assert report.duplicates == ("leaf 1",)
     assert "Warning: 1 concepts have the vector of another one, such as 'leaf 1'" in text
     assert f"Warning: {41 / 61:.1%} of the chains have no TMD codes" in text
     assert "Warning: source swo: val got 0 of 6 wanted" in text
