@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from data_maker import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from legacy_files import WINDOW_NAMES, save, window_file
+from legacy_files import WINDOW_NAMES, full_windows, padded, save, targets_of, window_file
 
 from ocp_mamba.cli.data import data
 from ocp_mamba.config import D_TMD
@@ -245,11 +245,11 @@ def test_figures_equal_those_of_plain_loops(seed: int, n_concepts: int) -> None:
         assert not (parts["unseen_target"] & parts["seen"]).any()
 
 
-def test_a_large_dataset_takes_under_two_seconds() -> None:
+def test_a_large_dataset_takes_under_two_seconds_of_a_processor() -> None:
     dataset = make_dataset(11_000, 9_000, max_length=9)
-    start = time.perf_counter()
+    start = time.process_time()
     check(dataset)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def leaking() -> Dataset:
@@ -341,4 +341,13 @@ def test_jobs_and_the_command_line_check_what_training_learns(window_leak: Path)
 def test_other_splits_are_compared_by_the_rule_of_the_dataset() -> None:
     chains = {"train": [[7, 8, 9]], "val": [[0, 1, 2, 3, 4]], "test": [[0, 1, 2]]}
     dataset = dataset_of(chains, chain_first=np.array([2, 4, 2], dtype=np.uint8))
+    assert not check(dataset, min_context=1).leaks
+
+
+def test_the_split_of_a_file_without_one_leaks_nothing_that_training_learns(tmp_path: Path) -> None:
+    windows = full_windows(60, length=4)
+    rows = windows + [(context[:2], context[2]) for context, _ in windows]
+    arrays = {"context": padded(rows), "target": targets_of(rows)}
+    dataset = load_dataset(save(tmp_path, arrays))
+    assert dataset.n_examples("val") > 0
     assert not check(dataset, min_context=1).leaks

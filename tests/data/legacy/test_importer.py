@@ -30,7 +30,6 @@ from legacy_files import (
 )
 
 from ocp_mamba.data.analysis.duplicates import SAME_DISTANCE
-from ocp_mamba.data.analysis.leakage import check
 from ocp_mamba.data.dataset import SPLITS
 from ocp_mamba.data.legacy.importer import _chains_of, _Examples, import_legacy
 from ocp_mamba.data.load import load_dataset
@@ -50,17 +49,6 @@ def test_zero_padded_contexts_with_tmd(tmp_path: Path) -> None:
     assert any("padded on the right" in note for note in report.notes)
     assert report.read == dict.fromkeys(SPLITS, (12, 0))
     assert {s: n for s, (n, _) in report.imported.items()} == dict.fromkeys(SPLITS, 12)
-
-
-def test_the_split_of_a_file_without_one_leaks_nothing_that_training_learns(tmp_path) -> None:
-    rng = np.random.default_rng(0)
-    long = [tuple(rng.integers(0, 40, 5).tolist()) for _ in range(60)]
-    rows = [(window[:4], window[4]) for window in long] + [(w[:2], w[2]) for w in long]
-    dataset, _ = import_legacy(save(tmp_path, {
-        "context": padded(rows), "target": targets_of(rows)
-    }))  # fmt: skip
-    assert dataset.n_examples("val") > 0
-    assert not check(dataset, min_context=1).leaks
 
 
 def test_left_padding_is_found(tmp_path: Path) -> None:
