@@ -1,6 +1,7 @@
 """Frozen settings: the model's shape, the training schedule, and the named model sizes.
 
-Nothing here touches torch or a file system, so every floor above may import it.
+Nothing here imports torch, so every room may import it. The package's version stands here too, for
+modules that write it into files: they must not import the package that imports them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ocp_mamba.errors import ConfigError
+
+__version__ = "0.1.0"
 
 D_VECTOR = 768
 """Width of a concept vector."""

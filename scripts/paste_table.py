@@ -1,11 +1,11 @@
-"""Paste a table that `make quality` or `ocp-mamba variants` wrote into README.md or another page.
+"""Paste a table of `make quality` or `ocp-mamba variants` into docs/results.md, or another page.
 
 Usage: python scripts/paste_table.py quality outputs/quality/quality.md
        python scripts/paste_table.py variants outputs/variants/variants.md
        python scripts/paste_table.py variants outputs/relations/variants.md docs/sweeps.md
 
-Figures reach the pages by this script alone. What stands between the markers is replaced; nothing
-else is touched.
+Their numbers reach the pages by this script alone. What stands between the markers is replaced;
+nothing else is touched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = "README.md"
+RESULTS = "docs/results.md"
 FIRST_CELL = {"quality": "| predictor", "variants": "| variant"}
 """How the table of each command begins, by the command's name."""
 
@@ -24,7 +24,7 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def pasted(name: str, text: str, table: str, page: str = README) -> str:
+def pasted(name: str, text: str, table: str, page: str = RESULTS) -> str:
     """Return a page's text with the table between the command's markers.
 
     Raises:
@@ -44,7 +44,7 @@ def main() -> None:
     """Replace the part of the page between the markers."""
     if len(sys.argv) not in (3, 4) or sys.argv[1] not in FIRST_CELL:
         raise SystemExit(__doc__)
-    name, file, page = (*sys.argv[1:], README)[:3]
+    name, file, page = (*sys.argv[1:], RESULTS)[:3]
     table = Path(file).read_text(encoding="utf-8")
     text = (ROOT / page).read_text(encoding="utf-8")
     (ROOT / page).write_text(pasted(name, text, table, page), encoding="utf-8")

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from ocp_mamba import __version__
+from ocp_mamba.config import __version__
 from ocp_mamba.system.cpu_info import widen_openblas
 
 COMMANDS = ("compare", "data", "evaluate", "quality", "runs", "sweep", "train", "variants")

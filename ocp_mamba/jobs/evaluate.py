@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from ocp_mamba.baselines.simple import Predictor, cheap_baselines
 from ocp_mamba.data.analysis.sample import EvalLimits
@@ -20,10 +21,11 @@ from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.latency import inference_latency
 from ocp_mamba.evaluation.result import Evaluation
-from ocp_mamba.jobs.artifacts import log_evaluation
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, open_data
 from ocp_mamba.jobs.open_model import (
     BASELINE_PREFIX,
+    Opened,
+    open_object,
     open_predictor,
     require_one_encoder,
     short_name,
@@ -31,9 +33,9 @@ from ocp_mamba.jobs.open_model import (
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.quantize import quantize
-from ocp_mamba.reports.evaluation_page import Report
+from ocp_mamba.reports.evaluation_page import Report, write_evaluation
 from ocp_mamba.reports.tables import baseline_table, result_table
-from ocp_mamba.tracking.run import TrackedRun
+from ocp_mamba.tracking.run import Numbers
 from ocp_mamba.tracking.session import config_params, track
 
 SHOWN = (
@@ -59,17 +61,20 @@ class EvaluationJob:
     """What to evaluate, on what, and with what.
 
     Attributes:
-        model: see `job_open.open_predictor`.
-        data: a dataset file, or an older npz.
+        model: see `open_model.open_predictor`; the name of a predictor that is given as an object.
+        data: a dataset file, a folder of shards, or an older npz; of a dataset that is given as an
+            object, only the name is used.
         split: "train", "val" or "test".
-        output: folder for the page, the figures and ``gates.json``, made where it does not exist.
+        name: of the predictor in tables and in the report; None for `open_model.short_name`.
+        output: folder for the page, the plots and ``gates.json``, made where it does not exist.
         encoder: name or folder of the echo loop's encoder; None lets the bank stand in for it.
-        index: one of `retrieval.KINDS`.
+        index: one of `embeddings.index.KINDS`.
         weights: one of `quantize.WEIGHTS`, how the model's matrices are stored.
         against: evaluate the cheap baselines too; gates that compare are ``not-run`` without them.
         decoder: "vec2text" to close the echo loop with it too; None leaves it out.
         allow_pickle: see `open_data`.
-        evaluate: up to what size data are evaluated whole.
+        limits: up to what size data are evaluated whole.
+        track: log an MLflow run.
         progress: show progress bars.
     """
 
@@ -77,6 +82,7 @@ class EvaluationJob:
     data: Path
     split: str
     output: Path
+    name: str | None = None
     encoder: str | None = None
     index: str = "exact"
     weights: str = "float32"
@@ -84,12 +90,21 @@ class EvaluationJob:
     decoder: str | None = None
     allow_pickle: bool = False
     limits: EvalLimits = field(default_factory=EvalLimits)
+    track: bool = True
     progress: bool = False
 
 
 @dataclass(frozen=True)
 class EvaluationOutcome:
-    """What an evaluation came to."""
+    """What an evaluation found.
+
+    Attributes:
+        run_id: of the MLflow run; empty where none was logged.
+        evaluation: of the predictor.
+        baselines: evaluations of the cheap baselines on the same examples, by name.
+        gates: verdicts by name: pass, fail or not-run.
+        page: the report, an HTML file.
+    """
 
     run_id: str
     evaluation: Evaluation
@@ -99,7 +114,7 @@ class EvaluationOutcome:
 
 
 def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
-    """Evaluate a model on a split, track it, and write its page, its figures and its gates.
+    """Evaluate a model on a split, track it, and write its page, its plots and its gates.
 
     Raises:
         DatasetError: the split has no examples, or see `open_data`.
@@ -108,37 +123,28 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
         EncoderMismatchError: the model's or the live encoder is not the bank's. A run tells of it.
     """
     whole = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
+    return evaluate_on(whole, job, log)
+
+
+def evaluate_on(
+    whole: Dataset, job: EvaluationJob, log: Log, predictor: Predictor | None = None
+) -> EvaluationOutcome:
+    """Do the job on a dataset that is open already, of a predictor or of what ``job.model`` names.
+
+    Raises:
+        DatasetError, JobError, EncoderError, EncoderMismatchError: as `run_evaluation`.
+    """
     if whole.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to evaluate on")
     dataset = evaluation_dataset(whole, job.limits, log, job.progress)
     compared = job.against or job.model.startswith(BASELINE_PREFIX)
     cheap = cheap_baselines(dataset) if compared else {}
-    opened = open_predictor(job.model, dataset, cheap)
-    if job.weights != "float32":
-        if not isinstance(opened.predictor, OCPMambaLVM):
-            raise JobError(f"{job.model} has no weights to store as {job.weights}")
-        # The tracked model has other weights: these figures are not its.
-        opened = replace(opened, predictor=quantize(opened.predictor, job.weights), model_id=None)
+    opened = _opened(job, dataset, cheap, predictor)
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
     decoder, no_decoder = _open_decoder(job, dataset, log)
     leaks = check_dataset_and_log(dataset, log)
     job.output.mkdir(parents=True, exist_ok=True)
-    with track(
-        whole,
-        job.data,
-        output_dir=job.output,
-        run_name=f"evaluate {job.split}",
-        params={
-            "evaluated.model": job.model,
-            "evaluated.split": job.split,
-            "evaluated.weights": job.weights,
-            **config_params(limits=job.limits),
-        },
-        tags={"kind": "evaluation", "test_split_evaluated": str(job.split == "test").lower()},
-        inputs={job.split: "evaluation"},
-        evaluated=dataset,
-        system_metrics=False,
-    ) as run:
+    with _run_of(job, whole, dataset) as run:
         if opened.model_id is not None:
             run.link_model(opened.model_id)
         with _mismatch_tracked(run):
@@ -169,18 +175,107 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
             dataset=dataset,
             baselines=baselines,
             gates=verdicts,
-            facts={"run": run.run_id, "margin": margin_note(evaluated)},
+            facts={"run": run.run_id or "not tracked", "margin": margin_note(evaluated)},
             warnings=leaks.warnings,
         )
-        page = log_evaluation(run, report, job.output)
-        written = job.output / "gates.json"
-        written.write_text(json.dumps(verdicts, indent=1) + "\n", encoding="utf-8")
-        run.log_artifact(written, "reports")
+        page = _write(run, report, job.output)
     log(baseline_table({**baselines, evaluated.predictor: evaluated}))
     log("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
     log(f"\nmargin {margin_note(evaluated)}")
-    log(f"\nwrote {page}, run {run.run_id}")
+    log(f"\nwrote {page}, run {run.run_id or 'not tracked'}")
     return EvaluationOutcome(run.run_id, evaluated, baselines, verdicts, page)
+
+
+class _Run(Protocol):
+    """What an evaluation tells its run; a `TrackedRun` is one."""
+
+    run_id: str
+
+    def link_model(self, model_id: str) -> None: ...
+
+    def log_results(
+        self,
+        numbers: Numbers,
+        gates: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        *,
+        split: str = "val",
+    ) -> None: ...
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
+
+
+class _NoRun:
+    """Takes the place of a run where none is wanted, and keeps nothing."""
+
+    run_id = ""
+
+    def link_model(self, model_id: str) -> None:
+        pass
+
+    def log_results(
+        self,
+        numbers: Numbers,
+        gates: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        *,
+        split: str = "val",
+    ) -> None:
+        pass
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        pass
+
+
+def _run_of(job: EvaluationJob, whole: Dataset, evaluated: Dataset) -> AbstractContextManager[_Run]:
+    """The open run of an evaluation; one that keeps nothing where the job is not to be tracked."""
+    if not job.track:
+        return nullcontext(_NoRun())
+    return track(
+        whole,
+        job.data,
+        output_dir=job.output,
+        run_name=f"evaluate {job.split}",
+        params={
+            "evaluated.model": job.model,
+            "evaluated.split": job.split,
+            "evaluated.weights": job.weights,
+            **config_params(limits=job.limits),
+        },
+        tags={"kind": "evaluation", "test_split_evaluated": str(job.split == "test").lower()},
+        inputs={job.split: "evaluation"},
+        evaluated=evaluated,
+        system_metrics=False,
+    )
+
+
+def _opened(
+    job: EvaluationJob,
+    dataset: Dataset,
+    cheap: Mapping[str, Predictor],
+    predictor: Predictor | None,
+) -> Opened:
+    """What is to be evaluated, with its weights stored as the job says."""
+    if predictor is None:
+        opened = open_predictor(job.model, dataset, cheap)
+    else:
+        opened = open_object(predictor, job.model, dataset)
+    if job.weights == "float32":
+        return opened
+    if not isinstance(opened.predictor, OCPMambaLVM):
+        raise JobError(f"{job.model} has no weights to store as {job.weights}")
+    # The tracked model has other weights: these numbers are not its.
+    return replace(opened, predictor=quantize(opened.predictor, job.weights), model_id=None)
+
+
+def _write(run: _Run, report: Report, folder: Path) -> Path:
+    """Write an evaluation's files and its gates, and log them; returns the page."""
+    verdicts = folder / "gates.json"
+    verdicts.write_text(json.dumps(report.gates, indent=1) + "\n", encoding="utf-8")
+    files = write_evaluation(report, folder)
+    for path in (*files, verdicts):
+        run.log_artifact(path, "reports")
+    return files[0]
 
 
 def margin_note(evaluated: Evaluation) -> str:
@@ -208,7 +303,7 @@ def _evaluate_all(
         predictor,
         dataset,
         job.split,
-        name=short_name(job.model),
+        name=job.name or short_name(job.model),
         index=index,
         encoder=encoder,
         decoder=decoder,
@@ -241,8 +336,8 @@ def _open_decoder(
 
 
 @contextmanager
-def _mismatch_tracked(run: TrackedRun) -> Iterator[None]:
-    """Log a mismatch of encoders as a failed gate, with the figures, before it ends the run."""
+def _mismatch_tracked(run: _Run) -> Iterator[None]:
+    """Log a mismatch of encoders as a failed gate, with its numbers, before it ends the run."""
     try:
         yield
     except EncoderMismatchError as error:

@@ -1,10 +1,16 @@
-"""Opening what is to be evaluated: a baseline by name, a file, a registered model, a run's file."""
+"""Opening what is to be evaluated: a baseline by name, a file, a registered model, a run's file.
+
+A predictor of the user's own is taken as it is, and each of its answers is checked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ocp_mamba.baselines.checkpoint import load_predictor
 from ocp_mamba.baselines.simple import Predictor
@@ -12,6 +18,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import JobError
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
+from ocp_mamba.evaluation.predict import device_of
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.tracking.registry import load_run_file, load_version, logged_model_id
@@ -20,6 +27,9 @@ BASELINE_PREFIX, MODELS_PREFIX, RUNS_PREFIX = "baseline:", "models:/", "runs:/"
 PREFIXES = (BASELINE_PREFIX, MODELS_PREFIX, RUNS_PREFIX)
 """What ``--model`` begins with where it is no path."""
 
+UNIT_TOLERANCE = 1e-3
+"""How far from 1 the length of a predictor's row may be."""
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -27,12 +37,12 @@ class Opened:
 
     Attributes:
         predictor: in evaluation mode.
-        encoder: of the vectors that it was trained on.
+        encoder: of the vectors that it was trained on; empty where that is not known.
         model_id: its LoggedModel, where it is known.
     """
 
     predictor: Predictor
-    encoder: Mapping[str, object]
+    encoder: Mapping[str, object] = field(default_factory=dict)
     model_id: str | None = None
 
 
@@ -65,6 +75,82 @@ def open_predictor(model: str, dataset: Dataset, cheap: Mapping[str, Predictor])
     saved = load_run_file(model) if model.startswith(RUNS_PREFIX) else load_predictor(model)
     _require_conditions(model, saved.model, dataset)
     return Opened(saved.model, saved.encoder)
+
+
+class CheckedPredictor:
+    """A predictor of the user's own, each of whose answers is checked.
+
+    It reads its vectors where its weights are (a ``torch.nn.Module``) or on the CPU. It is given
+    ``tmd`` where it has an attribute ``d_tmd`` above 0, and ``relations`` where it has an
+    ``n_relations`` above 0.
+    """
+
+    def __init__(self, predictor: Predictor, name: str) -> None:
+        """Check the answers of ``predictor``, which messages call ``name``."""
+        self.predictor, self.name = predictor, name
+        self.d_tmd = int(getattr(predictor, "d_tmd", 0))
+        self.n_relations = int(getattr(predictor, "n_relations", 0))
+
+    def predict_all(
+        self, seq_vectors: Tensor, tmd: Tensor | None = None, **given: Tensor
+    ) -> Tensor:
+        """Return the predictor's ``(B, L, 768)`` unit rows, on the CPU.
+
+        Raises:
+            JobError: they are no float32 unit rows of that shape; the message names the predictor.
+        """
+        if tmd is not None:
+            given["tmd"] = tmd
+        device = device_of(self.predictor)
+        predicted = self.predictor.predict_all(
+            seq_vectors.to(device), **{name: value.to(device) for name, value in given.items()}
+        )
+        self._require_unit_rows(predicted, seq_vectors)
+        return predicted.cpu()
+
+    def _require_unit_rows(self, predicted: object, seq_vectors: Tensor) -> None:
+        shape = tuple(seq_vectors.shape)
+        if not isinstance(predicted, Tensor):
+            raise self._error(f"a {type(predicted).__name__}", shape)
+        if tuple(predicted.shape) != shape or predicted.dtype != torch.float32:
+            dtype = str(predicted.dtype).removeprefix("torch.")
+            raise self._error(f"{dtype} {tuple(predicted.shape)}", shape)
+        # a shorter sequence is padded by zeros, and what is predicted there is never read
+        rows = predicted.detach().cpu()[seq_vectors.cpu().any(dim=-1)]
+        if not rows.isfinite().all():
+            raise self._error("numbers that are not finite", shape)
+        lengths = rows.norm(dim=-1)
+        if ((lengths - 1).abs() > UNIT_TOLERANCE).any():
+            found = f"rows of length {lengths.min():.4g} to {lengths.max():.4g}"
+            raise self._error(
+                found, shape, "; normalize them: torch.nn.functional.normalize(x, dim=-1)"
+            )
+
+    def _error(self, found: str, shape: tuple[int, ...], way_out: str = "") -> JobError:
+        return JobError(
+            f"predictor {self.name}: predict_all gave {found}; a float32 torch.Tensor {shape} of "
+            f"unit rows is wanted, as its input{way_out}"
+        )
+
+
+def open_object(predictor: Predictor, name: str, dataset: Dataset) -> Opened:
+    """Take a predictor that exists already; one that is not the package's own is checked.
+
+    Raises:
+        JobError: it has no ``predict_all``, or the dataset lacks what it takes.
+    """
+    if not callable(getattr(predictor, "predict_all", None)):
+        raise JobError(
+            f"predictor {name}: it has no method predict_all(seq_vectors, tmd=None), which takes "
+            "and gives a float32 torch.Tensor (B, L, 768)"
+        )
+    if isinstance(predictor, NextVectorModel):
+        _require_conditions(name, predictor, dataset)
+        return Opened(predictor)
+    checked = CheckedPredictor(predictor, name)
+    if checked.d_tmd and dataset.chain_tmd is None:
+        raise JobError(f"predictor {name} takes TMD vectors, and the dataset has no chain_tmd")
+    return Opened(checked)
 
 
 def short_name(model: str) -> str:

@@ -267,4 +267,4 @@ def test_the_table_is_pasted_between_its_markers(evaluated):
         paste["pasted"]("quality", "a readme", table)
     with pytest.raises(SystemExit, match="is not the quality"):
         paste["pasted"]("quality", readme, "| run | evaluated |")
-    assert (ROOT / "README.md").read_text().count(begin) == 1
+    assert (ROOT / "docs/results.md").read_text().count(begin) == 1

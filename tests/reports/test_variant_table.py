@@ -191,5 +191,5 @@ def test_the_table_is_pasted_between_its_markers(comparison):
         paste["pasted"]("variants", readme, "| predictor |")
     with pytest.raises(SystemExit, match=r"docs/x\.md needs"):
         paste["pasted"]("variants", "a page", table, "docs/x.md")
-    for page in ("README.md", "docs/sweeps.md"):
+    for page in ("docs/results.md", "docs/sweeps.md"):
         assert (ROOT / page).read_text().count(begin) == 1

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from ocp_mamba import __version__
-from ocp_mamba.config import MIN_CONTEXT
+from ocp_mamba.config import MIN_CONTEXT, __version__
 from ocp_mamba.data.build.chains import Chain, CleanReport, clean_chains
 from ocp_mamba.data.build.tmd import UNKNOWN, dense
 from ocp_mamba.data.dataset import SCHEMA_VERSION, SPLITS, Dataset, to_float16, unit_rows

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from ocp_mamba import __version__
-from ocp_mamba.config import D_TMD
+from ocp_mamba.config import D_TMD, __version__
 from ocp_mamba.data.analysis.duplicates import find_duplicates, norms_of
 from ocp_mamba.data.analysis.leakage import LEARN_ALL
 from ocp_mamba.data.dataset import SCHEMA_VERSION, SPLITS, Dataset
