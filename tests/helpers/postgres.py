@@ -14,7 +14,7 @@ from typing import Any
 
 from servers import free_port
 
-START_SECONDS = 60
+START_SECONDS = 180
 USER, PASSWORD = "tester", "pass-word:of@tests"
 WANTED = ("initdb", "postgres")
 NOT_FOUND = "no PostgreSQL server here (initdb, postgres): apt-get install postgresql"

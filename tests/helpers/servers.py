@@ -11,7 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-START_SECONDS = 60
+START_SECONDS = 180
 
 
 def free_port() -> int:

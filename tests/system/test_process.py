@@ -42,7 +42,7 @@ with session.track(dataset, sys.argv[1], output_dir="out", system_metrics=False)
 """
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 40) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
