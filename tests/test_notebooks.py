@@ -26,7 +26,7 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, store: st
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
     texts = []
     for cell in notebook.cells:

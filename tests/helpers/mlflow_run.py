@@ -24,7 +24,7 @@ def mlflow_run_with(environment: dict[str, str], folder: Path, *arguments: str) 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -52,7 +52,7 @@ def kill_9_of_rank_1(store: str, folder: Path, *flags: str) -> tuple[int, str, i
         time.sleep(0.02)
     workers = {rank_of(p): p for p in psutil.Process(launcher.pid).children()}
     workers["1"].send_signal(signal.SIGKILL)
-    said, _ = launcher.communicate(timeout=120)
+    said, _ = launcher.communicate(timeout=600)
     return workers["1"].pid, said, launcher.returncode
 
 

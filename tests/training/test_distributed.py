@@ -101,7 +101,7 @@ def together(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     for process in processes:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
     return folder
 
