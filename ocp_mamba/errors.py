@@ -1,7 +1,7 @@
 """The errors that a person can mend, under one base class, and how an error is said in one line.
 
-A message names the file or the setting, what was found, what is wanted, and the way out. The command
-line catches `OcpMambaError` and prints the message without a traceback.
+A message names the file or the setting, what was found, what is wanted, and the way out. The
+command line catches `OcpMambaError` and prints the message without a traceback.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
             "evaluated.model": job.model,
             "evaluated.split": job.split,
             "evaluated.weights": job.weights,
-            **config_params(limits=job.limits),
+            **config_params(eval=job.limits),
         },
         tags={"kind": "evaluation", "test_split_evaluated": str(job.split == "test").lower()},
         inputs={job.split: "evaluation"},

@@ -61,7 +61,7 @@ def test_a_concept_that_follows_another_prefix_end_is_a_negative():
 
 def test_a_pair_that_was_not_mined_is_refused():
     mined = mine_negatives(make_dataset(seed=3), 2)
-    with pytest.raises(ValueError, match="train split's examples alone"):
+    with pytest.raises(ValueError, match="examples of the train split only"):
         mined.of(torch.tensor([0]), torch.tensor([10_000]))
 
 
@@ -110,14 +110,14 @@ def test_what_a_model_remembers_is_one_softmax_only_where_it_is_all_the_candidat
         negative_pool = build_negative_pool(data, other, roomy)
         assert (negative_pool.is_memory, negative_pool.targets) == (False, None)
         assert len(roomy.memory) == len(everything)
-    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 4)
+    monkeypatch.setattr(negatives, "MAX_CANDIDATES", 4)
     assert not build_negative_pool(data, config, roomy).is_memory
 
 
 def test_of_too_many_train_targets_some_are_drawn_the_same_for_the_same_batch(monkeypatch):
     data = make_dataset(seed=5)
     negative_pool = build_negative_pool(data, TrainConfig())
-    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 4)
+    monkeypatch.setattr(negatives, "MAX_CANDIDATES", 4)
     batch, other = negative_pool.targets[[0, 2]], negative_pool.targets[[1, 2]]
     drawn = negative_pool.candidates(batch)
     assert 2 < len(drawn) <= 6
@@ -127,7 +127,7 @@ def test_of_too_many_train_targets_some_are_drawn_the_same_for_the_same_batch(mo
     assert set(drawn.tolist()) != set(negative_pool.candidates(other).tolist())
 
 
-@pytest.mark.parametrize("limit", ["MOST_MINED", "MOST_SEARCHED"])
+@pytest.mark.parametrize("limit", ["MAX_MINED", "MAX_SEARCHED"])
 def test_what_would_not_fit_into_memory_is_refused_with_its_size(monkeypatch, limit):
     data = make_dataset()
     monkeypatch.setattr(negatives, limit, 29)
@@ -145,11 +145,11 @@ def test_of_a_bank_on_the_disk_the_candidates_vectors_are_kept_in_memory(tmp_pat
     assert whole.rows is None
     assert torch.equal(kept.targets, whole.targets)
     assert torch.equal(kept.rows, bank[whole.targets])
-    monkeypatch.setattr(negatives, "MOST_KEPT", 20)
+    monkeypatch.setattr(negatives, "MAX_KEPT", 20)
     drawn = [build_negative_pool(mapped, TrainConfig(seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0].targets, drawn[1].targets)
     assert not torch.equal(drawn[0].targets, drawn[2].targets)
-    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 10)
+    monkeypatch.setattr(negatives, "MAX_CANDIDATES", 10)
     batch = whole.targets[::3]
     for negative_pool in (whole, kept, *drawn):
         ids = negative_pool.candidates(batch)
