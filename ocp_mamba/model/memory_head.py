@@ -66,7 +66,7 @@ class MemoryHead(nn.Module):
         return torch.add(queries, retrieved, alpha=self.weight), log_sum
 
     def mixture(self, queries: Tensor) -> Tensor:
-        """Return the predictions, unit rows ``(..., 768)``, of M members' queries ``(M, ..., 768)``.
+        """Return unit rows ``(..., 768)`` from the queries ``(M, ..., 768)`` of M members.
 
         Both the members' probabilities and their queries are averaged, so that a member with a
         sharp softmax has more influence than one with a flat softmax.

@@ -314,7 +314,7 @@ def end_active_run(status: str) -> bool:
 
 
 def _epoch_numbers(record: EpochRecord) -> dict[str, float]:
-    """An epoch's figures by the names of metrics; there is no trend before the second epoch."""
+    """An epoch's figures by the names of metrics; a trend is absent where it is None."""
     trend, longest = record.improvement_trend, record.longest_chain
     return {
         **{f"val_{name}": value for name, value in record.val.items()},

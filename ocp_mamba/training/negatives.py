@@ -165,8 +165,8 @@ def _draw(ids: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
 def mine_negatives(dataset: Dataset, k: int, min_context: int | None = None) -> HardNegatives:
     """Find the k bank rows nearest to each train target that do not continue its context.
 
-    Left out are the true continuations of the last concept, of which the target is one, and the rows
-    whose vector equals that of one, apart from rounding: no model could separate those two.
+    Left out are the true continuations of the last concept, of which the target is one, and rows
+    with the vector of one, apart from rounding: no model could separate the two.
 
     Args:
         dataset: its whole bank is searched, exactly; its train split has the true continuations.
