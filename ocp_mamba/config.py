@@ -25,6 +25,9 @@ D_TMD = 16
 MIN_CONTEXT = 2
 """Fewest context concepts of an OCP sequence."""
 
+DEFAULT_PATIENCE = 3
+"""Epochs without a better validation cosine that early stopping waits for, unless told."""
+
 T = TypeVar("T")
 
 
@@ -39,13 +42,13 @@ class ModelConfig:
 
     ``d_tmd`` is 0 for a model without TMD conditioning and 16 for one with it.
 
-    The rest switches on what other classes than `OCPMambaLVM` have (see `model.build`).
-    ``relations`` names the relations that the model knows, numbered from 1. ``members`` shares the
-    layers out among that many stacks, which stand side by side and have a loss each; the prediction
-    is the direction of the mean of theirs. ``n_memory`` is the most train targets that a
-    `MemoryHead` holds, 0 for none; ``memory_temperature`` and ``memory_weight`` are the temperature
-    of its softmax and the weight of what it reads beside what the layers predict. In training the
-    temperature is that of InfoNCE, which is higher.
+    The other settings belong to the subclasses of `OCPMambaLVM` (see `model.build`).
+    ``relations`` names the relations that the model knows, numbered from 1. ``members`` is the
+    number of stacks that the layers are divided into; the stacks stand side by side, each has its
+    own loss, and the prediction is the direction of the mean of theirs. ``n_memory`` is the
+    greatest number of train targets that a `MemoryHead` holds, 0 for a model without one;
+    ``memory_temperature`` and ``memory_weight`` are the temperature of its softmax and the weight
+    of the vector that it reads. In training the temperature is that of InfoNCE, which is higher.
     """
 
     d_model: int = 768
@@ -121,23 +124,28 @@ MODEL_SIZES: Mapping[str, ModelConfig] = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. ``batch_size`` counts chains: one pass learns all their prefixes.
+    """How a model is trained.
 
-    ``patience`` is the number of epochs without a better ``val_next_vec_cosine`` after which
-    training stops; 0 never stops early. ``infonce_weight`` 0 leaves the contrastive term out;
-    ``infonce_candidates`` are what it tells a target from: the targets of its ``batch``, or all
-    those of the ``train`` split, which makes it a softmax over them.
-    ``precision`` auto is bf16 where the processor multiplies bf16 matrices in hardware, else
-    float32. ``compile`` auto takes the compiled CPU kernels where they save more time than they
-    cost; on fails where they do not compile. ``threads`` 0 leaves torch's own choice.
-    ``min_context`` is the fewest concepts of context that are learnt from, 1 or more; what is
-    evaluated has those of the dataset, 2 or more. ``mixup`` is the a of Beta(a, a), by which chains
-    of a batch are mixed in pairs (see `data.batches.Mix`), 0 mixes none; in the first
-    ``mixup_share`` of the epochs, for what is known by heart is learnt from chains as they are.
+    ``batch_size`` counts chains; one pass trains on all prefixes of each. ``patience`` is the
+    number of epochs without a better ``val_next_vec_cosine`` after which training stops; 0 never
+    stops early. ``trend_epochs`` is the number of epochs that the alarms of a trend look back on,
+    and the fewest epochs that the metric ``improvement_trend`` needs.
+
+    ``infonce_weight`` is the weight of the contrastive loss; 0 leaves it out.
+    ``infonce_candidates`` says which vectors a target is compared with: the targets of its
+    ``batch``, or all targets of the ``train`` split. ``hard_negatives`` is the number of bank rows
+    near a target that are added to its candidates.
+
+    ``min_context`` is the fewest concepts of context to train on, 1 or more; evaluation has at
+    least the 2 of `MIN_CONTEXT`. ``mixup`` is the a of Beta(a, a), by which chains of a batch are
+    mixed in pairs (see `data.batches.Mix`); 0 mixes none. Chains are mixed in the first
+    ``mixup_share`` of the epochs; the last epochs train on the chains as they are.
     ``curriculum`` is the share of the epochs in which the longest allowed chain grows (see
-    `schedule`); 0 learns all chains from the start.
-    ``hard_negatives`` is the number of near bank rows that InfoNCE has an example tell from its
-    target beside the batch's own targets.
+    `training.schedule`); 0 trains on all chains from the start.
+
+    ``precision`` auto is bf16 where the processor multiplies bf16 matrices in hardware, else
+    float32. ``compile`` auto uses the compiled CPU kernels where they save more time than they
+    cost; on fails where they do not compile. ``threads`` 0 leaves the number to torch.
     """
 
     batch_size: int = 64
@@ -189,7 +197,8 @@ class TrainConfig:
             _require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
         _require(
             0 <= self.curriculum < 1,
-            f"curriculum must be in [0, 1), for the last epoch learns all; got {self.curriculum}",
+            "curriculum must be in [0, 1), because the last epoch trains on all chains; got "
+            f"{self.curriculum}",
         )
         _require(
             not self.hard_negatives or self.infonce_weight > 0,
@@ -234,6 +243,22 @@ def override(config: T, **values: Any) -> T:
                 f"{type(config).__name__} has no setting {name!r}; it has {sorted(known)}"
             )
     return replace(config, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
+
+
+def with_stopping(config: TrainConfig, early: bool | None, patience: int | None) -> TrainConfig:
+    """Return the settings with early stopping on or off.
+
+    Args:
+        config: the settings.
+        early: False sets the patience to 0, True keeps the config's patience or sets
+            `DEFAULT_PATIENCE`, None leaves the config as it is.
+        patience: epochs to wait, unless ``early`` is False; None where it was not given.
+    """
+    if early is False:
+        return replace(config, patience=0)
+    if patience is not None:
+        return replace(config, patience=patience)
+    return replace(config, patience=config.patience or DEFAULT_PATIENCE) if early else config
 
 
 def read_config_file(path: Path) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ class Preset:
         summary: one line for a person.
         model: settings of `ModelConfig`.
         train: settings of `TrainConfig`.
-        relations: the model knows the dataset's relations.
+        relations: whether the model takes the dataset's relations.
     """
 
     title: str
@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "hedged": Preset(
             "hedged",
-            "3 stacks of layers that are averaged, a memory head, a small softmax over train targets",
+            "3 stacks of layers that are averaged, a memory head, 0.05 InfoNCE over train targets",
             model={"members": 3, "n_memory": MAX_MEMORY},
             train=HEDGED_TRAINING,
         ),
@@ -72,13 +72,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "plain": Preset(
             "cosine loss alone",
-            "no chains mixed, contexts of 2 concepts and more, no InfoNCE",
+            "no mixed chains, contexts of 2 concepts and more, no InfoNCE",
             train={"mixup": 0.0, "min_context": 2, "infonce_weight": 0.0},
         ),
-        "no-mixup": Preset("no mixup", "no chains mixed", train={"mixup": 0.0}),
+        "no-mixup": Preset("no mixup", "no mixed chains", train={"mixup": 0.0}),
         "no-first-steps": Preset(
             "no first steps",
-            "contexts of 2 concepts and more, as those that are evaluated",
+            "contexts of 2 concepts and more, as in evaluation",
             train={"min_context": 2},
         ),
         "softmax": Preset(
@@ -108,10 +108,10 @@ SCALING = "scaling"
 """Not a preset: the base on all concepts against the base on half of them."""
 
 ABLATIONS = ("no-mixup", "no-first-steps", "softmax")
-"""Presets that take one thing from the base's training, or add one: they say whether it pays."""
+"""Presets that change one thing of the base's training, to measure what it is worth."""
 
 VARIANTS = (*(name for name in PRESETS if name not in (BASE, *ABLATIONS)), SCALING)
-"""What is evaluated against the base unless something is named."""
+"""The variants that are compared with the base unless some are named."""
 
 
 def preset(name: str) -> Preset:

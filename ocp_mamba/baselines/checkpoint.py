@@ -1,4 +1,4 @@
-"""The ``.pt`` file of a trained baseline, and the reading of any predictor's file."""
+"""The ``.pt`` file of a trained baseline, and a reader of the file of any predictor."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ocp_mamba.model.checkpoint import LVM_KINDS, load_checkpoint, read_checkpoi
 
 @dataclass(frozen=True)
 class SavedPredictor:
-    """A trained predictor out of a file.
+    """A trained predictor from a file.
 
     Attributes:
         kind: one of `LVM_KINDS`, or a key of `BASELINE_CLASSES`.
         model: in evaluation mode.
         dataset_fingerprint: of the dataset that it was trained on.
         encoder: of that dataset's vectors.
-        loop: what the training wrote beside the weights.
+        loop: further values that the training wrote.
     """
 
     kind: str
@@ -43,7 +43,7 @@ def save_baseline(
     """Write a trained baseline's ``.pt``, which loads with ``weights_only=True``.
 
     Raises:
-        CheckpointError: the model is of no class of `BASELINE_CLASSES`.
+        CheckpointError: the model's class is not in `BASELINE_CLASSES`.
     """
     for kind, of_class in BASELINE_CLASSES.items():
         if isinstance(model, of_class):
@@ -57,7 +57,7 @@ def save_baseline(
             write_checkpoint(path, kind, content)
             return
     raise CheckpointError(
-        f"checkpoint {path}: a {type(model).__name__} is none of the trained baselines "
+        f"checkpoint {path}: a {type(model).__name__} is not one of the trained baselines "
         f"{', '.join(BASELINE_CLASSES)}"
     )
 
@@ -80,14 +80,13 @@ def load_predictor(path: Path | str) -> SavedPredictor:
             model.load_state_dict(content["state_dict"], strict=True)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"checkpoint {path}: it says that it holds a baseline of kind {kind!r}, and what "
-                f"it holds does not fit one: {error}"
+                f"checkpoint {path}: its kind is {kind!r}, but its content does not fit that "
+                f"baseline: {error}"
             ) from error
     else:
         raise CheckpointError(
             f"checkpoint {path}: kind {kind!r} is unknown; this version reads "
-            f"{', '.join(LVM_KINDS)}, "
-            f"{', '.join(BASELINE_CLASSES)}"
+            f"{', '.join([*LVM_KINDS, *BASELINE_CLASSES])}"
         )
     return SavedPredictor(
         kind,

@@ -1,7 +1,8 @@
-"""Baselines that are trained as the model is, and are of its size: a GRU and a Transformer.
+"""Baselines of the model's size that are trained as the model is: a GRU and a Transformer.
 
-They answer whether a figure is due to the Mamba-2 layers or to any network of that many parameters
-under the same data, loss, batches, schedule, seed and memory head. Neither takes TMD vectors.
+They show whether a result is due to the Mamba-2 layers, or whether any network with that number of
+parameters reaches it with the same data, loss, batches, schedule, seed and memory head. Neither
+takes TMD vectors.
 """
 
 from __future__ import annotations
@@ -125,16 +126,16 @@ def positions(length: int, width: int) -> Tensor:
 
 
 def gru_of_size(config: ModelConfig, parameters: int) -> GRUBaseline:
-    """Return the GRU whose width brings it nearest to a number of parameters."""
+    """Return the GRU with the width that is nearest to a number of parameters."""
     width = _nearest(lambda w: GRUBaseline(w), parameters)
     return GRUBaseline(width, config.dropout, _memory_settings(config))
 
 
 def transformer_of_size(config: ModelConfig, parameters: int) -> TransformerBaseline:
-    """Return a Transformer of the model's depth and about that many parameters.
+    """Return a Transformer with the model's depth and about that number of parameters.
 
     Its width is the model's, or less where the networks would be narrower than the layers; the
-    networks' width then brings it nearest to the number.
+    width of the networks is then the one that is nearest to the number.
     """
     width, memory_head = config.d_model, _memory_settings(config)
 
@@ -150,17 +151,17 @@ TRAINED_BASELINES: dict[str, Callable[[ModelConfig, int], NextVectorModel]] = {
     "gru": gru_of_size,
     "transformer": transformer_of_size,
 }
-"""Makers by the name that metrics and runs use: of a model's config and number of parameters."""
+"""Builders by the name in metrics and runs, from a model's config and number of parameters."""
 
 BASELINE_CLASSES: dict[str, type[GRUBaseline | TransformerBaseline]] = {
     "gru": GRUBaseline,
     "transformer": TransformerBaseline,
 }
-"""What each is, by the same names; its ``settings`` make another one of its shape."""
+"""Classes by the same names; a model's ``settings`` are the arguments of its class."""
 
 
 def _memory_settings(config: ModelConfig) -> Settings:
-    """What of a model's config says how it recalls, where it does: its baselines do likewise."""
+    """The settings of the memory head in a model's config; its baselines get the same head."""
     return (
         {name: getattr(config, name) for name in MEMORY_SETTINGS} if config.n_memory else NO_MEMORY
     )
@@ -171,10 +172,10 @@ def _memory_head(settings: Settings) -> MemoryHead | None:
 
 
 def _nearest(make: Callable[[int], NextVectorModel], parameters: int) -> int:
-    """The width, 1 or more, whose model has a number of parameters nearest to the one given."""
+    """The width, 1 or more, whose model is nearest to a number of parameters."""
 
     def count(width: int) -> int:
-        with torch.device("meta"):  # shapes without numbers: nothing is allocated or drawn
+        with torch.device("meta"):  # shapes without values: nothing is allocated or drawn
             return make(width).num_parameters()
 
     low, high = 1, 2

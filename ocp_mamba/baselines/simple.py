@@ -1,7 +1,7 @@
-"""Predictors that every model must beat, with the model's own ``predict_all``.
+"""Simple predictors that a model must beat, with the same ``predict_all`` as a model.
 
-Each takes ``(B, L, 768)`` right-padded unit rows and gives ``(B, L, 768)`` unit rows, position t
-seeing positions <= t only.
+Each takes right-padded unit rows ``(B, L, 768)`` and returns unit rows ``(B, L, 768)``; position t
+sees positions <= t only.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Ridge:
 
 
 class _Squares:
-    """Sums of squares and products, from which the map of any penalty is solved."""
+    """Sums of squares and products, from which the map is solved for any penalty."""
 
     def __init__(self, X: Tensor, Y: Tensor) -> None:
         self._x_mean, self._y_mean = X.mean(0), Y.mean(0)
@@ -94,17 +94,17 @@ class _Squares:
         self._gram, self._cross = Xc.T @ Xc, Xc.T @ Yc
 
     def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
-        """Minimise ``|X W + b - Y|^2 + penalty |W|^2`` with an unpenalised b."""
+        """Minimize ``|X W + b - Y|^2 + penalty |W|^2`` with an unpenalized b."""
         gram = self._gram + penalty * torch.eye(len(self._gram), dtype=torch.float64)
         W = torch.linalg.solve(gram, self._cross, left=True).float()
         return W, self._y_mean - self._x_mean @ W
 
 
 class NearestNeighbour:
-    """What most often followed the nearest concept that has a successor in the train split."""
+    """The most frequent successor of the nearest concept that has one in the train split."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Remember each train concept's commonest successor (the lowest id among equals)."""
+        """Find each train concept's most frequent successor (the lowest id among equals)."""
         examples = dataset.examples("train")
         pairs, counts = np.unique(
             np.stack([examples.last, examples.target], axis=1), axis=0, return_counts=True
@@ -115,7 +115,7 @@ class NearestNeighbour:
         self._index = BankIndex(dataset.bank[known])
 
     def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
-        """Return the remembered successor's vector at each position."""
+        """Return the vector of the nearest concept's successor at each position."""
         flat = seq_vectors.reshape(-1, seq_vectors.shape[-1]).numpy()
         _, rows = self._index.search(flat, 1)
         return self._next[torch.from_numpy(rows[:, 0])].view_as(seq_vectors)

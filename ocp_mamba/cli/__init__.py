@@ -1,4 +1,7 @@
-"""The ``ocp-mamba`` command: parse, call, print; a file a command, opened when it is asked for."""
+"""The ``ocp-mamba`` command: its modules read the flags, call a job and print.
+
+Each command has a module of its own, which is imported when the command is called.
+"""
 
 from ocp_mamba.cli.main import main
 

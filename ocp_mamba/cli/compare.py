@@ -1,4 +1,4 @@
-"""`ocp-mamba compare`: rank evaluated runs, or say why they cannot be ranked."""
+"""`ocp-mamba compare`: rank evaluated runs by a metric."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def compare(
 ) -> None:
     """Rank evaluated runs by a metric, each RUN a run's id or name.
 
-    A training run and an `ocp-mamba evaluate` run hold an evaluation. Differences to the best are by
-    paired bootstrap over the same sequences. Runs that were evaluated on other data, another split,
-    another bank or by another version of the metrics are not ranked: exit code 2.
+    Runs of `ocp-mamba train` and of `ocp-mamba evaluate` have an evaluation. Differences to the
+    best are by paired bootstrap over the same sequences. Runs that were evaluated on other data,
+    another split, another bank or by another version of the metrics are not ranked: exit code 2.
     """
     from ocp_mamba.errors import CompareError, first_line
     from ocp_mamba.jobs.compare import load_candidates

@@ -1,4 +1,4 @@
-"""The commands under ``ocp-mamba data``: make dataset files and look into them."""
+"""The commands under ``ocp-mamba data``: build, import, check and convert dataset files."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from ocp_mamba.embeddings.encoders import SentenceTransformerEncoder
 from ocp_mamba.errors import DatasetError, EncoderError
 
 UNKNOWN_LICENCE = "unknown; see the owners of the chain files"
+SEQUENCES, SIBLINGS = 45_000, 5
+"""Defaults of ``data build --wordnet``; None tells that a flag was not given."""
 
 
 class DataError(click.ClickException):
-    """A problem of the user's input: one line, no traceback, exit code 2."""
+    """An error that the user can mend: one line, no traceback, exit code 2."""
 
     exit_code = 2
 
@@ -55,7 +57,14 @@ class _Relations(click.ParamType):
         return names
 
 
-@click.group(name="data")
+@click.group(
+    name="data",
+    epilog="""
+    \b
+    Example:
+      ocp-mamba data check ocp_training_9k.npz
+    """,
+)
 def data() -> None:
     """Build dataset files, import older ones, and check them."""
 
@@ -95,12 +104,14 @@ def data() -> None:
 @click.option("--encoder", required=True, help="sentence-transformers name or folder (768-D).")
 @click.option("--encoder-name", help="Public name of the encoder, if --encoder is a folder.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz to write.")
-@click.option("--sequences", type=click.IntRange(min=1), help="[--wordnet] default: 45000.")
+@click.option("--sequences", type=click.IntRange(min=1), metavar="N",
+              help=f"[--wordnet] Number of sequences; {SEQUENCES} if not given.")  # fmt: skip
 @click.option(
     "--siblings",
     type=click.IntRange(min=1),
-    help="[--wordnet] chains drawn together that differ in the leaf only: more of them, fewer "
-    "concepts. Default: 5.",
+    metavar="N",
+    help="[--wordnet] Chains drawn together that differ in the leaf only: more of them, fewer "
+    f"concepts; {SIBLINGS} if not given.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -165,7 +176,7 @@ def _chains(
     if wordnet is not None:
         draw = partial(relation_chains, relations=relations) if relations else wordnet_chains
         drawn, leaves = draw(
-            wordnet, sequences=sequences or 45_000, siblings=siblings or 5, seed=seed
+            wordnet, sequences=sequences or SEQUENCES, siblings=siblings or SIBLINGS, seed=seed
         )
         click.echo(f"Leaves of WordNet to draw from: {leaves}\n")
         return drawn
@@ -237,9 +248,10 @@ def import_(
     "ocp-mamba data check ocp_training_9k.npz --strict --json leaks.json"
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the numbers too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="File of the numbers.")
 @click.option("--strict", is_flag=True, help="End with exit code 1 if a split leaks.")
-@click.option("--track/--no-track", default=True, help="Log the report to MLflow.  [default: yes]")
+@click.option("--track/--no-track", default=True, show_default=True,
+              help="Log the report to MLflow.")  # fmt: skip
 @eval_options
 @ALLOW_PICKLE
 def check(

@@ -35,7 +35,7 @@ from ocp_mamba.cli.options import eval_limits, eval_options, with_errors
 @click.option("--weights", type=click.Choice(["float32", "bf16", "int8"]), default="float32",
               show_default=True, help="Round the model's matrices first.")  # fmt: skip
 @click.option("--against", type=click.Choice(["cheap", "none"]), default="cheap",
-              show_default=True, help="Baselines to evaluate beside it; gates need them.")  # fmt: skip
+              show_default=True, help="Baselines to evaluate too; gates need them.")  # fmt: skip
 @eval_options
 @click.option("--gate", is_flag=True, help="Exit with 1 when a gate fails.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")

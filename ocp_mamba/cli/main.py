@@ -1,4 +1,4 @@
-"""The group of all commands; each one's module is imported when it is asked for."""
+"""The group of all commands; the module of a command is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ocp_mamba.config import __version__
 from ocp_mamba.system.cpu_info import widen_openblas
 
 COMMANDS = ("compare", "data", "evaluate", "quality", "runs", "sweep", "train", "variants")
-"""Each stands in the module of its name."""
+"""Each is a function in the module of the same name."""
 
 
-class _Lazy(click.Group):
-    """Opens a command's module when it is asked for: some import much."""
+class LazyGroup(click.Group):
+    """Imports the module of a command when the command is called: some imports take seconds."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -22,13 +22,21 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found = getattr(import_module(f"ocp_mamba.cli.{cmd_name}"), cmd_name)
-        assert isinstance(found, click.Command)
-        return found
+        command = getattr(import_module(f"ocp_mamba.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
 
 
-@click.group(cls=_Lazy)
+@click.group(
+    cls=LazyGroup,
+    epilog="""
+    \b
+    Examples:
+      ocp-mamba train --data ocp_training_9k.npz
+      ocp-mamba train --help
+    """,
+)
 @click.version_option(__version__, prog_name="ocp-mamba")
 def main() -> None:
-    """Train a Mamba-2 latent vector model, and know from MLflow whether it is any good."""
+    """Train, evaluate and compare Mamba-2 latent vector models, tracked in MLflow."""
     widen_openblas()

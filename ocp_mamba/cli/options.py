@@ -1,4 +1,4 @@
-"""Options and errors that several commands share, and how settings are merged."""
+"""Options and errors that several commands share, and the merging of settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ocp_mamba.config import ModelConfig, TrainConfig, model_config, override, read_config_file
+from ocp_mamba.config import (
+    D_TMD,
+    ModelConfig,
+    TrainConfig,
+    model_config,
+    override,
+    read_config_file,
+    with_stopping,
+)
 from ocp_mamba.errors import OcpMambaError, WorkerLostError
 from ocp_mamba.presets import BASE, preset
 
@@ -30,47 +38,53 @@ class AutoInt(click.ParamType):
         return click.IntRange(min=1).convert(value, param, ctx)
 
 
-class _AutoBool(click.ParamType):
+class AutoBool(click.ParamType):
     """True or false, or ``auto`` for what the preset or the config file says."""
 
     name = "true, false or auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return None for ``auto``, else the truth value."""
         return None if value == AUTO else click.BOOL.convert(value, param, ctx)
 
 
 class InputError(click.ClickException):
-    """A problem of the user's input: one line, no traceback, exit code 2."""
+    """An error that the user can mend: one line, no traceback, exit code 2."""
 
     exit_code = 2
 
 
-def _flag(name: str, text: str) -> Callable[[Any], Any]:
-    """An option that works as a bare flag and, for ``mlflow run``, with true or false after it."""
+def flag(name: str, text: str) -> Callable[[Any], Any]:
+    """Return an option that is a bare flag or, for ``mlflow run``, takes true, false or auto.
+
+    Args:
+        name: with its dashes.
+        text: its help.
+    """
     return click.option(
-        name, is_flag=False, flag_value="true", type=_AutoBool(), default=None, help=text
+        name, is_flag=False, flag_value="true", type=AutoBool(), default=None, help=text
     )
 
 
 def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the limits beyond which a dataset is evaluated on a sample, see `data.sample`."""
+    """Add the limits beyond which a dataset is evaluated on a sample, see `EvalLimits`."""
     count = click.IntRange(min=0)
     for option in (
         click.option("--eval-seed", type=count, default=0, show_default=True,
-                     help="Draws the sample that a larger dataset is evaluated on."),
+                     help="Seed of the sample on which a larger dataset is evaluated."),
         click.option("--eval-train", type=count, default=40_000, show_default=True, metavar="N",
-                     help="Train sequences that cheap baselines learn from at most; 0: all."),
+                     help="Most train sequences to fit the cheap baselines on; 0: all."),
         click.option("--eval-pool", type=count, default=100_000, show_default=True, metavar="M",
-                     help="Concepts that retrieval searches at most; 0: the whole bank."),
+                     help="Most concepts that retrieval searches; 0: the whole bank."),
         click.option("--eval-sequences", type=count, default=10_000, show_default=True,
-                     metavar="N", help="Sequences evaluated of val, or of test, at most; 0: all."),
+                     metavar="N", help="Most sequences of val, or of test, to evaluate; 0: all."),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
 def eval_limits(flags: Mapping[str, Any]) -> EvalLimits:
-    """Return the limits that `eval_options` were given."""
+    """Return the limits from the values of `eval_options`."""
     from ocp_mamba.data.analysis.sample import EvalLimits
 
     return EvalLimits(
@@ -79,7 +93,7 @@ def eval_limits(flags: Mapping[str, Any]) -> EvalLimits:
 
 
 def listed(lines: str) -> str:
-    """Lines for an epilog, which keeps them apart."""
+    """Indent lines for an epilog, so that click does not join them."""
     return "".join(f"      {line}\n" for line in lines.splitlines())
 
 
@@ -94,10 +108,11 @@ TRAIN_FLAGS = (
 
 
 def merged_settings(flags: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
-    """Merge defaults, preset, config file and flags (any may be absent); what comes later wins."""
-    from ocp_mamba.config import D_TMD
-    from ocp_mamba.jobs import train
+    """Merge defaults, preset, config file and flags (any may be absent); the later one wins.
 
+    Args:
+        flags: values by name; None for a flag that was not given.
+    """
     path = flags.get("config_file")
     tables = read_config_file(path) if path else {"model": {}, "train": {}}
     chosen = {k: flags.get(k) for k in MODEL_FLAGS}
@@ -111,7 +126,7 @@ def merged_settings(flags: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]
         TrainConfig(),
         **dict(variant.train) | tables["train"] | _given({k: flags.get(k) for k in TRAIN_FLAGS}),
     )
-    return model, train.with_stopping(settings, flags["early_stopping"], flags.get("patience"))
+    return model, with_stopping(settings, flags["early_stopping"], flags.get("patience"))
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +134,7 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_errors(run: Callable[[], object]) -> None:
-    """Run a command; what the user can mend ends in one line and exit code 2."""
+    """Run a command; an error that the user can mend becomes one line and exit code 2."""
     try:
         run()
     except WorkerLostError as error:

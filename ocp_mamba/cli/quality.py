@@ -1,4 +1,4 @@
-"""`ocp-mamba quality`: the baselines table over several seeds, by one command."""
+"""`ocp-mamba quality`: the table of the model and its baselines over several seeds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ocp_mamba.config import MODEL_SIZES
 @click.option("--data", required=True, help="Dataset file, or an older npz.")
 @click.option("--seeds", type=Seeds(), default="0,1,2", show_default=True, metavar="N,N,…")
 @click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True,
-              help="What is evaluated. test is touched when named here alone, and the run is tagged "
-              "test_split_evaluated; training and early stopping look at train and val.")  # fmt: skip
+              help="Split to evaluate on. Only if test is named here is it used, and the run is "
+              "tagged test_split_evaluated; training uses train and val.")  # fmt: skip
 @click.option("--output", default="outputs/quality", show_default=True,
               help="Folder of the table.")  # fmt: skip
 @click.option("--models", default="outputs/trained", show_default=True,

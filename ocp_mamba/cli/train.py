@@ -9,18 +9,20 @@ import click
 
 from ocp_mamba.cli.options import (
     AutoInt,
-    _flag,
     eval_limits,
     eval_options,
+    flag,
     listed,
     merged_settings,
     with_errors,
 )
-from ocp_mamba.config import MODEL_SIZES
+from ocp_mamba.config import DEFAULT_PATIENCE, MIN_CONTEXT, MODEL_SIZES, TrainConfig
 from ocp_mamba.presets import BASE, CODES, PRESETS, listing, preset
 
 if TYPE_CHECKING:
-    from ocp_mamba.jobs.train import TrainJob
+    from ocp_mamba.jobs.train_job import TrainJob
+
+SMALL, DEFAULTS = MODEL_SIZES["small"], TrainConfig()
 
 
 @click.command(
@@ -41,59 +43,73 @@ if TYPE_CHECKING:
     type=click.Choice(list(MODEL_SIZES)),
     default="small",
     show_default=True,
-    help="small: d_model 768, 6 layers one after the other, d_state 16.",
+    help=f"small: d_model {SMALL.d_model}, {SMALL.n_layers} layers one after the other, "
+    f"d_state {SMALL.d_state}.",
 )
 @click.option("--preset", "preset_name", type=click.Choice([*PRESETS, *CODES]), default=BASE,
-              show_default=True, help="A planned variant, see below; other flags win.")  # fmt: skip
-@click.option("--n-layers", type=AutoInt(), help="Instead of the size's own.")
-@click.option("--members", type=AutoInt(), help="Stacks that share the layers and are averaged.")
-@click.option("--d-state", type=AutoInt(), help="Instead of the size's own.")
+              show_default=True,
+              help="Settings of a variant, see below; other flags win.")  # fmt: skip
+@click.option("--n-layers", type=AutoInt(), help="Number of layers, in place of the size's.")
+@click.option("--members", type=AutoInt(),
+              help="Stacks that the layers are divided into, and that are averaged.")  # fmt: skip
+@click.option("--d-state", type=AutoInt(), help="Width of the state, in place of the size's.")
 @click.option("--n-memory", type=click.IntRange(min=0), metavar="N",
-              help="Remember up to N train targets to answer with; 0 for none.")  # fmt: skip
-@_flag("--tmd", "Condition on each chain's TMD vector.")
-@_flag("--relations", "Condition on the relations between concepts that the dataset names.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step, all processes.")
-@click.option("--max-epochs", type=AutoInt(), help="Passes over the train split, at most.")
-@_flag("--early-stopping", "Stop when the cosine no longer rises; the best epoch is kept anyway.")
-@click.option("--patience", type=click.IntRange(min=1), help="Epochs to wait; 3 if not given.")
+              help="Most train targets in the memory head; 0: no memory head.")  # fmt: skip
+@flag("--tmd", "Condition on each chain's TMD vector.")
+@flag("--relations", "Condition on the relations between concepts of the dataset.")
+@click.option("--batch-size", type=click.IntRange(min=1),
+              help=f"Chains per step, of all processes; {DEFAULTS.batch_size} if not "
+              "given.")  # fmt: skip
+@click.option("--max-epochs", type=AutoInt(),
+              help=f"Epochs, unless early stopping ends earlier; {DEFAULTS.max_epochs} if not "
+              "given.")  # fmt: skip
+@flag("--early-stopping", "Stop when the cosine no longer rises; the best epoch is kept anyway.")
+@click.option("--patience", type=click.IntRange(min=1),
+              help=f"Epochs that early stopping waits for a better cosine; {DEFAULT_PATIENCE} if "
+              "not given.")  # fmt: skip
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="On matrices only.")
-@click.option("--dropout", type=click.FloatRange(min=0, max=1, max_open=True))
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="Of the matrices only.")
+@click.option("--dropout", type=click.FloatRange(min=0, max=1, max_open=True),
+              help="Share of each layer's outputs that is dropped in training.")  # fmt: skip
 @click.option("--infonce-weight", type=click.FloatRange(min=0), help="Weight of the InfoNCE term.")
 @click.option("--infonce-candidates", type=click.Choice(["batch", "train"]),
-              help="What it tells a target from: the batch's targets, or train's.")  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Of InfoNCE.")
+              help="Candidates of InfoNCE: the targets of the batch, or those of the train "
+              "split.")  # fmt: skip
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True),
+              help="Temperature of InfoNCE.")  # fmt: skip
 @click.option("--hard-negatives", type=click.IntRange(min=0), metavar="K",
-              help="Bank rows near each target that InfoNCE tells from it.")  # fmt: skip
+              help="Bank rows near each target that are added to InfoNCE.")  # fmt: skip
 @click.option(
     "--min-context",
     type=click.IntRange(min=1),
-    help="Fewest concepts of context to learn from; evaluated are those of 2 and more.",
+    help=f"Fewest concepts of context to train on; evaluation has {MIN_CONTEXT} or more.",
 )
 @click.option("--mixup", type=click.FloatRange(min=0), metavar="A",
-              help="Mix chains in pairs by Beta(A, A); 0 mixes none.")  # fmt: skip
+              help="Mix chains in pairs with weights of Beta(A, A); 0: mix none.")  # fmt: skip
 @click.option("--curriculum", type=click.FloatRange(min=0, max=1, max_open=True),
-              help="Share of the epochs that learn short chains first.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0))
-@click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
+              help="Share of the epochs in which the chains are short at first.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), help="Of the weights and of all draws.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]),
+              help="auto: bf16 where the hardware supports its products.")  # fmt: skip
 @click.option("--compile", type=click.Choice(["auto", "on", "off"]),
-              help="CPU kernels, compiled once a machine; auto: where that pays.")  # fmt: skip
+              help="CPU kernels, compiled once per machine; auto: where they save time.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
               show_default=True, help="auto: the GPU where torch sees one.")  # fmt: skip
 @click.option("--backend", type=click.Choice(["auto", "torch", "cuda"]), default="auto",
               show_default=True, help="On a GPU; cuda: mamba_ssm's kernels.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice.")
+@click.option("--threads", type=click.IntRange(min=0), help="0 leaves the number to torch.")
 @click.option("--baselines", type=click.Choice(["cheap", "full"]), default="cheap",
               show_default=True,
               help="full: train a GRU and a Transformer of the model's size too.")  # fmt: skip
 @eval_options
 @click.option("--output", default="outputs/model.pt", show_default=True, help="The .pt to write.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML; flags win.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path),
+              help="TOML file with the tables model and train; flags win.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of this output.")
 @click.option("--checkpoint-every", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Store whole models every N epochs too, not best and last only.")  # fmt: skip
-@click.option("--experiment", default="ocp_mamba", show_default=True)
-@click.option("--run-name", help="Name of the MLflow run; MLflow invents one.")
+              help="Store the whole model every N epochs, beside the best and last.")  # fmt: skip
+@click.option("--experiment", default="ocp_mamba", show_default=True, help="Of the MLflow run.")
+@click.option("--run-name", help="Name of the MLflow run; MLflow invents one if not given.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(**flags: Any) -> None:
@@ -104,12 +120,12 @@ def train(**flags: Any) -> None:
 
 
 def _train_job(flags: dict[str, Any]) -> TrainJob:
-    from ocp_mamba.jobs import train
+    from ocp_mamba.jobs.train_job import TrainJob
     from ocp_mamba.system.paths import resolve_file, resolve_output
 
     model, settings = merged_settings(flags)
     variant = preset(flags["preset_name"])
-    return train.TrainJob(
+    return TrainJob(
         data=resolve_file(flags["data"]),
         output=resolve_output(flags["output"]),
         model=model,

@@ -1,4 +1,4 @@
-"""`ocp-mamba variants`: the planned variants against the base, by one command."""
+"""`ocp-mamba variants`: train the base and its variants, and compare them."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class _Names(click.ParamType):
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def variants(**flags: Any) -> None:
-    """Train the base and its planned variants, and evaluate them side by side on val.
+    """Train the base and its variants, and compare them on val.
 
-    One MLflow run with a child run for each training, and one table: figures with intervals, paired
-    differences to the base, parameters and minutes. A variant that the dataset has nothing for is
-    "not run". One that fails says so, the others go on, and the exit code is 1. Ctrl-C loses the
-    training at hand alone: the same command goes on with it.
+    One MLflow run has a child run for each training, and one table: metrics with intervals, paired
+    differences to the base, parameters and minutes. A variant that needs what the dataset does not
+    have is "not run". Where a variant fails, its row has the reason, the others go on, and the exit
+    code is 1. Ctrl-C loses only the training that runs: the same command goes on with it.
     """
 
     def run() -> None:

@@ -28,10 +28,13 @@ def cosine_gate(evaluation: Evaluation) -> str:
 
 
 def trend_gate(trends: Sequence[float | None]) -> str:
-    """The metric ``improvement_trend`` of the last epoch is above zero, after 3 epochs or more.
+    """The metric ``improvement_trend`` of the last epoch is above zero.
+
+    The metric is the slope of the validation cosine over all epochs of the run. A run that early
+    stopping ends on a plateau passes; a run that declines on the whole fails.
 
     Args:
-        trends: the metric of each epoch; None where an epoch has none.
+        trends: the metric of each epoch; None where an epoch has none, as before 3 epochs.
     """
     last = trends[-1] if len(trends) >= MIN_TREND_EPOCHS else None
     return _verdict(None if last is None else last > 0)

@@ -1,4 +1,4 @@
-"""The quality job: train the model and what it is compared with over several seeds; one table."""
+"""The quality job: train the model and its baselines with several seeds, and make one table."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ TRAIN_ONLY, TABLE_ONLY = "train", "table"
 
 @dataclass(frozen=True, kw_only=True)
 class QualityJob(ComparisonJob):
-    """What the table is made of; the trained baselines get the model's number of parameters.
+    """What is compared; the trained baselines get the model's number of parameters.
 
     Attributes:
-        split: what is evaluated. Training never sees "test".
+        split: the split to evaluate on. Training never uses "test".
         only: "train" trains and evaluates nothing; "table" evaluates and trains nothing.
     """
 
@@ -49,7 +49,7 @@ def run_quality(job: QualityJob, log: Log) -> Quality | None:
 
     Raises:
         DatasetError: a split that is needed has no examples, or see `open_data`.
-        JobError: only the table was asked for, and a training is missing.
+        JobError: only the table was asked for, and a trained model is missing.
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
     require_trainable(dataset, job.data, job.model)
@@ -64,7 +64,7 @@ def run_quality(job: QualityJob, log: Log) -> Quality | None:
     if job.only == TABLE_ONLY and missing:
         raise JobError(
             f"{job.models} has no {'; no '.join(map(str, missing))} of these settings on this "
-            "dataset; leave `--only table` away to train what is missing"
+            "dataset; leave `--only table` out to train what is missing"
         )
     if job.only == TRAIN_ONLY:
         for training in trainings:
@@ -101,23 +101,23 @@ def run_quality(job: QualityJob, log: Log) -> Quality | None:
 
 
 def _trainings(job: QualityJob) -> tuple[list[Training], dict[str, str]]:
-    """Every training, seed after seed, so that a part of the seeds is whole before the next.
+    """Every training, ordered by seed, so that one seed is complete before the next.
 
     Returns:
-        The trainings, and what the table has to say of a row that it has not.
+        The trainings, and the notes of the table about rows that it does not have.
     """
-    found: list[Training] = []
+    trainings: list[Training] = []
     facts: dict[str, str] = {}
     for seed in job.seeds:
         config = replace(job.train, seed=seed)
-        found.append(Training(MODEL, job.model, config))
+        trainings.append(Training(MODEL, job.model, config))
         try:
             model, hedged = preset_settings(job, HEDGED)
-            found.append(Training(HEDGED, model, replace(hedged, seed=seed)))
+            trainings.append(Training(HEDGED, model, replace(hedged, seed=seed)))
         except ConfigError as error:
             facts[f"{HEDGED} not run:"] = str(error)
-        found += [Training(kind, job.model, config, kind) for kind in TRAINED_BASELINES]
-    return found, facts
+        trainings += [Training(kind, job.model, config, kind) for kind in TRAINED_BASELINES]
+    return trainings, facts
 
 
 class _Rows:
@@ -135,7 +135,7 @@ class _Rows:
         saved: Sequence[SavedPredictor],
         facts: dict[str, str],
     ) -> Quality:
-        """Return the cheap baselines' rows, and a row for each trained model over its seeds."""
+        """Return a row for each cheap baseline, and for each trained model over its seeds."""
         rows = {
             name: Row(name, [self._cheap(name, predictor)])
             for name, predictor in cheap_baselines(self._dataset).items()

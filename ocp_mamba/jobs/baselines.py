@@ -1,13 +1,12 @@
-"""The baselines of a training run: evaluated, trained where asked for, and tracked as child runs."""
+"""The baselines of a training run: trained where asked for, evaluated, tracked as child runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from ocp_mamba.baselines.checkpoint import save_baseline
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.baselines.simple import cheap_baselines
 from ocp_mamba.config import TrainConfig
@@ -17,10 +16,11 @@ from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
 from ocp_mamba.evaluation.names import COSINE, HEADLINE, P1, TRAIN_MINUTES
 from ocp_mamba.evaluation.result import Evaluation
+from ocp_mamba.jobs.common import Log
+from ocp_mamba.jobs.train_once import alarm_tags, build_baseline, fit_and_save
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.training.history import EpochRecord
-from ocp_mamba.training.trainer import fit
 
 CHEAP, FULL = "cheap", "full"
 
@@ -37,61 +37,66 @@ def train_and_evaluate(
     run: TrackedRun,
     like: OCPMambaLVM,
     dataset: Dataset,
-    evaluated_on: Dataset,
+    evaluation_data: Dataset,
     index: BankIndex,
     config: TrainConfig,
     output: Path,
     *,
-    log: Callable[[str], None],
+    log: Log,
     progress: bool,
     device: torch.device | None = None,
 ) -> dict[str, Evaluation]:
-    """Train each baseline of the model's size as the model was, evaluate it and log it as a child.
+    """Train each baseline as the model was trained, evaluate it and log it as a child run.
 
-    Everything is the model's: seed, batches, loss, schedule, precision, early stopping. Each one's
-    best epoch is written beside the model's file, as ``<stem>.<name>.pt``, and into its child run.
+    Size, seed, batches, loss, schedule, precision and early stopping are those of the model. The
+    best epoch is written beside the model's file, as ``<stem>.<name>.pt``, and to the child run.
+
+    Args:
+        run: of the model.
+        like: the trained model, whose shape and size the baselines get.
+        dataset: to train on.
+        evaluation_data: to validate and evaluate on.
+        index: of its bank.
+        config: settings of the model's training.
+        output: the model's file.
+        log: prints a line for a person.
+        progress: show progress bars.
+        device: to train on; None for the CPU.
 
     Returns:
         Evaluations of the best epochs on the validation split, by name.
     """
-    evaluated, validate = {}, validator(evaluated_on, index)
-    for name, make in TRAINED_BASELINES.items():
-        torch.manual_seed(config.seed)
-        model = make(like.config, like.num_parameters()).to(device)
+    evaluations, validate = {}, validator(evaluation_data, index)
+    for name in TRAINED_BASELINES:
+        model = build_baseline(name, like.config, like.num_parameters(), config.seed).to(device)
         log(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
-        fitted = fit(model, dataset, config, validate=validate, progress=progress)
-        evaluated[name] = evaluate(model.cpu().eval(), evaluated_on, "val", name=name, index=index)
+        path = output.with_name(f"{output.stem}.{name}.pt")
+        fitted = fit_and_save(model, dataset, config, path, validate=validate, progress=progress)
+        log(f"baseline file {path}")
+        model = model.cpu().eval()
+        evaluations[name] = evaluate(model, evaluation_data, "val", name=name, index=index)
         params = {
             "ran.parameters": model.num_parameters(),
             "best_epoch": fitted.best_epoch,
             "epochs": len(fitted.history),
         }
-        path = output.with_name(f"{output.stem}.{name}.pt")
-        save_baseline(
-            path,
-            model,
-            dataset_fingerprint=dataset.fingerprint,
-            encoder=dict(dataset.meta.get("encoder", {})),
-            loop={"epoch": fitted.best_epoch},
-        )
-        log(f"baseline file {path}")
         log_baseline(
             run,
             name,
-            evaluated[name],
+            evaluations[name],
             params,
             {TRAIN_MINUTES: fitted.train_minutes},
-            {alarm.tag: str(alarm) for alarm in fitted.alarms},
+            alarm_tags(fitted),
             history=fitted.history,
             files=[path],
         )
-    return evaluated
+    return evaluations
 
 
 def log_baseline(
     run: TrackedRun,
     name: str,
-    evaluated: Evaluation,
+    evaluation: Evaluation,
     params: Mapping[str, object] | None = None,
     numbers: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
@@ -99,24 +104,24 @@ def log_baseline(
     history: Sequence[EpochRecord] = (),
     files: Sequence[Path] = (),
 ) -> None:
-    """Log a baseline as a child run, and its headline beside the model's on the run itself."""
+    """Log a baseline as a child run, and its headline metrics as a tag of the run itself."""
     run.log_child(
         f"baseline {name}",
         {"predictor": name, **(params or {})},
-        {**evaluated.headline(), **(numbers or {})},
-        {"kind": "baseline", **evaluated.tags(), **(tags or {})},
+        {**evaluation.headline(), **(numbers or {})},
+        {"kind": "baseline", **evaluation.tags(), **(tags or {})},
         history=history,
         files=files,
     )
-    said = ", ".join(
-        f"{key} {evaluated.figures[key]}" for key in HEADLINE if key in evaluated.figures
+    headline = ", ".join(
+        f"{key} {evaluation.figures[key]}" for key in HEADLINE if key in evaluation.figures
     )
-    run.log_results({}, tags={f"baseline.{name}": said})
+    run.log_results({}, tags={f"baseline.{name}": headline})
 
 
-def trained_gates(evaluated: Evaluation, trained: Mapping[str, Evaluation]) -> dict[str, str]:
-    """Whether the model beats every trained baseline; ``not-run`` where none was trained."""
+def trained_gates(evaluation: Evaluation, trained: Mapping[str, Evaluation]) -> dict[str, str]:
+    """Return the gates of the trained baselines; ``not-run`` where none was trained."""
     return {
-        "beats_trained_baselines_cosine": gates.beats_gate(evaluated, trained, COSINE),
-        "beats_trained_baselines_p1": gates.beats_gate(evaluated, trained, P1),
+        "beats_trained_baselines_cosine": gates.beats_gate(evaluation, trained, COSINE),
+        "beats_trained_baselines_p1": gates.beats_gate(evaluation, trained, P1),
     }

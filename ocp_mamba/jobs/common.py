@@ -1,4 +1,4 @@
-"""What several jobs share: opening data, checking it, saying what really runs."""
+"""What several jobs share: to open and check data, and to log what really runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class ComparisonJob:
     Attributes:
         data: a dataset file, or an older npz.
         output: folder of the table, made where it does not exist.
-        models: folder of the trained models, which other tables share; made likewise.
+        models: folder of the trained models, which other tables share, made where it does not
+            exist.
         model: shape of the model.
         train: settings of every training; the seed is replaced by each of ``seeds``.
         seeds: at least one.
@@ -51,7 +52,12 @@ class ComparisonJob:
 
 
 def open_data(path: Path, *, allow_pickle: bool, log: Log) -> Dataset:
-    """Open a dataset, say which, and what an import of an older file did.
+    """Open a dataset and log its path and, for an older file, what its import did.
+
+    Args:
+        path: a dataset file, a folder of shards, or an older npz.
+        allow_pickle: open the pickles of an older npz, which can run any code.
+        log: prints a line for a person.
 
     Raises:
         DatasetError: the file is no dataset, or has faults.
@@ -76,22 +82,24 @@ def check_dataset_and_log(dataset: Dataset, log: Log, min_context: int = LEARN_A
 
 
 def evaluation_dataset(dataset: Dataset, limits: EvalLimits, log: Log, progress: bool) -> Dataset:
-    """Return the dataset to evaluate on; where that is a sample, say of how much."""
-    evaluated = evaluation_part(dataset, limits, progress=progress)
-    sample = sample_of(evaluated)
+    """Return the dataset to evaluate on; where it is a sample, its size is logged."""
+    evaluation_data = evaluation_part(dataset, limits, progress=progress)
+    sample = sample_of(evaluation_data)
     if sample:
         log(
             f"Too large to be evaluated whole; evaluated on {sample}. For more: --eval-sequences, "
             "--eval-pool, --eval-train (0: all)"
         )
-    return evaluated
+    return evaluation_data
 
 
-def what_ran(model: NextVectorModel, dataset: Dataset, config: TrainConfig) -> dict[str, object]:
-    """Return the params that say what really runs, whatever was asked for."""
+def what_ran(
+    model: NextVectorModel, dataset: Dataset, config: TrainConfig, backend: str = "auto"
+) -> dict[str, object]:
+    """Return the params of what really runs, whatever was asked for; starts the CPU kernels."""
     device = next(model.parameters()).device
     return {
-        "ran.backend": resolve_backend("auto", device),
+        "ran.backend": resolve_backend(backend, device),
         "ran.device": str(device),
         "ran.precision": resolve_precision(config.precision, device),
         **start_kernels(model, dataset, config).params(),

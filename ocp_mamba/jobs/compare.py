@@ -85,6 +85,6 @@ def _candidate(run: Run, *, alone: bool) -> Candidate:
         except (MlflowException, OSError, ValueError) as error:
             raise CompareError(
                 f"run {name} ({run_id}) has no evaluation to compare, {FIGURES} and {NUMBERS}: "
-                f"{first_line(error)}. Evaluate its model: ocp-mamba evaluate --model ... --data ..."
+                f"{first_line(error)}. Evaluate its model: ocp-mamba evaluate --model … --data …"
             ) from error
     return Candidate(run_id, name if alone else f"{name} ({run_id[:8]})", evaluation, per_example)

@@ -240,7 +240,7 @@ def _run_of(job: EvaluationJob, whole: Dataset, evaluated: Dataset) -> AbstractC
             "evaluated.model": job.model,
             "evaluated.split": job.split,
             "evaluated.weights": job.weights,
-            **config_params(limits=job.limits),
+            **config_params(eval=job.limits),
         },
         tags={"kind": "evaluation", "test_split_evaluated": str(job.split == "test").lower()},
         inputs={job.split: "evaluation"},

@@ -1,4 +1,4 @@
-"""Whether a dataset has what a model is to be trained with: asked before any work is done."""
+"""Checks, before any work is done, that a dataset has what a model is trained with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from ocp_mamba.errors import ConfigError, DatasetError
 
 
 def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
-    """Refuse what would fail only after minutes of work.
+    """Refuse a dataset with which the training would fail only after minutes of work.
 
     Raises:
         DatasetError: the train or the val split has no examples.
-        ConfigError: the model takes TMD vectors, and the dataset has none; or it knows other
-            relations than the dataset names.
+        ConfigError: the model takes TMD vectors or relations that the dataset does not have.
     """
     for split in ("train", "val"):
         if dataset.n_examples(split) == 0:
@@ -31,17 +30,17 @@ def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
         )
     if model.relations and model.relations != dataset.relations:
         raise ConfigError(
-            f"the model is to know the relations {', '.join(model.relations)}, and {data} names "
+            f"the model takes the relations {', '.join(model.relations)}, but {data} has "
             f"{', '.join(dataset.relations) or 'none'}; leave model.relations out of the config "
             "file, and give --relations for those of the dataset"
         )
 
 
 def with_relations(model: ModelConfig, dataset: Dataset, data: Path) -> ModelConfig:
-    """Return the shape of a model that knows the dataset's relations.
+    """Return the shape of a model that takes the dataset's relations.
 
     Raises:
-        ConfigError: the dataset names none.
+        ConfigError: the dataset has none.
     """
     if dataset.chain_relation is None:
         raise ConfigError(

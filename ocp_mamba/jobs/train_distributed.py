@@ -1,4 +1,4 @@
-"""A training by one process or by many: rank 0 does the whole job, the others their share."""
+"""A training by one process or by several: rank 0 runs the whole job, the others help to train."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from ocp_mamba.errors import ConfigError, WorkerLostError
-from ocp_mamba.jobs.common import Log, open_data
-from ocp_mamba.jobs.train import TrainJob, run_training
+from ocp_mamba.jobs.common import Log
+from ocp_mamba.jobs.train import run_training
+from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.model.build import build_model
 from ocp_mamba.system.process import stop_signals
 from ocp_mamba.training.checkpointing import resume_path
@@ -24,10 +25,10 @@ def run(job: TrainJob, log: Log) -> None:
     Raises:
         ConfigError: the batch is smaller than the number of processes.
         WorkerLostError: another process ended, or cannot be reached.
-        DatasetError, TrainingError, TrackingError, RegistryError: as `run_training`.
+        DatasetError, BackendError, TrainingError, TrackingError, RegistryError: as `run_training`.
     """
     with join() as world:
-        _require(job, world)
+        _require_enough_chains(job, world)
         job = _restarted(job, world, log)
         if not world.main:
             _assist(job, world)
@@ -38,7 +39,7 @@ def run(job: TrainJob, log: Log) -> None:
             raise WorkerLostError(f"{error}; {_way_out(job, world)}") from error
 
 
-def _require(job: TrainJob, world: World) -> None:
+def _require_enough_chains(job: TrainJob, world: World) -> None:
     if job.train.batch_size < world.size:
         raise ConfigError(
             f"--batch-size {job.train.batch_size} is smaller than the {world.size} processes that "
@@ -47,7 +48,7 @@ def _require(job: TrainJob, world: World) -> None:
 
 
 def _restarted(job: TrainJob, world: World, log: Log) -> TrainJob:
-    """Under ``torchrun --max-restarts`` a training goes on from its last state, if there is one."""
+    """Resume from the last state, if there is one, under ``torchrun --max-restarts``."""
     state = resume_path(job.output)
     if not world.may_restart or not world.broadcast(state.exists):
         return job
@@ -57,16 +58,16 @@ def _restarted(job: TrainJob, world: World, log: Log) -> TrainJob:
 
 
 def _assist(job: TrainJob, world: World) -> None:
-    """Take this rank's share of every batch, until rank 0 says that training has ended."""
+    """Train with this rank's share of every batch, until rank 0 ends the training."""
     with stop_signals(), world.name_lost_workers():
-        dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=_silence)
-        model = build_model(job.model).to(world.device)
-        torch.manual_seed(job.train.seed + WORKER_SEED_STRIDE * world.rank)  # dropout's
+        prepared = prepare(job, world, _no_log)
+        model = build_model(prepared.job.model).to(world.device)
+        torch.manual_seed(job.train.seed + WORKER_SEED_STRIDE * world.rank)  # for dropout
         fit(
             model,
-            dataset,
+            prepared.dataset,
             job.train,
-            validate=_never,
+            validate=_no_validation,
             output=job.output,
             resume=job.resume,
             progress=False,
@@ -75,7 +76,7 @@ def _assist(job: TrainJob, world: World) -> None:
 
 
 def _way_out(job: TrainJob, world: World) -> str:
-    """What there is to go on from."""
+    """What a person can do after a process was lost."""
     state = resume_path(job.output)
     if not state.exists():
         return "no epoch was finished, so there is no state to resume from: start again"
@@ -84,9 +85,9 @@ def _way_out(job: TrainJob, world: World) -> str:
     return f"the last finished epoch is in {state}: go on with --resume, any number of processes"
 
 
-def _silence(text: str) -> None:
-    """Rank 0 says it."""
+def _no_log(text: str) -> None:
+    """Only rank 0 prints."""
 
 
-def _never(model: object) -> dict[str, float]:
-    raise AssertionError("rank 0 validates")
+def _no_validation(model: object) -> dict[str, float]:
+    raise AssertionError("only rank 0 validates")

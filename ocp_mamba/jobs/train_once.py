@@ -1,8 +1,8 @@
-"""Trainings that several tables share: each leaves one ``.pt``, and is not run again.
+"""Trainings that several tables share: each writes one ``.pt`` and is not run again.
 
-The file is named after everything that the training depends on. It appears whole, when the training
-has ended, so that a job that was cut off goes on, and several processes can share the work of one
-folder.
+The name of the file has a hash of everything that the training depends on. The file is written when
+the training has ended, so that an interrupted job can be started again, and several processes can
+share the work of one folder.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from ocp_mamba.model import NextVectorModel, OCPMambaLVM, build_model
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.presets import preset
 from ocp_mamba.training.history import EpochRecord
-from ocp_mamba.training.trainer import fit
+from ocp_mamba.training.state import FitResult
+from ocp_mamba.training.trainer import Validate, fit
 
 MODEL = "lvm"
-"""Kind of a training of the model itself; the others are keys of `TRAINED_BASELINES`."""
+"""Kind of a training of the model itself; the other kinds are keys of `TRAINED_BASELINES`."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class TrainedModels:
     """The folder of trained models that the tables share; a progress line for each training."""
 
     def __init__(self, folder: Path, log: Log, *, progress: bool) -> None:
-        """Keep the folder, which is made where it does not exist.
+        """Open the folder.
 
         Args:
-            folder: of the ``.pt`` files.
-            log: takes what a person should read.
+            folder: of the ``.pt`` files, made where it does not exist.
+            log: prints a line for a person.
             progress: show a progress bar of each training.
         """
         self.folder, self._log, self._progress = folder, log, progress
@@ -71,18 +72,18 @@ class TrainedModels:
         folder.mkdir(parents=True, exist_ok=True)
 
     def expect(self, trainings: int) -> None:
-        """Note how many trainings there will be, so that progress lines say how many are left."""
+        """Set the number of trainings, of which the progress lines show how many are left."""
         self._left = trainings
 
     def path(self, training: Training, dataset: Dataset) -> Path:
         """Return the file of a training on a dataset."""
         config = asdict(replace(training.config, threads=0))
-        depends = [training.kind, dataset.fingerprint, asdict(training.model), config]
-        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+        content = [training.kind, dataset.fingerprint, asdict(training.model), config]
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{training.kind}-seed{training.config.seed}-{key}.pt"
 
     def get(self, training: Training, dataset: Dataset, index: BankIndex) -> SavedPredictor:
-        """Return the trained model, in evaluation mode, which is trained where it has no file yet."""
+        """Return the model in evaluation mode; it is trained first where it has no file yet."""
         path = self.path(training, dataset)
         self._log(f"\n{training}: {self._outlook(path)}")
         if not path.exists():
@@ -101,39 +102,78 @@ class TrainedModels:
         return f"training, {self._left} to go, about {minutes:.0f} minutes at the mean so far"
 
     def _train(self, training: Training, dataset: Dataset, index: BankIndex, path: Path) -> str:
-        """Train on the train split, keep the epoch that is best on val, write the file."""
-        torch.manual_seed(training.config.seed)
+        """Train on the train split and write the epoch that is best on val; returns a summary."""
+        config = training.config
+        torch.manual_seed(config.seed)
         model: NextVectorModel = build_model(training.model)
         if training.kind != MODEL:
-            torch.manual_seed(training.config.seed)
-            model = TRAINED_BASELINES[training.kind](training.model, model.num_parameters())
-        fitted = fit(
-            model,
-            dataset,
-            training.config,
-            validate=validator(dataset, index),
-            progress=self._progress,
-        )
-        ran = what_ran(model, dataset, training.config)
-        loop = {
-            "history": [asdict(record) for record in fitted.history],
-            "best_epoch": fitted.best_epoch,
-            "minutes": fitted.train_minutes,
-            "ran": {name: str(value) for name, value in ran.items()},
-            "alarms": {alarm.tag: str(alarm) for alarm in fitted.alarms},
-        }
-        save = save_checkpoint if isinstance(model, OCPMambaLVM) else save_baseline
-        save(
-            path,
-            model,  # type: ignore[arg-type]
-            dataset_fingerprint=dataset.fingerprint,
-            encoder=dict(dataset.meta.get("encoder", {})),
-            loop=loop,
+            size = model.num_parameters()
+            model = build_baseline(training.kind, training.model, size, config.seed)
+        validate = validator(dataset, index)
+        fitted = fit_and_save(
+            model, dataset, config, path, validate=validate, progress=self._progress
         )
         return (
             f"{model.num_parameters():,} parameters, {fitted.train_minutes:.1f} minutes, "
             f"validation cosine {fitted.best_cosine:.4f} at epoch {fitted.best_epoch}"
         )
+
+
+def build_baseline(kind: str, shape: ModelConfig, parameters: int, seed: int) -> NextVectorModel:
+    """Return an untrained baseline of a model's size.
+
+    Args:
+        kind: a key of `TRAINED_BASELINES`.
+        shape: of the model.
+        parameters: of the model.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    return TRAINED_BASELINES[kind](shape, parameters)
+
+
+def fit_and_save(
+    model: NextVectorModel,
+    dataset: Dataset,
+    config: TrainConfig,
+    path: Path,
+    *,
+    validate: Validate,
+    progress: bool,
+) -> FitResult:
+    """Train a model or a baseline, and write its ``.pt`` with the history of the training.
+
+    Args:
+        model: trained in place; it has the best epoch's weights afterwards.
+        dataset: to train on.
+        config: settings of the training.
+        path: the file to write, when the training has ended.
+        validate: as `fit`.
+        progress: show a progress bar.
+    """
+    fitted = fit(model, dataset, config, validate=validate, progress=progress)
+    ran = what_ran(model, dataset, config)
+    loop = {
+        "history": [asdict(record) for record in fitted.history],
+        "best_epoch": fitted.best_epoch,
+        "minutes": fitted.train_minutes,
+        "ran": {name: str(value) for name, value in ran.items()},
+        "alarms": alarm_tags(fitted),
+    }
+    save = save_checkpoint if isinstance(model, OCPMambaLVM) else save_baseline
+    save(
+        path,
+        model,  # type: ignore[arg-type]
+        dataset_fingerprint=dataset.fingerprint,
+        encoder=dict(dataset.meta.get("encoder", {})),
+        loop=loop,
+    )
+    return fitted
+
+
+def alarm_tags(fitted: FitResult) -> dict[str, str]:
+    """Return the alarms of a training as tags of its run."""
+    return {alarm.tag: str(alarm) for alarm in fitted.alarms}
 
 
 def history_of(saved: SavedPredictor) -> list[EpochRecord]:
@@ -142,7 +182,7 @@ def history_of(saved: SavedPredictor) -> list[EpochRecord]:
 
 
 def preset_settings(job: ComparisonJob, name: str) -> tuple[ModelConfig, TrainConfig]:
-    """Return a job's settings as a preset changes them; the job's ``max_epochs`` is the most.
+    """Return a job's settings with a preset's changes, and at most the job's ``max_epochs``.
 
     Raises:
         ConfigError: the preset does not go with the job's settings.

@@ -1,4 +1,4 @@
-"""The variants job: train the base and each preset, evaluate them on val, write the table."""
+"""The variants job: train the base and its variants, evaluate them on val, write the table."""
 
 from __future__ import annotations
 
@@ -44,38 +44,42 @@ HALF = 0.5
 
 
 class _NotRunError(Exception):
-    """This variant says nothing on this dataset."""
+    """The variant cannot differ from the base on this dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantsJob(ComparisonJob):
-    """What is compared with the base: ``only``, names of `VARIANTS`."""
+    """What is compared with the base.
+
+    Attributes:
+        only: names of `VARIANTS` or `ABLATIONS`.
+    """
 
     only: tuple[str, ...] = VARIANTS
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """The trainings of one variant, a seed each, evaluated on val."""
+    """The trainings of one variant, one per seed, evaluated on val."""
 
-    evaluated: Sequence[Evaluation]
+    evaluations: Sequence[Evaluation]
     parameters: int
     steps: int
     minutes: float
 
     def row(self, name: str) -> Row:
-        return Row(name, self.evaluated, self.parameters, self.minutes)
+        return Row(name, self.evaluations, self.parameters, self.minutes)
 
 
 def run_variants(job: VariantsJob, log: Log) -> Comparison:
     """Train what is missing, evaluate the base and each variant on val, track and write the table.
 
-    The base comes first; a variant that fails is a row that says so, and the others go on.
+    The base comes first. A variant that fails gets a row with the reason, and the others go on.
 
     Raises:
         DatasetError, ConfigError, TrainingError, TrackingError: the base cannot be trained, or see
             `open_data`.
-        VariantsError: after all is written, where a variant failed.
+        VariantsError: a variant failed; it is raised after the table is written.
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
     require_trainable(dataset, job.data, job.model)
@@ -103,10 +107,10 @@ def run_variants(job: VariantsJob, log: Log) -> Comparison:
 
 
 def _compare(rows: _Rows, dataset: Dataset) -> Comparison:
-    """Train and evaluate all; after each variant the table is written as it stands."""
+    """Train and evaluate all; the table is written after each variant."""
     job = rows.job
     index = BankIndex(dataset.bank)
-    rows.expect(1 + sum(_says_something(job, name, dataset) for name in job.only))
+    rows.expect(1 + sum(_will_run(job, name, dataset) for name in job.only))
     trained = rows.train(BASE, job.model, job.train, dataset, index)
     base = Variant(BASE, PRESETS[BASE].title, trained.row(BASE), trained.steps)
     comparison = Comparison(base, (), None, job.seeds)
@@ -125,9 +129,9 @@ def _try(rows: _Rows, name: str, dataset: Dataset, index: BankIndex) -> Variant:
     title = PRESETS[name].title
 
     def attempt() -> Variant:
-        model, config, known = variant_settings(rows.job, name, dataset)
+        model, config, note = variant_settings(rows.job, name, dataset)
         trained = rows.train(name, model, config, dataset, index)
-        return Variant(name, title, trained.row(name), trained.steps, reason=known)
+        return Variant(name, title, trained.row(name), trained.steps, reason=note)
 
     return rows.guard(
         name, attempt, lambda state, why: Variant(name, title, state=state, reason=why)
@@ -137,15 +141,15 @@ def _try(rows: _Rows, name: str, dataset: Dataset, index: BankIndex) -> Variant:
 def variant_settings(
     job: VariantsJob, name: str, dataset: Dataset
 ) -> tuple[ModelConfig, TrainConfig, str]:
-    """Return a variant's settings on a dataset, and what a reader of its figures has to know.
+    """Return a variant's settings on a dataset, and a note for the reader of its metrics.
 
     Raises:
-        Exception: a `_NotRunError` that says why the variant would say nothing here.
-        ConfigError: the preset does not go with the base's settings.
+        Exception: a `_NotRunError` with the reason why the variant is not run.
+        ConfigError: the preset does not fit the base's settings.
     """
     preset = PRESETS[name]
     model, config = preset_settings(job, name)
-    known = ""
+    note = ""
     if preset.relations:
         if dataset.chain_relation is None:
             raise _NotRunError("the dataset has no relations")
@@ -154,13 +158,13 @@ def variant_settings(
         if dataset.chain_tmd is None or not dataset.chain_tmd.any():
             raise _NotRunError("the dataset has no TMD codes")
         blank = float(1 - dataset.chain_tmd.any(axis=1).mean())
-        known = f"{blank:.1%} of the chains have no TMD codes" if blank else ""
+        note = f"{blank:.1%} of the chains have no TMD codes" if blank else ""
     if (model, config) == (job.model, job.train):
         raise _NotRunError("the base is that already")
-    return model, config, known
+    return model, config, note
 
 
-def _says_something(job: VariantsJob, name: str, dataset: Dataset) -> bool:
+def _will_run(job: VariantsJob, name: str, dataset: Dataset) -> bool:
     try:
         return name == SCALING or bool(variant_settings(job, name, dataset))
     except (_NotRunError, ConfigError):
@@ -189,14 +193,14 @@ def _scale(rows: _Rows, dataset: Dataset, base: _Trained) -> Scaling:
 
 
 def _scaling(dataset: Dataset, half: Subset, whole: _Trained, halved: _Trained) -> Scaling:
-    """Put the whole's model beside the half's on the half's val examples."""
-    first = whole.evaluated[0]
+    """Compare the models of all concepts and of half of them on the half's val examples."""
+    first = whole.evaluations[0]
     shared = np.isin(first.chains, half.chains)
-    assert np.array_equal(first.chains[shared], half.chains[halved.evaluated[0].chains])
+    assert np.array_equal(first.chains[shared], half.chains[halved.evaluations[0].chains])
     values = {
         name: (
-            np.stack([e.per_example[metric][shared] for e in whole.evaluated]),
-            np.stack([e.per_example[metric] for e in halved.evaluated]),
+            np.stack([e.per_example[metric][shared] for e in whole.evaluations]),
+            np.stack([e.per_example[metric] for e in halved.evaluations]),
         )
         for name, metric in SCALING_METRICS.items()
     }
@@ -208,7 +212,7 @@ def _scaling(dataset: Dataset, half: Subset, whole: _Trained, halved: _Trained) 
 
 
 class _Rows:
-    """Makes the table's rows, one after the other, each training tracked as a child run."""
+    """Makes the rows of the table; each training is tracked as a child run."""
 
     def __init__(self, job: VariantsJob, run: TrackedRun, log: Log) -> None:
         self.job, self.run_id, self.log = job, run.run_id, log
@@ -217,7 +221,7 @@ class _Rows:
         job.output.mkdir(parents=True, exist_ok=True)
 
     def expect(self, variants_to_train: int) -> None:
-        """Note how many variants will be trained."""
+        """Set the number of variants to train, the base included."""
         self._models.expect(len(self.job.seeds) * variants_to_train)
 
     def train(
@@ -258,12 +262,12 @@ class _Rows:
         return steps
 
     def guard(self, name: str, attempt: Callable[[], T], otherwise: Callable[[str, str], T]) -> T:
-        """Attempt a variant; what says nothing here, or fails, becomes what ``otherwise`` makes.
+        """Return the result of ``attempt``, or of ``otherwise`` where the attempt raises.
 
         Args:
             name: of the variant.
             attempt: trains and evaluates it.
-            otherwise: makes a result out of a state and its reason.
+            otherwise: makes a result from a state, "not run" or "failed", and the reason.
         """
         try:
             return attempt()
@@ -278,7 +282,7 @@ class _Rows:
         return otherwise(state, reason)
 
     def write(self, comparison: Comparison) -> list[Path]:
-        """Write the table, its numbers and its plot as they stand, and log them; returns them."""
+        """Write the table so far, its numbers and its plot, and log them; returns the files."""
         folder = self.job.output
         contents = {
             "variants.json": json.dumps(variant_table.to_dict(comparison), indent=1),
@@ -293,7 +297,7 @@ class _Rows:
         return files
 
     def log_results(self, comparison: Comparison) -> None:
-        """Log every figure on the parent run, with the verdicts, and say the table."""
+        """Log the metrics and verdicts on the parent run, and print the table."""
         files = self.write(comparison)
         states = {f"variant.{v.name}": v.state for v in comparison.variants}
         verdicts = {}

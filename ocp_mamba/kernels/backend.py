@@ -1,7 +1,7 @@
-"""Which code computes a mixer's operations: plain torch, or the CUDA kernels of `ssm_cuda`.
+"""The choice between plain torch and the CUDA kernels of `kernels.cuda`.
 
-Tensors on a CPU are always plain torch's. For tensors on a GPU, `use_backend` decides for the whole
-process; until it is called, `auto` holds.
+Tensors on a CPU always use plain torch, or the compiled kernels of `kernels.cpu`. For tensors on a
+GPU, `use_backend` chooses for the whole process; before its first call, the choice is ``auto``.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def resolve_device(requested: str = "auto") -> torch.device:
 
 
 def resolve_backend(requested: str = "auto", device: torch.device | str = "cpu") -> str:
-    """Return the name of the backend that really runs on a device.
+    """Return the name of the backend that runs on a device, ``torch`` or ``cuda``.
 
-    Where `auto` has to do without kernels on a GPU, a warning says why and what to do.
+    Where ``auto`` finds no CUDA kernels on a GPU, a warning says why and what to do.
 
     Raises:
         BackendError: the name is unknown, or the backend is forced and cannot run.
@@ -65,14 +65,14 @@ def resolve_backend(requested: str = "auto", device: torch.device | str = "cpu")
         )
     warnings.warn(
         f"the model runs on the GPU without CUDA kernels, in plain torch, because {reason}; "
-        f"{way_out}, or choose backend 'torch' to silence this",
+        f"{way_out}, or choose backend 'torch' to avoid this warning",
         stacklevel=2,
     )
     return "torch"
 
 
 def use_backend(requested: str, device: torch.device | str) -> str:
-    """Let a backend compute from now on, in the whole process; returns the one that really runs.
+    """Choose the backend of the whole process; returns the one that runs.
 
     Raises:
         BackendError: as `resolve_backend`.
@@ -84,9 +84,9 @@ def use_backend(requested: str, device: torch.device | str) -> str:
 
 
 def kernels_run(x: Tensor) -> bool:
-    """Whether the CUDA kernels, and not plain torch, compute with this tensor.
+    """Whether the CUDA kernels compute with this tensor.
 
-    There are none for float64, which is for comparisons only.
+    They do not support float64, which is used in comparisons only.
     """
     if not x.is_cuda or x.dtype == torch.float64 or _requested == "torch":
         return False

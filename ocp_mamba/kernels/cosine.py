@@ -1,7 +1,7 @@
-"""Directions of rows, with gradients that take few passes over memory.
+"""Normalization and cosine of rows, with gradients that take few passes over memory.
 
-What `torch.nn.functional` gives is composed of simple operations, and its gradient of more of them,
-each of which reads and writes all rows.
+The versions of `torch.nn.functional` are composed of simple operations, and so are their gradients;
+each operation reads and writes all rows.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SHORTEST = 1e-12
-"""Shorter rows are divided by this."""
+MIN_LENGTH = 1e-12
+"""Rows that are shorter are divided by this."""
 
 
 def normalize(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def normalize(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
     Args:
         rows: of any lengths.
-        dtype: what they are computed and given in; None for their own.
+        dtype: of the computation and of the result; None for that of the rows.
     """
     if torch.is_grad_enabled() and rows.requires_grad:
         return _Normalize.apply(rows, dtype or rows.dtype)
@@ -30,15 +30,15 @@ def normalize(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def cosine_to(targets: Tensor, rows: Tensor) -> Tensor:
-    """Return the cosine of each of rows ``(..., M, D)`` and its target, ``(M, D)``: ``(..., M)``.
+    """Return the cosines ``(..., M)`` of rows ``(..., M, D)`` to targets ``(M, D)``.
 
-    No gradient goes to the targets.
+    The targets get no gradient.
     """
     return _CosineTo.apply(targets.expand_as(rows), rows)
 
 
 class _Normalize(torch.autograd.Function):
-    """``x / |x|``; what of a gradient lies along the row is lost, the rest divided by ``|x|``."""
+    """``x / |x|``; its gradient is the part orthogonal to ``x``, divided by ``|x|``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,19 +61,20 @@ class _CosineTo(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, targets: Tensor, x: Tensor) -> Tensor:
-        length, theirs = _lengths(x, x.dtype), _lengths(targets, x.dtype)
-        found = torch.linalg.vecdot(targets, x)[..., None] / (length * theirs)
-        ctx.save_for_backward(targets, x, length, theirs, found)
-        return found.squeeze(-1)
+        length, target_length = _lengths(x, x.dtype), _lengths(targets, x.dtype)
+        cosine = torch.linalg.vecdot(targets, x)[..., None] / (length * target_length)
+        ctx.save_for_backward(targets, x, length, target_length, cosine)
+        return cosine.squeeze(-1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dfound: Tensor) -> tuple[None, Tensor]:
-        targets, x, length, theirs, found = ctx.saved_tensors
-        share = dfound[..., None] / length
-        return None, (targets * (share / theirs)).addcmul_(x, share * found / length, value=-1)
+    def backward(ctx: Any, dcosine: Tensor) -> tuple[None, Tensor]:
+        targets, x, length, target_length, cosine = ctx.saved_tensors
+        scale = dcosine[..., None] / length
+        dx = targets * (scale / target_length)
+        return None, dx.addcmul_(x, scale * cosine / length, value=-1)
 
 
 def _lengths(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(..., 1)``, what rows ``(..., D)`` are divided by."""
-    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=dtype).clamp_min(SHORTEST)
+    """Lengths ``(..., 1)`` of rows ``(..., D)``, at least `MIN_LENGTH`."""
+    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=dtype).clamp_min(MIN_LENGTH)

@@ -1,8 +1,8 @@
-"""The inside of a Mamba-2 mixer on a CPU, compiled: one pass over the memory instead of thirty.
+"""Compiled CPU kernels of a Mamba-2 mixer and its norms, which read memory once, not thirty times.
 
-The home of `ssm_cpu.cpp`. The machine's own C++ compiler makes a library of it, once per machine
-and version, in the user's cache folder. The plain torch version in `model.Mamba2Mixer` is what it
-must equal, and what runs until `use` is called, or where there is no compiler.
+The source is `csrc/mixer.cpp`. The machine's C++ compiler makes a library of it, once per machine
+and version, in the user's cache folder. The kernels must equal the plain torch version in
+`model.mamba2.Mamba2Mixer`, which runs unless `use` is called, and where there is no compiler.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ FLAGS = (
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_LIMIT_S = 120
 BLOCK = 64
-"""Positions between the states that `ssm_cpu.cpp` keeps for the backward pass."""
+"""Positions between the states that `mixer.cpp` keeps for the backward pass."""
 KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.float64: 2}
-"""What `ssm_cpu.cpp` calls each dtype of the stored tensors."""
+"""Number of each dtype of the stored tensors in `mixer.cpp`."""
 
 _in_use = False
 
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded kernels; ``seconds`` is what finding or compiling them took."""
+    """The loaded kernels; ``seconds`` is the time to load, and maybe compile, them."""
 
     handle: ctypes.CDLL
     path: Path
@@ -56,7 +56,7 @@ class Library:
 
 
 class Sizes(ctypes.Structure):
-    """What `ssm_cpu.cpp` calls so; `call` fills in the threads."""
+    """The struct ``Sizes`` of `mixer.cpp`; `call` sets the threads."""
 
     _fields_ = [
         *((name, ctypes.c_long) for name in "BLHPNK"),
@@ -66,10 +66,10 @@ class Sizes(ctypes.Structure):
 
 
 def use(wanted: bool) -> None:
-    """Let the kernels compute from now on in this process, or plain torch.
+    """Switch this process to the kernels, or back to plain torch.
 
     Raises:
-        CompileError: they are wanted and cannot be compiled or loaded.
+        CompileError: the kernels are wanted and cannot be compiled or loaded.
     """
     global _in_use
     if wanted:
@@ -78,13 +78,13 @@ def use(wanted: bool) -> None:
 
 
 def in_use() -> bool:
-    """Whether CPU tensors go to the kernels."""
+    """Whether the kernels compute with CPU tensors."""
     return _in_use
 
 
 @contextmanager
 def kernels_off() -> Iterator[None]:
-    """Compute in plain torch inside the block, as a served model does, and afterwards as before."""
+    """Compute in plain torch within the block, as a served model does."""
     global _in_use
     before, _in_use = _in_use, False
     try:
@@ -94,7 +94,7 @@ def kernels_off() -> Iterator[None]:
 
 
 def computed_in(stored: torch.dtype) -> torch.dtype:
-    """Return what the kernels compute in with tensors of a dtype."""
+    """Return the dtype in which the kernels compute with tensors of a dtype."""
     return torch.float64 if stored == torch.float64 else torch.float32
 
 
@@ -111,10 +111,10 @@ def takes(zxbcdt: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def library() -> Library:
-    """Return the kernels, compiled if this machine has not done so before.
+    """Return the kernels, and compile them first where the cache folder does not have them.
 
     Raises:
-        CompileError: there is no C++ compiler, or it or the loader refuses.
+        CompileError: there is no C++ compiler, or compiling or loading fails.
     """
     started = time.perf_counter()
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
@@ -132,13 +132,13 @@ def library() -> Library:
 
 
 def cache_folder() -> Path:
-    """Return where compiled kernels are kept: ``ocp_mamba`` in the user's cache folder."""
+    """Return the folder of compiled kernels: ``ocp_mamba`` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "ocp_mamba"
 
 
 def _fingerprint(compiler: str) -> str:
-    """Name what the compiled file depends on: source, flags, compiler and processor."""
+    """Hash of what the compiled file depends on: source, flags, compiler and processor."""
     try:
         version = subprocess.run(
             [*compiler.split(), "--version"], capture_output=True, text=True, check=False
@@ -158,11 +158,11 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    """Make the library beside its place and move it there, so that no one loads half a file."""
+    """Compile in a temporary folder and move the file, so that no process loads a partial one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        command = [*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE)]
+        built = Path(folder) / path.name
+        command = [*compiler.split(), *FLAGS, "-o", str(built), str(SOURCE)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=COMPILE_LIMIT_S, check=False
@@ -172,7 +172,7 @@ def _compile(compiler: str, path: Path) -> None:
         if done.returncode:
             first = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr.strip())
             raise CompileError(f"{compiler} ended with {done.returncode}: {first[:300]}")
-        os.replace(made, path)
+        os.replace(built, path)
 
 
 def mixer_core(
@@ -186,7 +186,7 @@ def mixer_core(
     d_state: int,
     eps: float,
 ) -> Tensor:
-    """Everything between a mixer's two linear layers, as `model.Mamba2Mixer` writes it down.
+    """Everything between a mixer's two linear layers; see `model.mamba2.Mamba2Mixer.forward`.
 
     Args:
         zxbcdt: ``(B, L, 2 E + 2 N + H)`` of ``in_proj``, where ``E`` is the inner width.
@@ -212,8 +212,8 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return the RMS norm of ``x + residual``, and the sum, of rows ``(..., width)``.
 
-    The sum is in the weight's dtype, the norm in that which the next product takes: autocast's
-    under autocast. No residual stands for zeros.
+    The sum is in the weight's dtype. The norm is in the dtype of the next matrix product, which
+    under autocast is autocast's. A residual of None stands for zeros.
     """
     low = torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32
     dtype = torch.get_autocast_dtype("cpu") if low else weight.dtype
@@ -225,7 +225,7 @@ def add_rms_norm(
 
 
 class _MixerCore(torch.autograd.Function):
-    """The kernels as one differentiable operation; states are computed again going back."""
+    """The kernels as one differentiable operation; the backward pass computes the states again."""
 
     @staticmethod
     def forward(
@@ -262,7 +262,7 @@ class _MixerCore(torch.autograd.Function):
 
 
 class _Norm(torch.autograd.Function):
-    """`add_rms_norm` of ``added``, of the norm's dtype, and ``residual``; either may be None."""
+    """`add_rms_norm` of ``added``, in the norm's dtype, and ``residual``; one may be None."""
 
     @staticmethod
     def forward(
@@ -295,7 +295,7 @@ class _Norm(torch.autograd.Function):
 
 
 def call(name: str, dtype: torch.dtype, sizes: Sizes, *tensors: Tensor | None) -> None:
-    """Call a kernel with the addresses of its tensors, in the order of `ssm_cpu.cpp`."""
+    """Call a kernel with the addresses of its tensors, in the order of `mixer.cpp`."""
     sizes.threads = torch.get_num_threads()
     addresses = [None if t is None else t.data_ptr() for t in tensors]
     kernel = getattr(library().handle, f"mixer_{name}")

@@ -1,7 +1,7 @@
-"""What a model recalls for one new vector, on a CPU: one pass over what is remembered.
+"""The memory head for one new vector on a CPU, in one pass over the stored rows.
 
-The home of `ssm_cpu_recall.h`, which `ssm_cpu` compiles. The plain torch version is
-`MemoryHead.mixture`, which this must equal; torch's compiler makes several loops of that.
+The source is `csrc/memory_head.h`, which `cpu` compiles. The kernel must equal
+`model.memory_head.MemoryHead.mixture`, of which torch's compiler makes several loops.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ _prepared = False
 
 
 def prepare() -> None:
-    """Let compiled steps from now on recall by the kernel; a warning says why where they cannot."""
+    """Let compiled steps use the kernel; a warning says why where it cannot be compiled."""
     global _prepared
     try:
         cpu.library()
         _register()
         _prepared = True
     except errors.CompileError as error:
-        warnings.warn(f"recalling is left to torch's compiler: {error}", stacklevel=2)
+        warnings.warn(
+            f"the memory head is compiled by torch, not by its own kernel: {error}", stacklevel=2
+        )
 
 
 def takes(queries: Tensor, memory: Tensor) -> bool:
-    """Whether the kernel is for queries ``(M, ..., D)``: of one position, in a compiled step."""
+    """Whether the kernel computes with queries ``(M, ..., D)``: one position, a compiled step."""
     return (
         _prepared
         and torch.compiler.is_compiling()
@@ -55,12 +57,14 @@ def read_memory(queries: Tensor, memory: Tensor, temperature: float) -> Tensor:
     memory, queries = memory.contiguous(), queries.contiguous()
     (n, width), out = memory.shape, queries.new_empty(queries.shape[1])
     sizes = cpu.Sizes(len(queries), n, 1, width, 1, 1, temperature)
-    cpu.call("recall", memory.dtype, sizes, memory, queries, out)
+    cpu.call("read_memory", memory.dtype, sizes, memory, queries, out)
     return out
 
 
 @functools.cache
 def _register() -> None:
-    """Make `recall` an operation of torch's, which its compiler calls as it is."""
-    made = torch.library.custom_op("ocp_mamba::read_memory", read_memory, mutates_args=())
-    made.register_fake(lambda queries, memory, temperature: queries.new_empty(queries.shape[1]))
+    """Register `read_memory` as a torch operation, which torch's compiler does not look into."""
+    operation = torch.library.custom_op("ocp_mamba::read_memory", read_memory, mutates_args=())
+    operation.register_fake(
+        lambda queries, memory, temperature: queries.new_empty(queries.shape[1])
+    )

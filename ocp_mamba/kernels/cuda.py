@@ -1,8 +1,8 @@
 """The operations of a Mamba-2 mixer by the CUDA kernels of mamba_ssm and causal_conv1d.
 
-The home of both libraries: they are imported when a CUDA tensor is to be computed with, never on a
-machine without a GPU. Each function has the arguments, shapes and meaning of its namesake in plain
-torch (`ssm_ops`, `ssm_step`), and only brings them into the order and layout of a kernel.
+Only this module imports both libraries, at the first operation on a CUDA tensor, never on a machine
+without a GPU. Each function has the arguments, shapes and meaning of the function of the same name
+in plain torch (`ops`, `step`), and only changes their order and layout.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 INSTALL = "pip install --no-build-isolation causal-conv1d mamba-ssm"
-"""Both build against the torch that is installed, and need CUDA's compiler nvcc."""
+"""Both packages build against the installed torch and need CUDA's compiler nvcc."""
 
 CONV_WIDTHS = (2, 3, 4)
 """Widths that causal_conv1d has kernels for."""
 STRIDE = 8
-"""causal_conv1d reads a channels-last input whose strides are multiples of 8, or copies."""
+"""causal_conv1d takes a channels-last input without a copy if its strides are multiples of 8."""
 
 
 @functools.cache
 def missing() -> str:
-    """Name what keeps the kernels from running, in a few words; empty when nothing does."""
+    """Return why the kernels cannot run, in a few words; empty where they can."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     try:
@@ -38,7 +38,7 @@ def missing() -> str:
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Depthwise causal convolution and SiLU, as `ssm_ops.causal_conv1d`."""
+    """Depthwise causal convolution and SiLU, as `ops.causal_conv1d`."""
     _check_width(weight)
     from causal_conv1d import causal_conv1d_fn
 
@@ -49,7 +49,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def conv_step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One position of the convolution, as `ssm_step.conv_step`; ``conv_state`` is updated."""
+    """One position of the convolution, as `step.conv_step`; ``conv_state`` is updated."""
     _check_width(weight)
     from causal_conv1d import causal_conv1d_update
 
@@ -59,7 +59,7 @@ def conv_step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor) -> Te
 def ssd_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, chunk_size: int
 ) -> Tensor:
-    """All positions at once, as `ssm_ops.ssd_scan`."""
+    """All positions at once, as `ops.ssd_scan`."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     one_group = (B.unsqueeze(2), C.unsqueeze(2))
@@ -69,11 +69,11 @@ def ssd_scan(
 def ssm_step(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, ssm_state: Tensor
 ) -> Tensor:
-    """One position of the scan, as `ssm_step.ssm_step`; ``ssm_state`` is updated.
+    """One position of the scan, as `step.ssm_step`; ``ssm_state`` is updated.
 
-    What is the same for all of a head is expanded, not copied: the kernel looks at the strides and
-    then computes it once a head. It also reads the strides of ``dt_bias`` where there is none, so
-    a zero stands in.
+    Values that are equal within a head are expanded, not copied: the kernel recognizes the strides
+    and computes them once per head. The kernel reads the strides of ``dt_bias`` even where there is
+    none, so a zero is passed.
     """
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 

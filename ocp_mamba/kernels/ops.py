@@ -1,10 +1,10 @@
-"""The three operations inside a Mamba-2 mixer, each behind one function whatever computes it.
+"""The convolution and the scan of a Mamba-2 mixer over a whole sequence.
 
 Shapes use the field's letters: ``B`` batch, ``L`` length, ``C`` channels, ``H`` heads,
 ``P`` head width (headdim), ``N`` state width (d_state), ``K`` convolution width (d_conv).
 There is one group of B and C vectors, shared by all heads (mamba_ssm's ``ngroups=1``).
 
-Tensors on a GPU go to the CUDA kernels of `ssm_cuda`, where `backend` says so.
+Tensors on a GPU are computed by `kernels.cuda` where `kernels.backend` has chosen it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ocp_mamba.kernels.backend import kernels_run
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Depthwise causal convolution over the length, followed by SiLU.
 
-    Written as K shifted products: for the K = 4 of Mamba-2 this is several times faster on a CPU
-    than a grouped ``conv1d``.
+    It is written as K shifted products, which for the K = 4 of Mamba-2 are several times faster on
+    a CPU than a grouped ``conv1d``.
 
     Args:
         x: ``(B, L, C)``.
@@ -58,7 +58,7 @@ def ssd_scan(
         B: ``(B, L, N)`` input vectors.
         C: ``(B, L, N)`` output vectors.
         D: ``(H,)`` skip weights.
-        chunk_size: positions a chunk; results do not depend on it.
+        chunk_size: positions per chunk; results do not depend on it.
 
     Returns:
         ``(B, L, H, P)``.

@@ -1,8 +1,8 @@
-"""The operations of a Mamba-2 mixer with memory: one position at a time, or from a state on.
+"""The convolution and the scan of a Mamba-2 mixer, continued from a state.
 
-Two states stand for all that went before: ``conv_state`` ``(B, C, K)``, the last K inputs of the
-convolution, newest last, and ``ssm_state`` ``(B, H, P, N)``. Names and shapes are mamba_ssm's. Both
-are updated in place. Letters as in `ssm_ops`, whose scan these continue.
+Two states hold what the earlier positions contribute: ``conv_state`` ``(B, C, K)``, the last K
+inputs of the convolution, newest last, and ``ssm_state`` ``(B, H, P, N)``. Names and shapes are
+mamba_ssm's. Both are updated in place. The letters are those of `kernels.ops`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ocp_mamba.kernels.backend import kernels_run
 
 
 def conv_step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One position of `ssm_ops.causal_conv1d`: ``(B, C)`` from ``(B, C)``."""
+    """One position of `ops.causal_conv1d`: ``(B, C)`` from ``(B, C)``."""
     if kernels_run(x):
         return cuda.conv_step(x, conv_state, weight, bias)
     seen = torch.cat([conv_state.mT[:, 1:], x[:, None]], dim=1)  # (B, K, C)
@@ -27,7 +27,7 @@ def conv_step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor) -> Te
 def ssm_step(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, ssm_state: Tensor
 ) -> Tensor:
-    """One position of `ssm_ops.ssd_scan`.
+    """One position of `ops.ssd_scan`.
 
     Args:
         x: ``(B, H, P)`` head inputs.
@@ -52,7 +52,7 @@ def ssm_step(
 def conv_from_state(
     x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | None
 ) -> Tensor:
-    """`ssm_ops.causal_conv1d` of ``(B, L, C)`` that follows what ``conv_state`` holds.
+    """`ops.causal_conv1d` of ``(B, L, C)``, continued from ``conv_state``.
 
     ``lengths`` ``(B,)`` are the valid positions of each right-padded row; None means L for all.
     """
@@ -76,18 +76,17 @@ def scan_from_state(
     chunk_size: int,
     ssm_state: Tensor,
 ) -> Tensor:
-    """`ssm_ops.ssd_scan` that begins with ``ssm_state`` in the place of zeros.
+    """`ops.ssd_scan` that starts from ``ssm_state`` instead of zeros.
 
-    The scan is linear in what it begins with: its output is that of a scan from zeros plus the
-    first state's, decayed. A position of ``dt`` 0 leaves the state as it was, which is how padding
-    is kept out.
+    The scan is linear in its first state: its output is that of a scan from zeros plus the decayed
+    contribution of the first state. A position with ``dt`` 0 does not change the state; so does
+    padding.
     """
     y = ops.ssd_scan(x, dt, A, B, C, D, chunk_size)
     log_decay = dt * A  # (B, L, H)
     since_start = log_decay.cumsum(dim=1).exp()
     y = y + since_start[..., None] * torch.einsum("bln,bhpn->blhp", C, ssm_state)
-    # Summed from the end, where the terms that count are small: a difference of two long sums
-    # would lose them to rounding.
+    # Summed from the end: a difference of two long sums would lose small terms to rounding.
     after = log_decay.flip(1).cumsum(dim=1).flip(1) - log_decay
     weighted = x * (dt * after.exp())[..., None]
     ssm_state.mul_(since_start[:, -1, :, None, None])

@@ -1,6 +1,6 @@
-"""The models: `OCPMambaLVM`, what can stand around it, its checkpoint and its inference cache.
+"""The models: `OCPMambaLVM` and its subclasses, their checkpoint file and their inference cache.
 
-A room that knows shapes and weights, and no data, no training and no tracker.
+This room knows shapes and weights; it knows no data, no training and no tracker.
 """
 
 from ocp_mamba.model.base import NextVectorModel

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of any model, and what a model may be told beside the vectors."""
+"""The interface of a model to training and evaluation, and its optional inputs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ocp_mamba.model.memory_head import MemoryHead
 class NextVectorModel(nn.Module):
     """A model that predicts the next vector at every position.
 
-    It may have several members: each has its own loss, and `predict_all` combines their predictions.
-    A model of one member has one prediction.
+    It may have several members; each has its own loss, and `predict_all` combines their
+    predictions.
     """
 
     d_tmd: int = 0
     """Width of the TMD vector that the model takes; 0 for none."""
 
     n_relations: int = 0
-    """Number of relations that the model knows; 0 for a model that takes none."""
+    """Number of relations that the model has embeddings of; 0 for a model that takes none."""
 
     def __init__(self) -> None:
         """Create a model without a memory head."""
@@ -43,14 +43,14 @@ class NextVectorModel(nn.Module):
         return F.normalize(members.mean(dim=0), dim=-1)
 
     def read_memory(self, members: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Return each member's prediction as the memory head changes it; see `MemoryHead`."""
+        """Return each member's prediction after the memory head; see `MemoryHead.forward`."""
         if self.memory_head is None:
             return members, None
         read: tuple[Tensor, Tensor | None] = self.memory_head(members, temperature)
         return read
 
     def num_parameters(self) -> int:
-        """Return the number of trainable numbers."""
+        """Return the number of parameters."""
         return sum(p.numel() for p in self.parameters())
 
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -68,23 +68,24 @@ class NextVectorModel(nn.Module):
 def conditions(
     predictor: object, tmd: Tensor | None, relations: Tensor | None
 ) -> dict[str, Tensor]:
-    """Return the arguments of ``predict_all`` beside the vectors that a predictor takes.
+    """Return the arguments of ``predict_all``, beside the vectors, that a predictor takes.
 
     Args:
-        predictor: anything with ``predict_all``; a `NextVectorModel` says what it takes.
+        predictor: anything with ``predict_all``; the attributes ``d_tmd`` and ``n_relations`` of a
+            `NextVectorModel` tell what it takes.
         tmd: ``(B, 16)`` or None for data without TMD codes.
         relations: ``(B, L, 2)`` or None for data without relations.
     """
-    taken = {}
+    arguments = {}
     if tmd is not None and getattr(predictor, "d_tmd", False):
-        taken["tmd"] = tmd
+        arguments["tmd"] = tmd
     if relations is not None and getattr(predictor, "n_relations", False):
-        taken["relations"] = relations
-    return taken
+        arguments["relations"] = relations
+    return arguments
 
 
 def check_lengths(lengths: Tensor, B: int, L: int) -> None:
-    """Refuse lengths of B rows that are not 1..L.
+    """Refuse lengths of B rows that are not in 1..L.
 
     Raises:
         ValueError: the shape is not ``(B,)``, or a length is out of range.

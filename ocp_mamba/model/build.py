@@ -1,4 +1,4 @@
-"""Which class a config asks for."""
+"""Build the model class that a config needs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ocp_mamba.model.lvm import OCPMambaLVM
 
 
 def class_of(config: ModelConfig) -> type[OCPMambaLVM]:
-    """Return the plainest class that has what a config asks for.
+    """Return the simplest class that supports a config.
 
-    That is `OCPMambaLVM` itself, unless the config has several ``members`` or a memory head
-    (`EnsembleLVM`), or names relations (`RelationLVM`).
+    It is `RelationLVM` for a config with relations, `EnsembleLVM` for one with several ``members``
+    or a memory head, else `OCPMambaLVM`.
     """
     if config.relations:
         return RelationLVM
@@ -20,5 +20,5 @@ def class_of(config: ModelConfig) -> type[OCPMambaLVM]:
 
 
 def build_model(config: ModelConfig) -> OCPMambaLVM:
-    """Return a model of `class_of` a config, with freshly drawn weights."""
+    """Return a model of the config's class, with freshly drawn weights."""
     return class_of(config)(config)

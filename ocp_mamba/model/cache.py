@@ -1,4 +1,4 @@
-"""What a model keeps of a sequence between two vectors; its size does not grow with the sequence."""
+"""The state of a model between two positions of a sequence; its size does not grow."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class InferenceCache(NamedTuple):
         return len(self.layers[0].ssm_state)
 
     def reset(self) -> None:
-        """Forget every sequence."""
+        """Set every state to zero, as before the first position."""
         for tensor in self.tensors():
             tensor.zero_()
 
     def restore(self, other: InferenceCache) -> None:
-        """Take over the states of another cache of as many sequences."""
+        """Copy the states of another cache with as many sequences."""
         for tensor, source in zip(self.tensors(), other.tensors(), strict=True):
             tensor.copy_(source)
 

@@ -1,4 +1,4 @@
-"""The ``.pt`` file: plain values and tensors, of one kind of model, with a format version."""
+"""The ``.pt`` file of a model: plain values and tensors, with a kind and a format version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT_VERSION = 2
 """Version of the ``.pt`` layout that `write_checkpoint` writes; `read_checkpoint` reads 1 too."""
 
 LVM_KINDS = ("OCPMambaLVM", "EnsembleLVM", "RelationLVM")
-"""Classes of `model.build`, as the key ``kind`` names them. Version 1 knew the first name only."""
+"""Classes of `model.build`, by the key ``kind``. Version 1 had the first name only."""
 
 RENAMED_SETTINGS = {
     "readout": "memory_head",
@@ -27,7 +27,7 @@ RENAMED_SETTINGS = {
     "readout_weight": "memory_weight",
 }
 RENAMED_TENSORS = {"readout.": "memory_head.", "relations.": "relation_adapter."}
-"""Names in files of version 1, and what they are called since; of tensors, the first part."""
+"""Names in files of version 1, and their names now; of tensors, the first part of the name."""
 
 
 def write_checkpoint(path: Path | str, kind: str, content: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         Its content, with ``kind``.
 
     Raises:
-        CheckpointError: the file is missing, no checkpoint of ours, or of a newer format.
+        CheckpointError: the file is missing, no checkpoint of this package, or of a newer format.
     """
     path = Path(path)
     try:
@@ -92,7 +92,7 @@ def _from_version_1(content: dict[str, Any], shape: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a ``.pt`` file holds; ``loop`` is free for the training loop (plain values, tensors)."""
+    """Content of a ``.pt`` file; ``loop`` holds plain values and tensors of the training loop."""
 
     model_config: ModelConfig
     state_dict: dict[str, Tensor]
@@ -156,8 +156,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     wanted = class_of(config).__name__
     if kind != wanted and content["format_version"] > 1:
         raise CheckpointError(
-            f"checkpoint {path}: it says that it holds an {kind}, and its model_config is that of "
-            f"an {wanted}"
+            f"checkpoint {path}: its kind is {kind}, but its model_config is that of {wanted}"
         )
     return Checkpoint(
         config,

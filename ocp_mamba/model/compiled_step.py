@@ -1,7 +1,7 @@
-"""`OCPMambaLVM.step` for one sequence, as fast as its weights can be read.
+"""A fast `OCPMambaLVM.step` for one sequence, bounded by the memory bandwidth of the weights.
 
-On a CPU the whole step is compiled into one call: what is left is one pass over the weights. On a
-GPU it is captured as a CUDA graph, so that hundreds of small kernels start as one.
+On a CPU the whole step is compiled into one call, which reads the weights once. On a GPU it is
+captured as a CUDA graph, which starts hundreds of small kernels at once.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from ocp_mamba.model.cache import InferenceCache
 from ocp_mamba.model.lvm import OCPMambaLVM
 
 WARMUP = 3
-"""Steps before a capture: kernels are tuned and memory is allocated in the first ones."""
+"""Steps before the capture of a CUDA graph, in which kernels are tuned and memory is allocated."""
 
 FastStep = Callable[..., Tensor]
 """Called with ``vector (1, 768)`` and, where the model takes them, ``tmd`` and ``relations``."""
 
 
 def fast_step(model: OCPMambaLVM, cache: InferenceCache) -> FastStep:
-    """Return a step that reads and updates one cache of one sequence; what it holds is kept.
+    """Return a step that reads and updates one cache of one sequence.
 
-    Compiling takes about half a minute and needs a C++ compiler. Where it fails, a warning says
-    why and the plain step is returned.
+    Compiling takes about half a minute, needs a C++ compiler and leaves the cache as it is. Where
+    it fails, a warning gives the reason and the plain step is returned.
 
     Args:
-        model: in evaluation mode; its weights are read where they are, and may change.
+        model: in evaluation mode; its weights are not copied, so they may change.
         cache: of one sequence.
 
     Raises:
         ValueError: the cache is of several sequences.
     """
     if cache.batch != 1:
-        raise ValueError(f"a fast step is of one sequence, the cache of {cache.batch}")
+        raise ValueError(f"a fast step takes one sequence, the cache has {cache.batch}")
     before = cache.select(torch.tensor([0]))
     inputs = _example(model)
     try:
         with torch.no_grad():
             fast = (_captured if inputs[0].is_cuda else _compiled)(model, cache, inputs)
-    except Exception as error:  # a compiler fails in many ways, and none of them is worth the step
+    except Exception as error:  # a compiler fails in many ways; the plain step works in all of them
         first = (str(error).strip() or repr(error)).splitlines()[0]
         warnings.warn(
-            f"the step runs as it is, not compiled: {type(error).__name__}: {first}; torch.compile "
+            f"the step runs without compilation: {type(error).__name__}: {first}; torch.compile "
             "needs a C++ compiler (apt-get install g++)",
             stacklevel=2,
         )
@@ -80,7 +80,7 @@ def _predict_next(
 
 
 def _example(model: OCPMambaLVM) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A vector, and TMD codes and an unknown relations where the model takes them."""
+    """A vector, and TMD codes and an unknown relation where the model takes them."""
     like, c = model.norm_f.weight.detach(), model.config
     tmd = like.new_zeros(1, c.d_tmd) if c.d_tmd else None
     return like.new_ones(1, c.d_vector), tmd, like.new_zeros(1, 2) if c.relations else None

@@ -1,4 +1,4 @@
-"""A model that is told by which relation each concept follows the one before it."""
+"""A model that takes the relation by which each concept follows the one before it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ocp_mamba.model.ensemble import EnsembleLVM
 
 
 class RelationAdapter(nn.Module):
-    """What relations add to the residual stream.
+    """Maps relations to vectors that are added to the residual stream.
 
-    The embedding of a relation's number and its confidence, side by side, mapped linearly. An
-    unknown relation (number 0, confidence 0) adds nothing, and before training none does.
+    The embedding of the relation's number and its confidence are concatenated and mapped linearly.
+    An unknown relation (number 0, confidence 0) adds nothing; before training no relation does.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -36,20 +36,20 @@ class RelationAdapter(nn.Module):
 class RelationLVM(EnsembleLVM):
     """An `EnsembleLVM` (of one stack or more) that takes ``relations`` beside the vectors.
 
-    ``relations`` is ``(B, L, 2)``: by which relation each position follows the one before it (its
-    number, 0 for unknown) and the confidence in it, 0..1; None where all are unknown. In `step` it
-    is ``(B, 2)``. The relation to the concept that is to be predicted is never given.
+    ``relations`` is ``(B, L, 2)``: the number of the relation by which each position follows the
+    one before it (0 for unknown) and the confidence in it, 0..1; None where all are unknown. In
+    `step` it is ``(B, 2)``. The relation to the concept to predict is never given.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         """Create a model with freshly drawn weights; its relations add nothing before training."""
         super().__init__(config)
         self.n_relations = len(config.relations)
-        # drawn last, so that the other weights are those of a model without relations
+        # drawn last, so that the other weights equal those of a model without relations
         self.relation_adapter = RelationAdapter(config)
 
     def embed(self, vectors: Tensor, tmd: Tensor | None, **conditions: Tensor | None) -> Tensor:
-        """Return what the first layer reads, ``(B, [L,] d_model)``, relations added."""
+        """Return the first layer's input, ``(B, [L,] d_model)``, with the relations added."""
         x, relations = super().embed(vectors, tmd), conditions.get("relations")
         return x if relations is None else x + self.relation_adapter(relations)
 

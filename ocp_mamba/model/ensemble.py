@@ -1,4 +1,4 @@
-"""Stacks of Mamba-2 layers side by side, and a memory head: what `ModelConfig` can switch on."""
+"""A model with several stacks of Mamba-2 layers side by side, with or without a memory head."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 
 class EnsembleLVM(OCPMambaLVM):
-    """``members`` stacks that share the layers, the input and the head, with a memory head or not.
+    """``members`` stacks of layers with one input and one output layer, maybe with a memory head.
 
     Each stack reads the same input and has its own loss, and the prediction is the direction of
-    their mean: where the stacks agree they are sure, and elsewhere their mean hedges. The
-    parameters and their names are those of an `OCPMambaLVM` of as many layers.
+    their mean, which lies between their predictions where they disagree. The parameters and their
+    names are those of an `OCPMambaLVM` with as many layers.
 
     Source: Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using
     Deep Ensembles", 2017; here the members share the output layer.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Create a model with freshly drawn weights and an empty memory."""
+        """Create a model with freshly drawn weights and an empty memory head."""
         super().__init__(config)
         if config.n_memory:
             self.memory_head = MemoryHead(config)
@@ -66,7 +66,7 @@ class EnsembleLVM(OCPMambaLVM):
         return self.combine(self.head(torch.stack(members)))
 
     def stacks(self, each_layer: Sequence[T]) -> Iterator[Sequence[T]]:
-        """Yield each member's part of a sequence that has one item a layer."""
+        """Yield each member's part of a sequence that has one item per layer."""
         start = 0
         for depth in self.config.depths:
             yield each_layer[start : start + depth]

@@ -1,4 +1,4 @@
-"""`OCPMambaLVM`, the specified model: Mamba-2 layers, one after the other, between concept vectors.
+"""`OCPMambaLVM`, the specified model: one stack of Mamba-2 layers between concept vectors.
 
 Shapes: B sequences, L positions, D = ``d_model``, 768 the width of a concept vector.
 """
@@ -24,16 +24,16 @@ from ocp_mamba.model.mamba2 import Mamba2Layer, RMSNorm
 class OCPMambaLVM(NextVectorModel):
     """Next-vector predictor: ``n_layers`` Mamba-2 layers between concept vectors.
 
-    An input row may have any length but zero, because only its direction counts. Predictions are
-    unit rows. Where ``d_model`` is not 768, a linear ``input`` maps to it. ``conditions`` is what a
-    subclass takes beside the vectors and ``tmd``; this class takes nothing more.
+    An input row may have any length but zero, because only its direction is used. Predictions are
+    unit rows. Where ``d_model`` is not 768, a linear ``input`` maps to it. ``conditions`` are
+    further inputs of a subclass, beside the vectors and ``tmd``; this class takes none.
     """
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         """Create a model with freshly drawn weights (torch's global generator).
 
         Raises:
-            ConfigError: the config asks for more than this class has.
+            ConfigError: the config needs a subclass.
         """
         super().__init__()
         self.config = c = config or ModelConfig()
@@ -88,7 +88,7 @@ class OCPMambaLVM(NextVectorModel):
         Args:
             seq_vectors: ``(B, L, 768)``, right-padded; position t sees positions <= t only.
             tmd: ``(B, 16)`` for a model with TMD conditioning, else None.
-            conditions: what a subclass takes.
+            conditions: further inputs of a subclass.
 
         Returns:
             ``(B, L, 768)`` unit rows; row t predicts the vector of position t + 1.
@@ -106,7 +106,7 @@ class OCPMambaLVM(NextVectorModel):
         return self.predict_all(seq_vectors, tmd, **conditions)[None]
 
     def embed(self, vectors: Tensor, tmd: Tensor | None, **conditions: Tensor | None) -> Tensor:
-        """Return what the first layer reads, ``(B, [L,] D)``, from ``(B, [L,] 768)``."""
+        """Return the first layer's input, ``(B, [L,] D)``, from ``(B, [L,] 768)``."""
         x: Tensor = self.input(F.normalize(vectors, dim=-1) * math.sqrt(self.config.d_vector))
         if self.tmd_adapter is not None:
             conditioning = self.tmd_adapter(tmd)
@@ -126,7 +126,7 @@ class OCPMambaLVM(NextVectorModel):
         return normalize(linear(self.output, normed), self.norm_f.weight.dtype)
 
     def allocate_inference_cache(self, batch: int) -> InferenceCache:
-        """Return a cache of ``batch`` sequences of which nothing has been read yet."""
+        """Return a cache for ``batch`` sequences that are still empty."""
         c, like = self.config, self.norm_f.weight.detach()
         return InferenceCache(
             tuple(
@@ -148,7 +148,7 @@ class OCPMambaLVM(NextVectorModel):
         lengths: Tensor | None = None,
         **conditions: Tensor | None,
     ) -> Tensor:
-        """Read ``(B, L, 768)`` into the cache, after what it holds; arguments as `forward`.
+        """Append ``(B, L, 768)`` to the cached sequences; arguments as `forward`.
 
         Returns:
             ``(B, 768)`` unit rows, the vector that follows each sequence.
@@ -163,7 +163,7 @@ class OCPMambaLVM(NextVectorModel):
         return self.predict_after(x, cache, lengths)
 
     def predict_after(self, x: Tensor, cache: InferenceCache, lengths: Tensor | None) -> Tensor:
-        """Return ``(B, 768)`` after the last valid position of ``(B, L, D)``, read into the cache."""
+        """Append ``(B, L, D)`` to the cache; returns ``(B, 768)`` after the last valid position."""
         return self.prefill_layers(x, self.layers, cache.layers, lengths)
 
     def prefill_layers(
@@ -192,7 +192,7 @@ class OCPMambaLVM(NextVectorModel):
         cache: InferenceCache,
         **conditions: Tensor | None,
     ) -> Tensor:
-        """Read one more vector of each sequence, ``(B, 768)``, and predict the next, ``(B, 768)``.
+        """Append a vector to each sequence, ``(B, 768)``, and predict the next, ``(B, 768)``.
 
         Raises:
             ValueError: a shape or the presence of ``tmd`` does not fit.
@@ -201,13 +201,13 @@ class OCPMambaLVM(NextVectorModel):
         return self.predict_next(self.embed(vector, tmd, **conditions), cache)
 
     def predict_next(self, x: Tensor, cache: InferenceCache) -> Tensor:
-        """Return ``(B, 768)`` after one more position ``(B, D)``, read into the cache."""
+        """Append one position ``(B, D)`` to the cache; returns the prediction, ``(B, 768)``."""
         return self.head(self.step_layers(x, self.layers, cache.layers))
 
     def step_layers(
         self, x: Tensor, layers: Iterable[nn.Module], states: Sequence[LayerState]
     ) -> Tensor:
-        """Return ``(B, D)`` from one position ``(B, D)`` by some layers, which update their states."""
+        """Return ``(B, D)`` from one position ``(B, D)``; the layers' states are updated."""
         for layer, state in zip(layers, states, strict=True):
             assert isinstance(layer, Mamba2Layer)
             x = layer.step(x, state)
@@ -234,7 +234,7 @@ class OCPMambaLVM(NextVectorModel):
         """Raise `ValueError` for vectors, TMD vectors, a cache or conditions that do not fit."""
         for name, value in conditions.items():
             if value is not None:
-                raise ValueError(f"this model knows no {name}, got some")
+                raise ValueError(f"this model takes no {name}, got some")
         width, d_tmd = self.config.d_vector, self.config.d_tmd
         shape = tuple(seq_vectors.shape)
         if len(shape) != 3 or shape[1] < 1 or shape[2] != width:
@@ -245,4 +245,4 @@ class OCPMambaLVM(NextVectorModel):
         if tmd is not None and tuple(tmd.shape) != (shape[0], d_tmd):
             raise ValueError(f"tmd must have shape ({shape[0]}, {d_tmd}), got {tuple(tmd.shape)}")
         if cache is not None and cache.batch != shape[0]:
-            raise ValueError(f"the cache is of {cache.batch} sequences, got {shape[0]}")
+            raise ValueError(f"the cache has {cache.batch} sequences, got {shape[0]}")

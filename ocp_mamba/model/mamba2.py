@@ -39,8 +39,8 @@ class RMSNorm(nn.Module):
     def add(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the norm of ``x + residual``, and the sum in the weight's dtype.
 
-        Under autocast a sum over many layers is not rounded with each of them. mamba_ssm's
-        ``rms_norm_fn`` does so with ``prenorm`` and ``residual_in_fp32``.
+        The sum over the layers therefore stays in float32 under autocast, as in mamba_ssm's
+        ``rms_norm_fn`` with ``prenorm`` and ``residual_in_fp32``.
         """
         if cpu.takes(x, self.weight):
             return cpu.add_rms_norm(x, residual, self.weight, NORM_EPS)
@@ -117,7 +117,7 @@ class Mamba2Mixer(nn.Module):
     def prefill(
         self, u: Tensor, state: LayerState, lengths: Tensor | None, valid: Tensor | None
     ) -> Tensor:
-        """Return ``(B, L, d_model)`` from ``(B, L, d_model)``, going on from a state.
+        """Return ``(B, L, d_model)`` from ``(B, L, d_model)``, continued from a state.
 
         Args:
             u: right-padded.
@@ -144,13 +144,13 @@ class Mamba2Mixer(nn.Module):
         return linear(self.out_proj, self.norm(y.flatten(-2), gate=z))
 
     def _split(self, zxbcdt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gate z, the convolution's input xBC, and dt, out of what `in_proj` gives."""
+        """Split the output of `in_proj` into the gate z, the convolution's input xBC, and dt."""
         c = self.config
         z, xBC, dt = zxbcdt.split([c.d_inner, c.d_inner + 2 * c.d_state, c.nheads], dim=-1)
         return z, xBC, dt
 
     def _heads(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x ``(..., H, P)``, B and C ``(..., N)``, out of what the convolution gives."""
+        """Split the convolution's output into x ``(..., H, P)``, B and C ``(..., N)``."""
         c = self.config
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], dim=-1)
         return x.unflatten(-1, (c.nheads, c.headdim)), B, C
@@ -172,9 +172,9 @@ class Mamba2Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what is to be added to the residual, and it, both ``(B, L, d_model)``.
+        """Return the output to add to the residual, and the residual, both ``(B, L, d_model)``.
 
-        Arguments are what the layer before returned, as those of mamba_ssm's ``Block``; the first
+        The arguments are what the layer before returned, as in mamba_ssm's ``Block``; the first
         layer has no residual.
         """
         normed, residual = self.norm.add(x, residual)

@@ -1,4 +1,4 @@
-"""What a model recalls: the concepts that it was taught to answer with."""
+"""The memory head: attention over the target vectors of the train split."""
 
 from __future__ import annotations
 
@@ -16,45 +16,49 @@ from ocp_mamba.model.linear import inner_products
 
 
 class MemoryHead(nn.Module):
-    """Moves predictions towards the mean of the remembered concepts that they are near to.
+    """Moves predictions towards the mean of the stored vectors near them.
 
     With memory ``M (n, 768)``, temperature T and weight w, a unit row h becomes the direction of
-    ``h + w * softmax(h M' / T) M``. The softmax says how likely each concept is to come next, and
-    the mean over them is what a cosine wants: of all vectors, the direction of the expected next
-    vector has the greatest expected cosine to it. h itself stays in, for what is not remembered.
+    ``h + w * softmax(h M' / T) M``. The softmax estimates the probability of each stored concept to
+    come next, and the mean under it is the expected next vector, whose direction has the greatest
+    expected cosine to the next vector. The term h remains for concepts that are not stored.
 
     Source: Ramsauer et al., "Hopfield Networks is All You Need", 2021, equation 3 (one step of
-    retrieval, from stored patterns that are not learnt).
+    retrieval, from stored patterns that are not trained).
     """
 
     memory: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
-        """Create a memory head that remembers nothing: it leaves predictions as they are."""
+        """Create an empty memory head, which does not change predictions."""
         super().__init__()
-        self.most = config.n_memory
+        self.max_rows = config.n_memory
         self.temperature, self.weight = config.memory_temperature, config.memory_weight
         self.register_buffer("memory", torch.zeros(0, config.d_vector))
 
     def set_memory(self, vectors: Tensor) -> None:
-        """Remember unit rows ``(n, 768)`` in the place of all before.
+        """Store unit rows ``(n, 768)``, which replace all rows before.
 
         Raises:
-            ValueError: they are more than the config allows, or of another width.
+            ValueError: there are more rows than the config allows, or they have another width.
         """
         width = self.memory.shape[1]
-        if vectors.ndim != 2 or vectors.shape[1] != width or len(vectors) > self.most:
+        if vectors.ndim != 2 or vectors.shape[1] != width or len(vectors) > self.max_rows:
             raise ValueError(
-                f"up to {self.most} rows of {width} can be remembered, got {tuple(vectors.shape)}"
+                f"up to {self.max_rows} rows of {width} can be stored, got {tuple(vectors.shape)}"
             )
         self.memory = vectors.to(self.memory)
 
     def forward(self, queries: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Return which way each query moves, ``(..., 768)`` from unit rows ``(..., 768)``.
+        """Return each query after the memory head, for training.
 
-        For training: the rows' lengths are as they come, as a cosine does not see them.
-        ``temperature`` stands in for the config's: what a model is taught by. The second is the
-        softmax's log sum ``(...)``, or None of a memory head that remembers nothing.
+        Args:
+            queries: unit rows ``(..., 768)``.
+            temperature: of training, in place of the config's.
+
+        Returns:
+            Rows ``(..., 768)`` that are not normalized, because a cosine does not depend on their
+            length, and the logarithm of the softmax's sum ``(...)``, None for an empty memory.
         """
         if not len(self.memory):
             return queries, None
@@ -62,10 +66,10 @@ class MemoryHead(nn.Module):
         return torch.add(queries, retrieved, alpha=self.weight), log_sum
 
     def mixture(self, queries: Tensor) -> Tensor:
-        """Return what M members' queries come to, unit rows ``(..., 768)`` from ``(M, ..., 768)``.
+        """Return unit rows ``(..., 768)`` from the queries ``(M, ..., 768)`` of M members.
 
-        The members' probabilities are averaged, and so are the queries: a member that is sure
-        counts more than one that hedges.
+        Both the members' probabilities and their queries are averaged, so that a member with a
+        sharp softmax has more influence than one with a flat softmax.
         """
         mean = queries.mean(dim=0)
         if len(self.memory):
@@ -73,7 +77,7 @@ class MemoryHead(nn.Module):
         return F.normalize(mean, dim=-1)
 
     def _read(self, queries: Tensor) -> Tensor:
-        """The mean of what is remembered by the members' mean probabilities, ``(..., 768)``."""
+        """Mean of the stored rows under the members' mean probabilities, ``(..., 768)``."""
         if cpu_memory_head.takes(queries, self.memory):
             rows = queries.flatten(0, -2)
             retrieved: Tensor = torch.ops.ocp_mamba.read_memory(rows, self.memory, self.temperature)
@@ -82,15 +86,15 @@ class MemoryHead(nn.Module):
         return probs @ self.memory.to(probs.dtype)
 
     def _probs(self, queries: Tensor, temperature: float) -> Tensor:
-        """How likely each remembered concept comes next, ``(..., n)``."""
+        """Probability of each stored row, ``(..., n)``."""
         logits = inner_products(queries, self.memory)
-        # autocast would have it in float32: several times as much memory as all else takes
+        # autocast would compute this in float32, in several times the memory of everything else
         return (logits / temperature).softmax(dim=-1, dtype=logits.dtype)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Take as many rows as are stored: how many is known only once a model is trained."""
+        """Take as many rows as the file has: their number is known only after training."""
         stored = state_dict.get(f"{prefix}memory")
         if isinstance(stored, Tensor) and stored.shape[1:] == self.memory.shape[1:]:
             self.memory = self.memory.new_empty(stored.shape)
@@ -106,18 +110,18 @@ def softmax_mean(queries: Tensor, rows: Tensor, temperature: float) -> tuple[Ten
         temperature: divisor of the inner products.
 
     Returns:
-        The mean, ``(..., D)``, and the logarithm of the softmax's sum, ``(...)``: less a row's own
-        inner product over the temperature, it is that row's surprise. Both in the queries' dtype;
-        under autocast the products are computed in autocast's.
+        The mean, ``(..., D)``, and the logarithm of the softmax's sum, ``(...)``; the latter minus
+        a row's own inner product over the temperature is the negative log probability of that row.
+        Both are in the queries' dtype; under autocast the products are in autocast's.
     """
     mean, log_sum = _SoftmaxMean.apply(queries.flatten(0, -2), rows, temperature)
     return mean.view_as(queries), log_sum.view(queries.shape[:-1])
 
 
 class _SoftmaxMean(torch.autograd.Function):
-    """`softmax_mean` in the four products that it and its gradient need.
+    """`softmax_mean` with the four matrix products that it and its gradient need.
 
-    The gradient of the log sum is the mean over the temperature: it costs no product.
+    The gradient of the log sum is the mean divided by the temperature, without a further product.
     """
 
     @staticmethod
@@ -130,7 +134,7 @@ class _SoftmaxMean(torch.autograd.Function):
         rows, scaled = rows.to(dtype), (rows / temperature).to(dtype)
         logits = queries.to(dtype) @ scaled.T
         probs = logits.softmax(dim=-1, dtype=dtype)
-        # the likeliest row's logit less the logarithm of its share
+        # the greatest logit minus the logarithm of its probability
         log_sum = logits.amax(dim=-1).to(queries.dtype) - probs.amax(dim=-1).to(queries.dtype).log()
         mean = (probs @ rows).to(queries.dtype)
         ctx.set_materialize_grads(False)

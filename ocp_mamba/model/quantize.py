@@ -1,7 +1,7 @@
-"""Smaller weights: a model's matrices in bf16 or int8, what it remembers in bf16, all else float32.
+"""Smaller weights: a model's matrices in bf16 or int8, its memory in bf16, all else in float32.
 
-Only what is stored shrinks. Products are computed in float32 from the rounded weights, so that the
-cost in quality is that of rounding the weights and nothing else.
+Only the stored weights are smaller. Products are computed in float32 from the rounded weights, so
+that the only loss of quality is that of rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose matrix is stored as bf16, or as int8 with one scale a row."""
+    """A linear layer whose matrix is stored as bf16, or as int8 with one scale per row."""
 
     weight: Tensor
     scale: Tensor | None
@@ -51,14 +51,14 @@ class PackedLinear(nn.Module):
 def quantize(model: Model, weights: str) -> Model:
     """Return a copy of a model for inference whose matrices are stored as `WEIGHTS` says.
 
-    It has no parameters left to train in these places, and cannot be saved as a ``.pt``: keep the
-    float32 one.
+    These matrices cannot be trained, and the copy cannot be saved as a ``.pt``: keep the float32
+    model.
 
     Raises:
         ValueError: ``weights`` is none of `WEIGHTS`.
     """
     if weights not in WEIGHTS:
-        raise ValueError(f"weights {weights!r} are unknown; choose one of {', '.join(WEIGHTS)}")
+        raise ValueError(f"weights {weights!r} is unknown; choose one of {', '.join(WEIGHTS)}")
     model = copy.deepcopy(model).eval()
     if weights != "float32":
         for module in list(model.modules()):
@@ -72,6 +72,6 @@ def quantize(model: Model, weights: str) -> Model:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers: what a pass over one vector reads at least."""
+    """Return the bytes of all parameters and buffers, the least that one step reads."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -24,8 +24,8 @@ def rollout(
         steps: vectors wanted, 1 or more.
         tmd: as `OCPMambaLVM.forward`.
         lengths: as `OCPMambaLVM.forward`.
-        conditions: what a subclass takes, of the context alone: by which relation a prediction
-            follows is unknown.
+        conditions: further inputs of a subclass, for the context only: the relation by which a
+            prediction follows is unknown.
 
     Returns:
         ``(B, steps, 768)`` unit rows.

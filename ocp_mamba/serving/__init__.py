@@ -1,6 +1,6 @@
 """Serving a model: the MLflow pyfunc and the checks on a request.
 
-`ServedLVM` keeps its name here, because models registered by earlier versions import it.
+`ServedLVM` is importable from here, because models registered by earlier versions import it so.
 """
 
 from ocp_mamba.serving.pyfunc import ServedLVM, save_pyfunc

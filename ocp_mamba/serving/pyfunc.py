@@ -1,7 +1,7 @@
 """The model as an MLflow pyfunc: its files, its request schema, and the checks on a request.
 
-The model is saved from code (no pickle): `pyfunc_model.py`, the ``.pt`` and a copy of this package,
-so that a scoring server needs torch, numpy and mlflow, not an installed ``ocp_mamba``.
+The model is saved from code, without a pickle: `pyfunc_entry.py`, the ``.pt`` and a copy of this
+package, so that a scoring server needs torch, numpy and mlflow, but no installed ``ocp_mamba``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FLOAT = np.dtype(np.float32)
 
 
 def pip_requirements() -> list[str]:
-    """Pins of what runs here; local versions such as ``+cpu`` are cut, no index has them."""
+    """Return pins of the installed versions, without local parts such as ``+cpu``."""
     return [f"{name}=={version(name).split('+')[0]}" for name in SERVED_PACKAGES]
 
 
@@ -44,7 +44,7 @@ def signature(config: ModelConfig) -> ModelSignature:
 
     Without TMD the input is one unnamed tensor ``(-1, -1, 768)``; with TMD it is two named ones,
     ``seq_vectors`` and ``tmd`` ``(-1, 16)``. ``lengths`` is an optional parameter: the valid
-    positions of each right-padded row; empty means that no row is padded. A model that knows
+    positions of each right-padded row; empty means that no row is padded. A model that takes
     relations has two more: ``relation`` and ``confidence``, see `read_relations`.
     """
     width = config.d_vector
@@ -70,7 +70,7 @@ def signature(config: ModelConfig) -> ModelSignature:
 
 
 def input_example(config: ModelConfig) -> np.ndarray | dict[str, np.ndarray]:
-    """Return a request of one sequence of unit vectors, in the shape that `signature` wants."""
+    """Return a request of one sequence of unit vectors, in the shapes of `signature`."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((1, EXAMPLE_LENGTH, config.d_vector))
     vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
@@ -126,9 +126,9 @@ class ServedLVM(PythonModel):
         """Return ``(B, 768)`` predictions.
 
         Raises:
-            MlflowException: (a 400 when served) a shape does not fit, a number is not finite, a
-                valid position is all zeros, or a length, a relation or a confidence is out of
-                range.
+            MlflowException: a shape does not fit, a number is not finite, a valid position is all
+                zeros, or a length, a relation or a confidence is out of range; a scoring server
+                answers with status 400.
         """
         given, config = params or {}, self.model.config
         vectors, tmd, lengths = read_request(model_input, given.get("lengths"), config)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The checks on a request to a served model, and its conversion to the model's arguments."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def read_relations(
     """Check the relations of a request and turn them into the model's argument.
 
     Args:
-        relation: B times L numbers, one sequence after the other: by which relation each position
-            follows the one before it, 1 for the model's first relation, 0 for unknown; None or
-            empty where all are unknown.
-        confidence: as many numbers, 0..1; None or empty where every known relation is sure.
+        relation: B times L numbers, one sequence after the other: the relation by which each
+            position follows the one before it, 1 for the model's first relation, 0 for unknown;
+            None or empty where all are unknown.
+        confidence: as many numbers, 0..1; None or empty for 1 at every known relation.
         B: sequences.
         L: positions of each.
         config: the model's relations.
@@ -94,10 +94,10 @@ def read_relations(
         MlflowException: as `ServedLVM.predict`.
     """
     numbers = np.asarray([] if relation is None else relation, dtype=np.int64)
-    sure = np.asarray([] if confidence is None else confidence, dtype=np.float64)
+    confidences = np.asarray([] if confidence is None else confidence, dtype=np.float64)
     if numbers.size == 0:
-        if sure.size:
-            _refuse("confidence is given without relation; it says how sure a relation is")
+        if confidences.size:
+            _refuse("confidence is given without relation; it is the confidence in a relation")
         return None
     known = len(config.relations)
     if numbers.shape != (B * L,) or numbers.min() < 0 or numbers.max() > known:
@@ -107,11 +107,12 @@ def read_relations(
             f"{known} (0 unknown, {names}); got shape {_shape(numbers.shape)} with values "
             f"{numbers.min()} to {numbers.max()}"
         )
-    if sure.size == 0:
-        sure = np.ones(B * L)
-    if sure.shape != (B * L,) or not ((sure >= 0) & (sure <= 1)).all():
-        _refuse(f"confidence must hold {B * L} numbers from 0 to 1; got shape {_shape(sure.shape)}")
-    steps = np.stack([numbers, sure * (numbers > 0)], axis=-1).astype(np.float32)
+    if confidences.size == 0:
+        confidences = np.ones(B * L)
+    if confidences.shape != (B * L,) or not ((confidences >= 0) & (confidences <= 1)).all():
+        shape = _shape(confidences.shape)
+        _refuse(f"confidence must hold {B * L} numbers from 0 to 1; got shape {shape}")
+    steps = np.stack([numbers, confidences * (numbers > 0)], axis=-1).astype(np.float32)
     return torch.from_numpy(steps).reshape(B, L, 2)
 
 

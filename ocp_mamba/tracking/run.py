@@ -320,7 +320,7 @@ def end_active_run(status: str) -> bool:
 
 
 def _epoch_numbers(record: EpochRecord) -> dict[str, float]:
-    """An epoch's numbers by the names of their metrics; the first epoch has no trend."""
+    """An epoch's numbers by the names of their metrics; a trend is absent where it is None."""
     trend, longest = record.improvement_trend, record.longest_chain
     return {
         **{f"val_{name}": value for name, value in record.val.items()},

@@ -1,4 +1,4 @@
-"""Alarms in training: what is wrong with a run, read from its epochs' figures.
+"""Alarms in training: faults of a run that the metrics of its epochs show.
 
 Bounds and their reasons stand in ``docs/alarms.md``.
 """
@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ocp_mamba import stats
 from ocp_mamba.config import TrainConfig
-
-if TYPE_CHECKING:
-    from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.training.history import EpochRecord
 
 ALARM, NOTICE = "alarm", "notice"
 
@@ -54,7 +51,7 @@ class Alarm:
 def find_alarms(history: Sequence[EpochRecord], config: TrainConfig) -> tuple[Alarm, ...]:
     """Return every alarm and notice of a training, each with its first epoch, earliest first.
 
-    A figure that an epoch does not have rings nothing.
+    A metric that an epoch does not have raises no alarm.
     """
     found = []
     for (kind, name), check in CHECKS.items():
@@ -92,26 +89,26 @@ def _train_val_gap(history: Sequence[EpochRecord], config: TrainConfig) -> str |
     return (
         f"validation cosine fell by {fall:.4f} since epoch {best.epoch} while the gap between "
         f"validation and training loss grew from {_gap(best):.4f} to {_gap(last):.4f}: "
-        "what is learnt no longer carries over"
+        "the model overfits the train split"
     )
 
 
 def _loss_balance(history: Sequence[EpochRecord], config: TrainConfig) -> str | None:
     first, now = (_shares(record, config) for record in (history[0], history[-1]))
-    drowned = now["cosine"] < 1 - MAX_SHARE
-    mute = [name for name, share in first.items() if share < MIN_SHARE]
-    if not (drowned or mute):
+    cosine_too_small = now["cosine"] < 1 - MAX_SHARE
+    if not cosine_too_small and min(first.values()) >= MIN_SHARE:
         return None
-    when, shares = ("now", now) if drowned else ("in epoch 1", first)
-    said = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    when, shares = ("now", now) if cosine_too_small else ("in epoch 1", first)
+    listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     return (
-        f"shares of the total loss are {said} {when} (wanted: cosine at least {1 - MAX_SHARE:.0%}, "
-        f"every term {MIN_SHARE:.0%} in epoch 1): one term has next to no say"
+        f"shares of the total loss are {listed} {when} "
+        f"(wanted: cosine at least {1 - MAX_SHARE:.0%}, "
+        f"every term {MIN_SHARE:.0%} in epoch 1): one term has almost no weight"
     )
 
 
 def _shares(record: EpochRecord, config: TrainConfig) -> dict[str, float]:
-    """Each weighted term's part of the total; a total of nothing is the cosine's alone."""
+    """Each weighted term's share of the total; of a total of 0 the cosine has all."""
     weights = config.loss_weights
     terms = {k: w * record.losses[k] for k, w in weights.items() if k in record.losses}
     total = sum(terms.values())
@@ -129,7 +126,7 @@ def _retrieval_falls(history: Sequence[EpochRecord], config: TrainConfig) -> str
         return None
     return (
         f"over the last {len(window)} epochs cosine rose by {rise:+.4f} an epoch while P@1 fell "
-        f"by {fall:+.4f}: predictions drift towards a mean that is near all and is none"
+        f"by {fall:+.4f}: predictions move towards the mean of the likely targets"
     )
 
 
@@ -140,12 +137,12 @@ def _overfit(history: Sequence[EpochRecord], config: TrainConfig) -> str | None:
         return None
     return (
         f"validation cosine has not risen since epoch {best.epoch} ({_cosine(best):.4f}) while "
-        f"the training loss fell from {before:.4f} to {now:.4f}: the model learns the train "
-        f"split by heart; epoch {best.epoch} is kept"
+        f"the training loss fell from {before:.4f} to {now:.4f}: the model memorizes the train "
+        f"split; epoch {best.epoch} is kept"
     )
 
 
-Check = Callable[[Sequence["EpochRecord"], TrainConfig], str | None]
+Check = Callable[[Sequence[EpochRecord], TrainConfig], str | None]
 
 CHECKS: Mapping[tuple[str, str], Check] = {
     (ALARM, "collapse"): _collapse,
@@ -154,7 +151,7 @@ CHECKS: Mapping[tuple[str, str], Check] = {
     (ALARM, "retrieval_falls"): _retrieval_falls,
     (NOTICE, "overfit"): _overfit,
 }
-"""Each looks at the epochs so far and says what is wrong now, or None."""
+"""Each check reads the epochs so far and returns what is wrong now, or None."""
 
 
 def _best(history: Sequence[EpochRecord]) -> EpochRecord:
@@ -166,5 +163,5 @@ def _cosine(record: EpochRecord) -> float:
 
 
 def _gap(record: EpochRecord) -> float:
-    """Validation's cosine loss less training's."""
+    """Cosine loss on val minus cosine loss on train."""
     return 1 - _cosine(record) - record.losses["cosine"]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import CheckpointError, TrainingError
+from ocp_mamba.errors import CheckpointError, ConfigError, TrainingError
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.checkpoint import load_checkpoint, save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.training.state import TrainState
 
-if TYPE_CHECKING:
-    from ocp_mamba.training.state import TrainState
+STATE_KEYS = ("history", "optimizer", "step", "train_config")
+"""What ``<stem>.last.pt`` holds beside the weights."""
 
 
 class StateFiles:
@@ -54,11 +56,11 @@ class StateFiles:
             }
             self._save(self._last, state, loop)
 
-    def restore(self, state: TrainState) -> list[dict[str, Any]]:
-        """Bring a state back to where the file is; returns the fields of each epoch's record.
+    def restore(self, state: TrainState) -> None:
+        """Set a state to what the file holds: weights, optimizer, step and epochs.
 
         Raises:
-            TrainingError: there is no file, or it is of another training.
+            TrainingError: there is no file, or it is of another training or another version.
         """
         if self._last is None:
             raise TrainingError("cannot resume without an output path")
@@ -66,8 +68,13 @@ class StateFiles:
             checkpoint = load_checkpoint(self._last)
         except CheckpointError as error:
             raise TrainingError(f"cannot resume: {error}") from error
-        then = TrainConfig(**checkpoint.loop["train_config"])
-        if _what_matters(then) != _what_matters(self._config):
+        loop = checkpoint.loop
+        if absent := [key for key in STATE_KEYS if key not in loop]:
+            raise TrainingError(
+                f"cannot resume {self._last}: it is no state of a training ({absent[0]} is missing)"
+            )
+        then = self._settings_of(loop["train_config"])
+        if _comparable(then) != _comparable(self._config):
             raise TrainingError(f"cannot resume {self._last}: it was trained with {then}")
         assert isinstance(state.model, OCPMambaLVM)
         if checkpoint.model_config != state.model.config:
@@ -79,11 +86,38 @@ class StateFiles:
                 f"cannot resume {self._last}: it was trained on dataset "
                 f"{checkpoint.dataset_fingerprint[:12]}, this one is {self._fingerprint[:12]}"
             )
+        state.history = self._epochs_of(loop["history"])
         state.model.load_state_dict(checkpoint.state_dict)
-        state.optimizer.load_state_dict(checkpoint.loop["optimizer"])
-        state.step = checkpoint.loop["step"]
-        history: list[dict[str, Any]] = checkpoint.loop["history"]
-        return history
+        state.optimizer.load_state_dict(loop["optimizer"])
+        state.step = loop["step"]
+
+    def _settings_of(self, stored: dict[str, Any]) -> TrainConfig:
+        """The settings that the file was trained with."""
+        self._refuse_unknown(TrainConfig, stored, "setting")
+        try:
+            return TrainConfig(**stored)
+        except ConfigError as error:
+            raise TrainingError(f"cannot resume {self._last}: its settings: {error}") from error
+
+    def _epochs_of(self, stored: list[dict[str, Any]]) -> list[EpochRecord]:
+        """The epochs that the file was trained for."""
+        for record in stored:
+            self._refuse_unknown(EpochRecord, record, "entry of an epoch")
+        return [EpochRecord(**record) for record in stored]
+
+    def _refuse_unknown(self, kind: type, stored: dict[str, Any], what: str) -> None:
+        """Refuse a file with a field that this version does not have.
+
+        Raises:
+            TrainingError: names the file, the field and the way out.
+        """
+        unknown = sorted(set(stored) - {f.name for f in fields(kind)})
+        if unknown:
+            raise TrainingError(
+                f"cannot resume {self._last}: it has the {what} {', '.join(unknown)}, which this "
+                "version of ocp_mamba does not have; resume it with the version that wrote it, or "
+                "start again without --resume"
+            )
 
     def read_best(self) -> dict[str, Tensor]:
         """Return the weights of the best epoch so far."""
@@ -106,11 +140,11 @@ class StateFiles:
         )
 
 
-def _what_matters(config: TrainConfig) -> TrainConfig:
-    """The config without what a resumed training may change: where and how fast it computes."""
+def _comparable(config: TrainConfig) -> TrainConfig:
+    """The config without the settings that a resumed training may change."""
     return replace(config, threads=0, compile="auto")
 
 
 def resume_path(output: Path) -> Path:
-    """Return where the state to resume a training with this output from is kept."""
+    """Return the path of the state from which a training with this output is resumed."""
     return output.with_name(f"{output.stem}.last{output.suffix}")

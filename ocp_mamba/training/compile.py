@@ -1,4 +1,4 @@
-"""Whether a training computes with compiled kernels: decided once, said aloud, logged."""
+"""Whether a training computes with the compiled kernels, and why, for the log and the tracker."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 
 COMPILE_SECONDS = 15.0
-"""What compiling may take, with room to spare: one core took 10 s."""
+"""Upper estimate of the time to compile; one core took 10 s."""
 SAVED_SECONDS = 15e-9
-"""Saved for each position, layer and inner channel: measured on 2 cores (docs/lab-notes.md)."""
+"""Time saved per position, layer and inner channel, measured on 2 cores (docs/lab-notes.md)."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What really runs: ``on``, ``off`` or ``failed``, and why; seconds spent to get there."""
+    """The kernels' state, ``on``, ``off`` or ``failed``, the reason, and the seconds to compile."""
 
     state: str
     why: str
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """Say it in a few words, for a person."""
+        """Return it in a few words, for a person."""
         cost = f", {self.seconds:.1f} s" if self.state == "on" else ""
         return f"compile {self.state} ({self.why}{cost})"
 
     def params(self) -> dict[str, object]:
-        """Return what is logged of it."""
+        """Return the params of the tracked run."""
         return {
             "ran.compile": f"failed ({self.why})" if self.state == "failed" else self.state,
             "ran.compile_seconds": round(self.seconds, 1),
@@ -40,16 +40,16 @@ class Compiled:
 
 
 def seconds_saved(model: ModelConfig, dataset: Dataset, epochs: int) -> float:
-    """Estimate what the kernels save a training of that many epochs, in seconds."""
+    """Estimate the time that the kernels save in a training of that many epochs, in seconds."""
     positions = int((dataset.lengths[dataset.chains_in("train")] - 1).sum())
     return SAVED_SECONDS * positions * epochs * model.n_layers * model.d_inner
 
 
 def start_kernels(model: NextVectorModel, dataset: Dataset, config: TrainConfig) -> Compiled:
-    """Let this process compute with the CPU kernels, or plain torch, as the config asks.
+    """Let this process compute with the CPU kernels, or in plain torch, as the config asks.
 
-    ``auto`` compiles where that saves more than it costs; where it fails, a warning says why and
-    training goes on in plain torch.
+    ``auto`` compiles where that saves more time than it costs. Where compilation fails, a warning
+    gives the reason and training goes on in plain torch.
 
     Raises:
         CompileError: compilation is ``on`` and fails.
@@ -71,8 +71,8 @@ def start_kernels(model: NextVectorModel, dataset: Dataset, config: TrainConfig)
         if config.compile == "on":
             raise
         warnings.warn(
-            f"the CPU kernels do not compile, so training goes on in plain torch, more slowly: "
-            f"{error}; compile off silences this",
+            "the CPU kernels do not compile, so training goes on in plain torch, more slowly: "
+            f"{error}; --compile off avoids this warning",
             stacklevel=2,
         )
         return Compiled("failed", str(error))

@@ -1,8 +1,8 @@
-"""Several processes that train one model: who they are, how they talk, and what if one dies.
+"""Several processes that train one model: their ranks, their communication, and lost processes.
 
-torchrun starts them and says in the environment which one each is. `join` reads that; a process
-that torchrun did not start is a world of its own. Gradients are averaged by torch's
-DistributedDataParallel: gloo between CPUs, NCCL between GPUs.
+torchrun starts the processes and sets the environment variables that `join` reads; a process that
+torchrun did not start is a `World` of size 1. Gradients are averaged by torch's
+DistributedDataParallel, with gloo between CPUs and NCCL between GPUs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from ocp_mamba.errors import WorkerLostError
 from ocp_mamba.system.process import HOST_TAG, PID_TAG, Killed, process_is_gone, process_tags
 
 TIMEOUT = timedelta(minutes=30)
-"""How long processes wait for one that is alive but silent; rank 0 validates while they wait."""
+"""Longest wait for a collective operation; the other ranks wait while rank 0 validates."""
 
-MEETING = timedelta(minutes=5)
-"""How long they wait for each other at the start."""
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
+"""Longest wait for the other processes at the start."""
 
-LOOK_SECONDS = 5.0
+GONE_SECONDS = 5.0
+"""How long to look for the process that ended, after a collective operation failed."""
 COLLECTIVE_ERROR = re.compile("gloo|nccl|Connection (closed|reset)", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -39,12 +40,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, seen from one of them; alone by default.
+    """The processes of one training, as one of them sees it; a single process by default.
 
     Attributes:
-        rank: number of this process; rank 0 alone validates, writes files and talks to MLflow.
+        rank: number of this process; only rank 0 validates, writes files and uses MLflow.
         size: number of processes.
-        backend: "gloo", "nccl", or "" for a process alone.
+        backend: "gloo", "nccl", or "" for a single process.
         device: where this process computes.
         restarts: how often torchrun has started the processes again.
         may_restart: whether torchrun will start them again (``--max-restarts``).
@@ -72,7 +73,7 @@ class World:
         return self.rank, self.size
 
     def tags(self) -> dict[str, str]:
-        """Return what a tracked run says of the processes; nothing for one alone."""
+        """Return the tags of a tracked run; none for a single process."""
         if self.size == 1:
             return {}
         return {"distributed.backend": self.backend, "distributed.restarts": str(self.restarts)}
@@ -97,19 +98,19 @@ class World:
         return dict(zip(parts, together, strict=True))
 
     def broadcast(self, make: Callable[[], T]) -> T:
-        """Return on every process what rank 0 makes; the others wait for it."""
-        box: list[Any] = [make() if self.main else None]
+        """Return on every process what ``make`` returns on rank 0; the others wait for it."""
+        values: list[Any] = [make() if self.main else None]
         if self.size > 1:
-            dist.broadcast_object_list(box, device=self.device)
-        made: T = box[0]
-        return made
+            dist.broadcast_object_list(values, device=self.device)
+        value: T = values[0]
+        return value
 
     @contextmanager
     def name_lost_workers(self) -> Iterator[None]:
         """Within the block, the end of another process raises a `WorkerLostError` that names it.
 
-        It shows as an error of a collective operation, or as torchrun's SIGTERM to those left. A
-        SIGTERM while all are there stays what it is.
+        The end shows as an error of a collective operation, or as torchrun's SIGTERM to the
+        processes that are left. A SIGTERM while all processes run is not changed.
         """
         try:
             try:
@@ -117,16 +118,16 @@ class World:
             except RuntimeError as error:
                 if not (isinstance(error, dist.DistError) or COLLECTIVE_ERROR.search(str(error))):
                     raise
-                raise self._loss(self._gone(LOOK_SECONDS)) from error
+                raise self._lost(self._gone(GONE_SECONDS)) from error
         except Killed as error:
             gone = self._gone(0.0) if self.size > 1 else []
             if gone:
-                raise self._loss(gone) from error
+                raise self._lost(gone) from error
             self._announce()
             raise
 
-    def _loss(self, gone: list[str]) -> WorkerLostError:
-        """Say who is gone; from here on this process ends, and torchrun need not ask for it."""
+    def _lost(self, gone: list[str]) -> WorkerLostError:
+        """The error that names who is gone; this process ends with it and ignores SIGTERM."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._announce()
@@ -134,7 +135,7 @@ class World:
         return WorkerLostError(f"rank {self.rank} of {self.size} lost {who}")
 
     def _gone(self, patience: float) -> list[str]:
-        """Peers on this host that ended without announcing it, waiting a while for the first."""
+        """Peers on this host that ended without `_announce`; waits up to ``patience`` seconds."""
         deadline = time.monotonic() + patience
         while True:
             gone = [
@@ -147,7 +148,7 @@ class World:
             time.sleep(0.05)
 
     def _announce(self) -> None:
-        """Leave word that this process ends because it was told to, or because of another one."""
+        """Write to the store that this process ends by a signal, or because another one ended."""
         if self.store is not None:
             try:
                 self.store.set(f"ended/{self.rank}", "")
@@ -166,7 +167,7 @@ ALONE = World()
 
 @contextmanager
 def join() -> Iterator[World]:
-    """Meet the other processes that torchrun started; a process on its own is `ALONE`.
+    """Connect to the other processes that torchrun started; a single process is `ALONE`.
 
     Raises:
         WorkerLostError: the others cannot be reached.
@@ -181,15 +182,15 @@ def join() -> Iterator[World]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     try:
-        shared, rank, size = next(dist.rendezvous("env://", timeout=MEETING))
-        # After a restart the launcher's store still holds the addresses of the dead.
+        shared, rank, size = next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
+        # After a restart the launcher's store still holds the addresses of the ended processes.
         store = dist.PrefixStore(f"restart {restarts} of {size}", shared)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         peers: list[Any] = [None] * size
         dist.all_gather_object(peers, process_tags())
     except RuntimeError as error:
         raise WorkerLostError(
-            f"cannot meet the other processes that torchrun started: {error}"
+            f"cannot reach the other processes that torchrun started: {error}"
         ) from error
     try:
         yield World(

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The record of one epoch, which checkpoints, alarms and reports share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """Figures of one epoch; plain numbers, so it travels in a checkpoint.
+    """Metrics of one epoch, as plain values that a checkpoint can hold.
 
-    ``longest_chain`` is that of a curriculum's growing epochs, else None.
+    Attributes:
+        epoch: its number, from 1.
+        losses: mean of each loss term over the epoch's examples, and of ``grad_norm``.
+        lr: learning rate of its last step.
+        seconds: duration of training and validation.
+        examples_per_second: examples trained on, over the duration of training alone.
+        val: metrics of the validation.
+        improvement_trend: least-squares slope of the validation cosine over all epochs so far, per
+            epoch; None before ``trend_epochs`` epochs.
+        is_best: whether its validation cosine is above that of every epoch before.
+        is_last: whether training ends with it.
+        longest_chain: limit of the chain length while a curriculum grows, else None.
     """
 
     epoch: int

@@ -1,4 +1,4 @@
-"""What a training minimises: the loss terms of a batch."""
+"""The loss terms of a batch, which a training minimizes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,27 @@ def batch_losses(
 ) -> dict[str, Tensor]:
     """Loss terms of a batch, each a mean over its OCP sequences; ``total`` is their weighted sum.
 
-    One causal pass gives every prefix's prediction, so this is exactly the objective of one prefix
-    per example. Each member of the model is taught by its own loss; theirs are averaged. The cosine
-    is that of what it recalls, InfoNCE that of what it recalls it by: where candidates are what is
-    remembered, one softmax gives both. Of a batch that several processes share, each gives its part
-    of the mean: the parts add up to what one process would give. Where chains are mixed, so are the
-    targets: the cosine is to the mixture, and InfoNCE is that of either target, by its weight.
+    One causal pass predicts after every prefix, so that the loss is exactly the one of an example
+    per prefix. Each member of the model has its own loss, and the members' losses are averaged.
+    With a memory head, the cosine loss is of the prediction after the head, and InfoNCE is of the
+    query before it; where the candidates are the rows of the memory, both need the same softmax,
+    which is computed once. Where several processes share a batch, each returns its part of the
+    mean: the parts add up to the loss of one process. Where chains are mixed, the targets are mixed
+    too: the cosine is to the mixture, and InfoNCE is the weighted mean for the two targets.
 
     Args:
         model: predicts.
         batch: B chains, padded to L.
         bank: float32 ``(n_concepts, 768)`` unit rows on the batch's device.
         config: weights and temperature.
-        negatives: what InfoNCE tells the targets from beside the batch's other targets.
+        negative_pool: candidates of InfoNCE beside the batch's targets, and hard negatives.
+
+    Returns:
+        Scalars by name: ``cosine``, ``infonce`` where it has a weight, and ``total``.
     """
-    taken = conditions(model, batch.tmd, batch.relations)
-    members = model.predict_members(batch.vectors, **taken)
-    # not members[:, mask], whose gradient sorts the rows that it adds up
+    given = conditions(model, batch.tmd, batch.relations)
+    members = model.predict_members(batch.vectors, **given)
+    # members[:, mask] would be slower: its gradient sorts the rows that it adds up
     members = members.flatten(1, 2).index_select(1, batch.mask.flatten().nonzero().squeeze(1))
     target_ids = batch.targets[batch.mask]
     targets = bank[target_ids]
@@ -59,8 +63,7 @@ def batch_losses(
             hard_ids = negative_pool.hard.of(batch.inputs[batch.mask], target_ids)
             hard = bank[hard_ids.clamp_min(0)]
             counted = (hard_ids >= 0) & ~torch.isin(hard_ids, candidate_ids)
-        given = (targets, log_sum, config.temperature, hard, counted)
-        terms["infonce"] = info_nce(members, *given)
+        terms["infonce"] = info_nce(members, targets, log_sum, config.temperature, hard, counted)
     share = len(members) * len(batch.all_targets)
     losses = {name: term.sum() / share for name, term in terms.items()}
     weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]
@@ -68,10 +71,10 @@ def batch_losses(
 
 
 class Objective(nn.Module):
-    """`batch_losses` as a module, as `World.wrap` wants it."""
+    """`batch_losses` as a module, for `World.wrap_ddp`."""
 
     def __init__(self, model: NextVectorModel) -> None:
-        """Take the model, whose parameters are this module's."""
+        """Hold the model, whose parameters become this module's."""
         super().__init__()
         self.model = model
 
@@ -87,7 +90,7 @@ class Objective(nn.Module):
 
 
 def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """1 - cosine of rows ``(..., M, D)`` and their targets, ``(M, D)``: ``(..., M)`` in 0..2."""
+    """Return 1 - cosine, ``(..., M)`` in 0..2, of rows ``(..., M, D)`` to targets ``(M, D)``."""
     return 1 - cosine_to(targets, predictions)
 
 
@@ -99,12 +102,12 @@ def info_nce(
     hard: Tensor | None = None,
     counted: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss of unit predictions against candidates, the targets among them.
+    """Return the contrastive loss of unit predictions; the targets are among the candidates.
 
-    Candidates are distinct: a target that occurs twice is one of them, so that no example has its
-    own target among its negatives. Hard negatives join the denominator of their own example alone.
-    A target mixed of two concepts has the mean loss of either, by its weights: the loss is linear
-    in the target. Source: van den Oord et al., "Representation Learning with Contrastive
+    Candidates are distinct: a target that occurs twice is one candidate, so that no example has its
+    own target among its negatives. Hard negatives are added to the denominator of their own example
+    only. The loss is linear in the target, so that a target mixed of two concepts has the weighted
+    mean of the two losses. Source: van den Oord et al., "Representation Learning with Contrastive
     Predictive Coding", 2018, equation 4.
 
     Args:
@@ -114,11 +117,11 @@ def info_nce(
             candidates.
         temperature: divisor of the cosines.
         hard: ``(M, K, D)`` unit rows, each example's hard negatives.
-        counted: bool ``(M, K)``, which of them are no candidates, and so not in the sum yet; the
-            others are not read.
+        counted: bool ``(M, K)``, which hard negatives to add: those that are not in the sum yet as
+            candidates, and that are no padding.
 
     Returns:
-        ``(..., M)``, in nats; the logarithm of the number of candidates is chance.
+        ``(..., M)``, in nats; at chance it is the logarithm of the number of candidates.
     """
     if hard is not None and counted is not None:
         logits = torch.einsum("...md,mkd->...mk", predictions, hard) / temperature

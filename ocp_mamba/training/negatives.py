@@ -1,9 +1,9 @@
-"""What InfoNCE tells a target from: the train split's other targets, and hard negatives.
+"""The negatives of InfoNCE: the other targets of the batch or of the train split, and hard ones.
 
-Hard negatives are bank rows near a target that do not follow its prefix-end, mined before training.
-A *true continuation* of a prefix-end (the context's last concept) is a concept that follows it
-somewhere in the train split. What follows it in val or test is not looked at: to spare those would
-tell the model what it is evaluated on.
+Hard negatives are bank rows near a target that do not follow the example's last context concept;
+they are mined before training. A *true continuation* of a last context concept is a concept that
+follows it somewhere in the train split. Continuations in val and test are not looked up: to leave
+them out would tell the model about the data that it is evaluated on.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from ocp_mamba.errors import ConfigError
 from ocp_mamba.model.memory_head import MemoryHead
 
 CHUNK = 1024
-MOST_CANDIDATES = 16_384
-"""Beyond as many train targets, a softmax over all of them would cost more than the model."""
+MAX_CANDIDATES = 16_384
+"""Most candidates of a batch: a softmax over more would cost more than the model."""
 
-MOST_KEPT = 65_536
-"""Most train targets whose vectors are kept in memory of a bank on the disk: 200 MB."""
+MAX_KEPT = 65_536
+"""Most train targets of a bank on the disk whose vectors are kept in memory: 200 MB."""
 
-MOST_MINED, MOST_SEARCHED = 5_000_000, 1_000_000
-"""Train sequences and concepts beyond which hard negatives are refused: they are kept in memory."""
+MAX_MINED, MAX_SEARCHED = 5_000_000, 1_000_000
+"""Most train sequences and concepts for hard negatives, which are kept in memory."""
 
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """The hard negatives of each (prefix-end, target) pair of the train split.
+    """The hard negatives of each pair of a last context concept and a target in the train split.
 
     Attributes:
-        keys: int64 ``(n_pairs,)``, rising: prefix-end times ``n_concepts`` plus target.
-        ids: int64 ``(n_pairs, K)``, bank ids, nearest to the target first; -1 where the bank has no
-            more.
+        keys: int64 ``(n_pairs,)``, ascending: last concept times ``n_concepts`` plus target.
+        ids: int64 ``(n_pairs, K)``, bank ids, nearest to the target first, padded with -1 where the
+            bank has no more.
         n_concepts: rows of the bank.
     """
 
@@ -49,15 +49,15 @@ class HardNegatives:
     n_concepts: int
 
     def of(self, last: Tensor, target: Tensor) -> Tensor:
-        """Return the ids ``(M, K)`` for the examples with these prefix-ends and targets, ``(M,)``.
+        """Return the ids ``(M, K)`` for last context concepts and targets, ``(M,)`` each.
 
         Raises:
-            ValueError: a pair is not one of the train split.
+            ValueError: a pair is not in the train split.
         """
         wanted = last * self.n_concepts + target
         rows = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
         if not torch.equal(self.keys[rows], wanted):
-            raise ValueError("hard negatives were mined for the train split's examples alone")
+            raise ValueError("hard negatives were mined for the examples of the train split only")
         return self.ids[rows]
 
     def to(self, device: torch.device) -> HardNegatives:
@@ -67,17 +67,17 @@ class HardNegatives:
 
 @dataclass(frozen=True)
 class NegativePool:
-    """What the targets of a batch are told from.
+    """Where the candidates of InfoNCE come from.
 
     Attributes:
         hard: hard negatives of each example, or None for none.
-        targets: int64 ``(n,)``, ascending ids of all the train split's targets; None where only the
-            targets of the batch are told from each other.
-        rows: float32 ``(n, 768)``, their vectors, where the bank lies on the disk: a batch draws
-            thousands, each of which would be a read. There, of more than `MOST_KEPT` targets as
-            many stand for all, drawn once by the seed of the training.
-        remembered: whether the targets are what the model remembers, all of it, and are never too
-            many: the softmax over them is then the one that it recalls by.
+        targets: int64 ``(n,)``, ascending ids of the train split's targets; None where the
+            candidates are the targets of the batch only.
+        rows: float32 ``(n, 768)``, the vectors of the targets, where the bank is on the disk: a
+            batch draws thousands, each of which would be a read. Of more than `MAX_KEPT` targets,
+            that many are drawn, once, by the seed of the training.
+        is_memory: whether the candidates of every batch are exactly the rows of the memory head,
+            so that its softmax is also that of InfoNCE.
     """
 
     hard: HardNegatives | None = None
@@ -86,27 +86,27 @@ class NegativePool:
     is_memory: bool = False
 
     def vectors(self, ids: Tensor, bank: Tensor) -> Tensor:
-        """Return candidates' vectors, float32 ``(C, 768)``; those that are kept, from memory."""
+        """Return the candidates' vectors, float32 ``(C, 768)``, from ``rows`` where it has them."""
         if self.rows is None or self.targets is None:
             return bank[ids]
-        at = torch.searchsorted(self.targets, ids).clamp_max(len(self.targets) - 1)
-        elsewhere = self.targets[at] != ids
-        found = self.rows[at]
-        found[elsewhere] = bank[ids[elsewhere]]
-        return found
+        places = torch.searchsorted(self.targets, ids).clamp_max(len(self.targets) - 1)
+        absent = self.targets[places] != ids
+        vectors = self.rows[places]
+        vectors[absent] = bank[ids[absent]]
+        return vectors
 
     def candidates(self, batch_targets: Tensor) -> Tensor:
-        """Return the ascending ids that a batch's targets are told from; they are among them.
+        """Return the ascending ids of a batch's candidates, its own targets among them.
 
-        Of more than `MOST_CANDIDATES` train targets as many are drawn, anew for each batch. The
-        draw depends on nothing but the batch: processes that share it draw the same.
+        Of more than `MAX_CANDIDATES` train targets, that many are drawn for each batch. The draw
+        depends on the batch only, so that processes that share it draw the same.
         """
         if self.targets is None:
             return torch.unique(batch_targets)
-        if len(self.targets) <= MOST_CANDIDATES:
+        if len(self.targets) <= MAX_CANDIDATES:
             return self.targets
-        drawing = torch.Generator().manual_seed(int(batch_targets.sum()))
-        drawn = torch.randint(len(self.targets), (MOST_CANDIDATES,), generator=drawing)
+        generator = torch.Generator().manual_seed(int(batch_targets.sum()))
+        drawn = torch.randint(len(self.targets), (MAX_CANDIDATES,), generator=generator)
         return torch.unique(torch.cat([batch_targets, self.targets[drawn.to(self.targets.device)]]))
 
     def to(self, device: torch.device) -> NegativePool:
@@ -125,58 +125,63 @@ NO_NEGATIVES = NegativePool()
 def build_negative_pool(
     dataset: Dataset, config: TrainConfig, memory_head: MemoryHead | None = None
 ) -> NegativePool:
-    """Return what a training by this config tells its targets from.
+    """Return where a training takes its candidates from, and fill the memory head.
 
-    A memory head remembers the train split's targets from here on: of more than it has room for as
-    many, drawn the same for every training.
+    Args:
+        dataset: its train split has the targets.
+        config: which candidates, how many hard negatives, fewest concepts of context.
+        memory_head: holds the train split's targets afterwards. Of more targets than it has room
+            for, that many are drawn, the same for every training.
+
+    Raises:
+        ConfigError: as `mine_negatives`.
     """
-    k, least = config.hard_negatives, config.min_context
-    wanted = bool(config.infonce_weight) and config.infonce_candidates == "train"
-    negative_pool = NO_NEGATIVES
-    if config.infonce_weight and k:
-        negative_pool = NegativePool(mine_negatives(dataset, k, least))
-    if not wanted and memory_head is None:
-        return negative_pool
-    targets = train_targets(dataset, least)
-    told_apart = targets if dataset.in_memory else some_of(targets, MOST_KEPT, config.seed)
-    if wanted:
-        rows = None if dataset.in_memory else torch.from_numpy(dataset.rows(told_apart))
-        negative_pool = replace(negative_pool, targets=torch.from_numpy(told_apart), rows=rows)
+    uses_train = bool(config.infonce_weight) and config.infonce_candidates == "train"
+    pool = NO_NEGATIVES
+    if config.infonce_weight and config.hard_negatives:
+        pool = NegativePool(mine_negatives(dataset, config.hard_negatives, config.min_context))
+    if not uses_train and memory_head is None:
+        return pool
+    targets = train_targets(dataset, config.min_context)
+    candidates = targets if dataset.in_memory else _draw(targets, MAX_KEPT, config.seed)
+    if uses_train:
+        rows = None if dataset.in_memory else torch.from_numpy(dataset.rows(candidates))
+        pool = replace(pool, targets=torch.from_numpy(candidates), rows=rows)
     if memory_head is not None:
-        answers = some_of(targets, memory_head.most)
-        memory_head.set_memory(torch.from_numpy(dataset.rows(answers)))
-        same = wanted and len(answers) <= MOST_CANDIDATES and np.array_equal(answers, told_apart)
-        negative_pool = replace(negative_pool, is_memory=same)
-    return negative_pool
+        stored = _draw(targets, memory_head.max_rows)
+        memory_head.set_memory(torch.from_numpy(dataset.rows(stored)))
+        same = len(stored) <= MAX_CANDIDATES and np.array_equal(stored, candidates)
+        pool = replace(pool, is_memory=uses_train and same)
+    return pool
 
 
-def some_of(ids: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
-    """Return ascending ids, int64 ``(n,)``; of more than ``most`` as many, drawn by the seed."""
-    if len(ids) > most:
-        ids = np.sort(np.random.default_rng(seed).choice(ids, most, replace=False))
+def _draw(ids: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
+    """The ascending ids, int64 ``(n,)``; of more than the limit, that many drawn by the seed."""
+    if len(ids) > limit:
+        ids = np.sort(np.random.default_rng(seed).choice(ids, limit, replace=False))
     return ids
 
 
 def mine_negatives(dataset: Dataset, k: int, min_context: int | None = None) -> HardNegatives:
-    """Find the k bank rows nearest to each train target that do not continue its prefix-end.
+    """Find the k bank rows nearest to each train target that do not continue its context.
 
-    Left out are the true continuations of the prefix-end, of which the target is one, and the rows
-    with the vector of one, but for rounding: nothing could tell them apart.
+    Left out are the true continuations of the last concept, of which the target is one, and rows
+    with the vector of one, apart from rounding: no model could separate the two.
 
     Args:
-        dataset: its whole bank is searched, exactly; its train split says what continues what.
+        dataset: its whole bank is searched, exactly; its train split has the true continuations.
         k: 1 or more.
         min_context: fewest concepts of context of an example; None for the dataset's own rule.
 
     Raises:
-        ConfigError: the dataset is too large to be mined: memory grows with the train sequences.
+        ConfigError: the dataset is too large: memory grows with the train sequences.
     """
     n = dataset.n_concepts
     sequences = count_examples(dataset)["train"]
-    if sequences > MOST_MINED or n > MOST_SEARCHED:
+    if sequences > MAX_MINED or n > MAX_SEARCHED:
         raise ConfigError(
-            f"hard negatives are mined for at most {MOST_MINED:,} train sequences in a bank of at "
-            f"most {MOST_SEARCHED:,} concepts; this dataset has {sequences:,} and {n:,}: train "
+            f"hard negatives are mined for at most {MAX_MINED:,} train sequences in a bank of at "
+            f"most {MAX_SEARCHED:,} concepts; this dataset has {sequences:,} and {n:,}: train "
             "without --hard-negatives, or on a part of it"
         )
     examples = dataset.examples("train", min_context)

@@ -1,8 +1,9 @@
-"""What is learnt when: the chains of each epoch, and the learning rate of each step.
+"""The chains of each epoch, and the learning rate of each step.
 
-A curriculum learns short chains first. With ``curriculum`` 0.5 and 10 epochs, the first 5 grow: in
-epoch e only chains up to the length that a share of e / 6 of the train chains does not exceed are
-learnt, so that each of them adds about as many chains as the last. From epoch 6 on all are.
+A curriculum trains on short chains first. With ``curriculum`` 0.5 and 10 epochs, the limit grows in
+the first 5: epoch e trains on the chains no longer than the length that a share of e / 6 of the
+train chains does not exceed, so that each epoch adds about as many chains as the one before. From
+epoch 6 on there is no limit.
 Source of the idea: Bengio et al., "Curriculum Learning", 2009.
 """
 
@@ -45,11 +46,11 @@ def make_plan(dataset: Dataset, config: TrainConfig) -> Plan:
 
 
 def longest_chains(lengths: np.ndarray, epochs: int, curriculum: float) -> tuple[int | None, ...]:
-    """Return the longest chain that each epoch learns; None from where all are learnt.
+    """Return each epoch's limit of the chain length; None for an epoch without a limit.
 
     Args:
         lengths: concepts of each train chain, ``(n > 0,)``.
-        epochs: of the training; the last one learns all chains.
+        epochs: of the training; the last one has no limit.
         curriculum: share of the epochs in which the longest chain grows, in [0, 1).
     """
     growing = min(math.ceil(curriculum * epochs), epochs - 1)
@@ -59,7 +60,7 @@ def longest_chains(lengths: np.ndarray, epochs: int, curriculum: float) -> tuple
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Rate of a step (from 0): linear warm-up, then half a cosine down to the minimum."""
+    """Learning rate of a step (from 0): linear warm-up, then half a cosine to the minimum."""
     warmup = max(1, round(config.warmup_fraction * total_steps))
     if step < warmup:
         return config.lr * (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a training holds while it runs, and what it gives to its callers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EpochResult(EpochRecord):
 class TrainState:
     """Everything that a resumed run needs beside the dataset and the configs.
 
-    None of it depends on how many processes train: a state is resumed by any number of them.
+    Nothing in it depends on the number of processes, so that any number of them can resume it.
     """
 
     model: NextVectorModel
@@ -39,12 +39,12 @@ class TrainState:
     world: World = ALONE
 
     def __post_init__(self) -> None:
-        """Wrap the loss for gradients of all processes."""
+        """Wrap the loss so that gradients are averaged over all processes."""
         self.objective = self.world.wrap_ddp(Objective(self.model))
 
     @property
     def best(self) -> EpochRecord | None:
-        """The last record that was the best of its time, or None before the first epoch."""
+        """Record of the best epoch so far, or None before the first epoch."""
         return next((r for r in reversed(self.history) if r.is_best), None)
 
 
@@ -60,5 +60,5 @@ class FitResult:
 
     @property
     def train_minutes(self) -> float:
-        """Time of all epochs, validation included, those before a resumption too."""
+        """Duration of all epochs with their validation, those before a resumption included."""
         return sum(r.seconds for r in self.history) / 60

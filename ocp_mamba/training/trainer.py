@@ -1,6 +1,6 @@
-"""Training: `fit` drives epochs of `train_step` over packed chains and keeps the best epoch.
+"""Training: `fit` runs epochs of `train_step` over packed chains and keeps the best epoch.
 
-Knows no tracker: ``on_epoch`` receives every epoch's result and may raise to stop.
+It knows no tracker: ``on_epoch`` receives the result of every epoch and may raise to stop.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ BETAS = (0.9, 0.95)
 EPOCH_SEED_STRIDE = 1_000_003
 SHOWN = ("next_vec_cosine", "retrieval_p1")
 TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
-"""How often the progress bar is drawn: a log file is no place for ten a second."""
+"""Seconds between two drawings of the progress bar, on a terminal and in a log file."""
 
 Validate = Callable[[NextVectorModel], dict[str, float]]
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
-    """Return ``float32`` or ``bf16``; ``auto`` takes bf16 where matrix products have hardware."""
+    """Return ``float32`` or ``bf16``; ``auto`` is bf16 where the hardware supports its products."""
     if requested != "auto":
         return requested
     if device.type == "cuda":
@@ -74,7 +74,7 @@ def train_step(
         group["lr"] = lr
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
         losses = state.objective(batch, bank, config, state.negative_pool)
-    (losses["total"] * state.world.size).backward()  # DDP averages; the parts are to be added
+    (losses["total"] * state.world.size).backward()  # DDP averages the parts; they must be added
     norm = _clip(state.model, config.grad_clip)
     losses = state.world.all_reduce(losses)
     values = {name: loss.item() for name, loss in losses.items()} | {"grad_norm": norm}
@@ -89,14 +89,14 @@ def train_step(
     return values
 
 
-def _clip(model: NextVectorModel, most: float) -> float:
-    """Shorten the gradient where it is longer than most; returns how long it was.
+def _clip(model: NextVectorModel, max_norm: float) -> float:
+    """Scale the gradient down to ``max_norm`` where it is longer; returns its norm before.
 
-    `clip_grad_norm_` writes all of it anew even where it is not: most steps, by the defaults.
+    `clip_grad_norm_` would rewrite every gradient, also in the many steps that clip nothing.
     """
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if norm > most:
-        nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
+    if norm > max_norm:
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return float(norm)
 
 
@@ -116,11 +116,11 @@ def fit(
 ) -> FitResult:
     """Train a model on a dataset's train split and leave it with the best epoch's weights.
 
-    A model with a memory head remembers the train split's targets from the start.
+    The memory head of a model that has one is filled with the train split's targets first.
 
     Args:
         model: trained in place, on its own device.
-        dataset: its train split is learnt.
+        dataset: the model is trained on its train split.
         config: schedule, loss, seed, precision.
         validate: evaluates the model after each epoch, in the precision of training; must give
             ``next_vec_cosine``.
@@ -149,21 +149,23 @@ def fit(
     plan = make_plan(dataset, config)
     files = StateFiles(output, model, dataset, config)
     if resume:
-        state.history = [EpochRecord(**record) for record in files.restore(state)]
+        files.restore(state)
     best_weights = files.read_best() if resume else None
     bar = _ProgressBar(state, plan, progress and world.main)
     while not (state.history and state.history[-1].is_last):
         record = _run_epoch(state, dataset, bank, config, plan, validate, bar, on_step)
         state.history.append(record)
-        rung = find_alarms(state.history, config)
-        bar.validated(record.val, rung)
+        alarms = find_alarms(state.history, config)
+        bar.validated(record.val, alarms)
         if record.is_best:
             best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if world.main:
             files.write(state)
         if on_epoch is not None and world.main:
             on_epoch(
-                EpochResult(**vars(record), max_epochs=config.max_epochs, model=model, alarms=rung)
+                EpochResult(
+                    **vars(record), max_epochs=config.max_epochs, model=model, alarms=alarms
+                )
             )
     bar.close()
     assert best_weights is not None
@@ -231,7 +233,7 @@ def _run_epoch(
         seconds=time.perf_counter() - started,
         examples_per_second=examples / train_seconds,
         val=val,
-        improvement_trend=stats.slope(cosines[-config.trend_epochs :]),
+        improvement_trend=stats.slope(cosines) if epoch >= config.trend_epochs else None,
         is_best=is_best,
         is_last=epoch == config.max_epochs or 0 < config.patience <= since_best,
         longest_chain=longest,
@@ -239,7 +241,7 @@ def _run_epoch(
 
 
 class _ProgressBar:
-    """One tqdm bar over all steps: loss, the last validation's figures, alarms, time left."""
+    """One tqdm bar over all steps: loss, metrics of the last validation, alarms, time left."""
 
     def __init__(self, state: TrainState, plan: Plan, enabled: bool) -> None:
         self._epochs = len(plan.steps)
@@ -257,10 +259,10 @@ class _ProgressBar:
         self._bar.set_postfix({"loss": f"{losses['total']:.4f}"} | self._shown, refresh=False)
         self._bar.update()
 
-    def validated(self, val: dict[str, float], rung: Sequence[Alarm]) -> None:
+    def validated(self, val: dict[str, float], alarms: Sequence[Alarm]) -> None:
         self._shown = {f"val_{k}": f"{v:.4f}" for k, v in val.items() if k in SHOWN}
-        for kind in {alarm.kind for alarm in rung}:
-            self._shown[kind.upper()] = " ".join(a.short for a in rung if a.kind == kind)
+        for kind in {alarm.kind for alarm in alarms}:
+            self._shown[kind.upper()] = " ".join(a.short for a in alarms if a.kind == kind)
 
     def close(self) -> None:
         self._bar.close()

@@ -55,8 +55,8 @@ def test_the_model_comes_back_by_the_same_door(tmp_path):
     ("changed", "words"),
     [
         ({"kind": "lstm"}, "kind 'lstm' is unknown; this version reads OCPMambaLVM, Ens"),
-        ({"kind": "transformer"}, "says that it holds a baseline of kind 'transformer', and what"),
-        ({"settings": {"width": 3, "depth": 1}}, "says that it holds a baseline of kind 'gru'"),
+        ({"kind": "transformer"}, "its kind is 'transformer', but its content"),
+        ({"settings": {"width": 3, "depth": 1}}, "its kind is 'gru'"),
         ({"settings": {"width": 7, "dropout": 0.0}}, "does not fit one: .*size mismatch"),
         ({"settings": None}, "does not fit one"),
         ({"kind": ["gru"]}, "is unknown"),

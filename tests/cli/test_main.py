@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import click
 import mlflow
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from command import run
 from data_maker import make_dataset
 
+from ocp_mamba.cli.main import main
 from ocp_mamba.model.checkpoint import load_model, save_checkpoint
 
 TRAIN = ["--model-size", "tiny", "--n-layers", "1", "--batch-size", "16", "--quiet"]
@@ -164,14 +166,14 @@ def test_config_file_is_under_the_flags_and_over_the_defaults(file, store, tmp_p
 
 
 def test_early_stopping_flag_forms(file):
-    from ocp_mamba.config import TrainConfig
-    from ocp_mamba.jobs import train
+    from ocp_mamba.config import DEFAULT_PATIENCE, TrainConfig, with_stopping
 
-    assert train.with_stopping(TrainConfig(), None, None).patience == 0
-    assert train.with_stopping(TrainConfig(), True, None).patience == 3
-    assert train.with_stopping(TrainConfig(patience=7), True, None).patience == 7
-    assert train.with_stopping(TrainConfig(), True, 5).patience == 5
-    assert train.with_stopping(TrainConfig(patience=7), False, 5).patience == 0
+    assert f"{DEFAULT_PATIENCE} if not given" in " ".join(run("train", "--help").split())
+    assert with_stopping(TrainConfig(), None, None).patience == 0
+    assert with_stopping(TrainConfig(), True, None).patience == 3
+    assert with_stopping(TrainConfig(patience=7), True, None).patience == 7
+    assert with_stopping(TrainConfig(), True, 5).patience == 5
+    assert with_stopping(TrainConfig(patience=7), False, 5).patience == 0
 
 
 @pytest.mark.parametrize(
@@ -223,13 +225,26 @@ def test_an_unreachable_store_is_named_before_training(file, store, monkeypatch)
     assert "http://127.0.0.1:9" in said
 
 
-@pytest.mark.parametrize("words", [["train"], ["evaluate"], ["data", "build"], ["data", "import"],
-                                   ["data", "check"], ["runs", "replay"], ["sweep"]])  # fmt: skip
+def every_command(group=main, words=()):
+    """The words of each command, those of groups too."""
+    yield list(words)
+    if isinstance(group, click.Group):
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            yield from every_command(group.get_command(context, name), (*words, name))
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
 def test_help_has_an_example(words):
     said = run(*words, "--help")
     assert "Example" in said
     assert "\\b" not in said
     assert f"ocp-mamba {' '.join(words)}" in said
+
+
+def test_every_flag_of_train_has_a_help_text():
+    command = main.get_command(click.Context(main), "train")
+    assert [p.name for p in command.params if not p.help] == []
 
 
 def test_help_of_the_program_loads_no_torch_and_lists_every_command():

@@ -122,7 +122,7 @@ def test_the_other_entry_points_parse() -> None:
     assert parsed("sweep")["timeout"] == 0
     assert parsed("sweep")["retrain_best"] is False
     found = parsed("variants", only="1B,1D", seeds="0,1")
-    assert (found["only"], found["seeds"]) == (("1B", "1D"), (0, 1))
+    assert (found["only"], found["seeds"]) == (("tmd", "deep"), (0, 1))
     assert parsed("variants")["max_epochs"] is None
 
 

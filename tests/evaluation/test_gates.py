@@ -8,7 +8,6 @@ from data_maker import make_dataset
 
 from ocp_mamba import stats
 from ocp_mamba.baselines.simple import GlobalMean, Persistence
-from ocp_mamba.config import TrainConfig
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate
 
@@ -110,13 +109,14 @@ def test_encoders_are_compared_by_hash_and_else_by_parity():
 
 
 def test_the_trend_is_the_metric_of_the_last_epoch():
-    cosines = [0.10, 0.50, 0.60, 0.62, 0.61, 0.60]
-    trends = [stats.slope(cosines[: n + 1][-TrainConfig().trend_epochs :]) for n in range(6)]
-    assert stats.slope(cosines) > 0, "over all epochs it rises"
-    assert trends[-1] < 0, "the metric of the last epoch says that it does no longer"
-    assert gates.trend_gate(trends) == gates.FAIL
-    assert gates.trend_gate(trends[:5]) == gates.PASS
-    assert gates.trend_gate(trends[:2]) == gates.NOT_RUN
+    def trends(*cosines):
+        return [stats.slope(cosines[: n + 1]) if n >= 2 else None for n in range(len(cosines))]
+
+    plateau = trends(0.10, 0.50, 0.60, 0.62, 0.61, 0.60)
+    assert gates.trend_gate(plateau) == gates.PASS, "early stopping ended it on a plateau"
+    assert gates.trend_gate(plateau[:2]) == gates.NOT_RUN
+    assert gates.trend_gate(trends(0.60, 0.50, 0.55, 0.40)) == gates.FAIL
+    assert gates.trend_gate([0.1, 0.1, -0.1]) == gates.FAIL, "the last one counts"
     assert gates.trend_gate([]) == gates.NOT_RUN
 
 

@@ -25,14 +25,14 @@ from ocp_mamba.cli import train as train_command
 from ocp_mamba.cli.quality import quality as command
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.evaluation.evaluate import evaluate
-from ocp_mamba.jobs import baseline_comparison
+from ocp_mamba.jobs import train_once
 from ocp_mamba.reports.baseline_table import Quality, Row, to_dict, to_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--model-size", "tiny", "--n-layers", "1", "--batch-size", "16", "--max-epochs", "1",
+TINY = ("--model-size", "tiny", "--n-layers", "3", "--batch-size", "16", "--max-epochs", "1",
         "--quiet")  # fmt: skip
 CHEAP = ("persistence", "context_mean", "global_mean", "ridge", "nearest_neighbour")
-TRAINED = ("model", "gru", "transformer")
+TRAINED = ("OCPMambaLVM", "hedged", "gru", "transformer")
 
 
 def test_one_seed_and_equal_seeds_have_the_interval_over_families_alone():
@@ -139,24 +139,25 @@ def tracked():
 def test_one_command_makes_the_table_and_goes_on_where_it_was_cut_off(file, store, tmp_path):
     words = ("quality", "--data", file, *TINY)
     said = run(*words, "--seeds", "1", "--only", "train")
-    assert "wrote 3 trained models" in said
-    folder = tmp_path / "outputs/quality"
-    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert len(before) == 3
+    models, folder = tmp_path / "outputs/trained", tmp_path / "outputs/quality"
+    assert f"4 trained models are in {models}" in said
+    before = {p.name: p.stat().st_mtime_ns for p in models.iterdir()}
+    assert len(before) == 4
     assert mlflow.search_experiments(filter_string="name = 'ocp_mamba'") == [], "nothing tracked"
     said = run(*words, "--seeds", "0,1", "--only", "table", code=2)
-    assert "has no model, seed 0; no gru, seed 0; no transformer, seed 0" in said
+    absent = "; ".join(f"no {name}, seed 0" for name in TRAINED)
+    assert f"outputs/trained has {absent} of these settings" in said
 
     said = run(*words, "--seeds", "0,1", "--split", "test")
-    assert said.count(": trained before, ") == 3
-    assert all((folder / name).stat().st_mtime_ns == then for name, then in before.items())
+    assert said.count(": trained before, ") == 4
+    assert all((models / name).stat().st_mtime_ns == then for name, then in before.items())
     written = (folder / "quality.md").read_text().strip()
     assert written in said
     table = json.loads((folder / "quality.json").read_text())
     assert table["split"] == "test"
     assert table["seeds"] == [0, 1]
     assert [row["predictor"] for row in table["rows"]] == [
-        *CHEAP, "gru", "transformer", "OCPMambaLVM",
+        *CHEAP, "hedged", "gru", "transformer", "OCPMambaLVM",
     ]  # fmt: skip
     assert all(
         f"- {column}: {verdict}." in written for column, verdict in table["verdicts"].items()
@@ -173,7 +174,7 @@ def test_one_command_makes_the_table_and_goes_on_where_it_was_cut_off(file, stor
     }
     assert children == {*CHEAP, *(f"{kind} seed {seed}" for kind in TRAINED for seed in (0, 1))}
     dataset = Dataset.load(file)
-    (path,) = folder.glob("gru-seed1-*.pt")
+    (path,) = models.glob("gru-seed1-*.pt")
     again = evaluate(load_predictor(path).model, dataset, "test", name="gru")
     child = runs["gru seed 1"].data
     assert child.metrics["next_vec_cosine"] == pytest.approx(again.figures["next_vec_cosine"].value)
@@ -190,15 +191,17 @@ def test_one_command_makes_the_table_and_goes_on_where_it_was_cut_off(file, stor
 
 def test_other_settings_train_anew_and_val_is_what_is_evaluated_unasked(file, store, tmp_path):
     words = ("quality", "--data", file, *TINY, "--seeds", "3", "--output", "q")
-    said = run(*words)
+    said = run(*words, "--n-layers", "1")
+    assert "hedged not run:" in said, "three stacks need three layers"
     assert "one seed of training, 3 [95% interval over families;" in said
     (top,) = [r for n, r in tracked().items() if n == "quality val"]
     assert top.data.tags["test_split_evaluated"] == "false"
-    run(*words, "--only", "table")
-    said = run(*words, "--max-epochs", "2", "--only", "table", code=2)
-    assert "has no model, seed 3" in said
+    words = (*words, "--n-layers", "1", "--only", "table")
+    run(*words)
+    said = run(*words, "--max-epochs", "2", code=2)
+    assert "has no OCPMambaLVM, seed 3" in said
     threads = torch.get_num_threads()
-    run(*words, "--threads", threads, "--only", "table")
+    run(*words, "--threads", threads)
 
 
 def test_a_failure_ends_the_run_as_failed_and_keeps_what_was_trained(file, store, monkeypatch):
@@ -212,11 +215,11 @@ def test_a_failure_ends_the_run_as_failed_and_keeps_what_was_trained(file, store
         done.append(1)
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(baseline_comparison, "fit", breaks)
+    monkeypatch.setattr(train_once, "fit", breaks)
     said = run("quality", "--data", file, *TINY, "--seeds", "0", code=2)
     assert "no space left" in said
     assert tracked()["quality val"].info.status == "FAILED"
-    monkeypatch.setattr(baseline_comparison, "fit", fit)
+    monkeypatch.setattr(train_once, "fit", fit)
     assert run("quality", "--data", file, *TINY, "--seeds", "0").count("trained before") == 2
 
 

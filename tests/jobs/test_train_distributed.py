@@ -7,18 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import psutil
 import pytest
 from command import run
 from data_maker import make_dataset
 
-from ocp_mamba.config import ModelConfig, TrainConfig
-from ocp_mamba.errors import ConfigError
-from ocp_mamba.jobs.train import TrainJob
-from ocp_mamba.jobs.train_distributed import _require, _restarted
+from ocp_mamba.config import ModelConfig, TrainConfig, model_config
+from ocp_mamba.errors import BackendError, ConfigError
+from ocp_mamba.jobs import train_distributed
+from ocp_mamba.jobs.train_distributed import _assist, _require_enough_chains, _restarted
+from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.training.distributed import World
 
 EPOCHS = 60
@@ -113,9 +116,46 @@ def job(tmp_path: Path) -> TrainJob:
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(job: TrainJob):
-    _require(job, World(size=3))
+    _require_enough_chains(job, World(size=3))
     with pytest.raises(ConfigError, match="--batch-size 3 is smaller than the 4 processes"):
-        _require(job, World(size=4))
+        _require_enough_chains(job, World(size=4))
+
+
+@pytest.fixture
+def related(tmp_path: Path) -> TrainJob:
+    """A training on a dataset with relations, which the model is to take."""
+    plain = make_dataset(60, 30)
+    relation = np.arange(len(plain.chain_values)) % 2 + 1
+    relation[plain.chain_offsets[:-1]] = 0
+    meta = plain.meta | {"relations": ["is a", "part of"]}
+    path = tmp_path / "related.npz"
+    make_dataset(60, 30, chain_relation=relation.astype(np.uint16), meta=meta).save(path)
+    return TrainJob(path, tmp_path / "model.pt", model_config("tiny"), TrainConfig(), True)
+
+
+def test_every_rank_trains_the_model_of_rank_0(related: TrainJob, monkeypatch: pytest.MonkeyPatch):
+    trained: list[object] = []
+    monkeypatch.setattr(train_distributed, "fit", lambda model, *_, **__: trained.append(model))
+    _assist(related, World(rank=1, size=2))
+    (model,) = trained
+    assert model.config == prepare(related, World(size=2), print).job.model
+    assert model.config.relations == ("is a", "part of")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"backend": "cuda"}, "backend 'cuda' was forced, but the device is cpu"),
+        ({"device": "cuda"}, "torchrun's processes compute on cpu; leave --device out"),
+    ],
+)
+def test_every_rank_refuses_a_device_or_a_backend_that_it_has_not(
+    rank: int, changed: dict[str, str], message: str, related: TrainJob
+):
+    job, world = replace(related, **changed), World(rank=rank, size=2)
+    with pytest.raises(BackendError, match=message):
+        _assist(job, world) if rank else prepare(job, world, print)
 
 
 def test_what_torchrun_may_restart_goes_on_from_its_state(job: TrainJob, tmp_path: Path):

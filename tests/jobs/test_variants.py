@@ -14,7 +14,7 @@ from data_maker import make_dataset
 
 from ocp_mamba.cli.main import main
 from ocp_mamba.config import ModelConfig, TrainConfig
-from ocp_mamba.jobs import variants
+from ocp_mamba.jobs import train_once
 from ocp_mamba.jobs.variants import VariantsJob, variant_settings
 from ocp_mamba.presets import VARIANTS
 
@@ -52,6 +52,13 @@ def file(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def three_layers(tmp_path):
+    """Flags for as many layers as the preset hedged has stacks."""
+    (tmp_path / "three.toml").write_text("[model]\nn_layers = 3\n")
+    return "--config", tmp_path / "three.toml"
+
+
 def runs():
     found = mlflow.search_runs(experiment_names=["ocp_mamba"], output_format="list")
     parents = [r for r in found if r.data.tags.get("kind") == "variants"]
@@ -64,21 +71,22 @@ def table(folder="outputs/variants"):
     return {v["name"]: v for v in found["variants"]}, found["scaling"]
 
 
-def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
-    said = run("variants", "--data", file, *TINY)
+def test_all_by_one_command_then_again_without_training(file, store, tmp_path, three_layers):
+    said = run("variants", "--data", file, *TINY, *three_layers)
     (parent,), children = runs()
     assert parent.info.status == "FINISHED"
     rows, scaling = table()
     assert set(rows) == {"base", *VARIANTS} - {"scaling"}
     ran = {name for name, row in rows.items() if row["state"] == "ran"}
-    assert ran == {"base", "1B", "1C", "1D", "1E", "1P"}
+    assert ran == {
+        "base", "tmd", "curriculum", "deep", "hard-negatives", "hedged", "memory", "plain",
+    }  # fmt: skip
     assert rows["relations"]["reason"] == "the dataset has no relations"
-    assert rows["1S"]["reason"] == "the base is that already"
     assert "not run: the dataset has no relations" in said
-    assert "base, seed 0: training, 7 to go" in said
+    assert "base, seed 0: training, 9 to go" in said
     assert "scaling, seed 0: training, 1 to go" in said
-    assert rows["1D"]["parameters"] > 3 * rows["base"]["parameters"]
-    assert rows["1C"]["steps"] < rows["base"]["steps"]
+    assert rows["deep"]["parameters"] > 2 * rows["base"]["parameters"]
+    assert rows["curriculum"]["steps"] < rows["base"]["steps"]
     for name in ran - {"base"}:
         gap = rows[name]["minus_base"]["cosine"]
         own, base = rows[name]["figures"]["cosine"], rows["base"]["figures"]["cosine"]
@@ -92,18 +100,18 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
     assert parent.data.metrics["scaling/next_vec_cosine"] == pytest.approx(coefficient["value"])
     assert parent.data.tags["gate.scaling_next_vec_cosine"] == coefficient["gate"]
 
-    assert len(children) == 7
+    assert len(children) == 9
     assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
-    one = next(c for c in children if c.data.params["variant"] == "1E")
+    one = next(c for c in children if c.data.params["variant"] == "hard-negatives")
     assert one.data.params["train.hard_negatives"] == "8"
-    assert one.data.params["ran.parameters"] == str(rows["1E"]["parameters"])
+    assert one.data.params["ran.parameters"] == str(rows["hard-negatives"]["parameters"])
     assert {"ran.precision", "ran.compile", "ran.threads"} <= set(one.data.params)
     assert one.data.metrics["next_vec_cosine"] == pytest.approx(
-        rows["1E"]["figures"]["cosine"]["value"]
+        rows["hard-negatives"]["figures"]["cosine"]["value"]
     )
     history = mlflow.MlflowClient().get_metric_history(one.info.run_id, "val_next_vec_cosine")
     assert sorted(m.step for m in history) == [1, 2]
-    curriculum = next(c for c in children if c.data.params["variant"] == "1C")
+    curriculum = next(c for c in children if c.data.params["variant"] == "curriculum")
     assert curriculum.data.metrics["curriculum_longest_chain"] == 3
     listed = mlflow.MlflowClient().list_artifacts(parent.info.run_id, "reports")
     assert {Path(a.path).name for a in listed} == {"variants.json", "variants.md", "variants.png"}
@@ -112,51 +120,52 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path):
         raise AssertionError("it was trained before")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "fit", no_training)
-        again = run("variants", "--data", file, *TINY)
-    assert again.count("trained before") == 7
+        patch.setattr(train_once, "fit", no_training)
+        again = run("variants", "--data", file, *TINY, *three_layers)
+    assert again.count("trained before") == 9
     assert table()[0] == rows, "the same figures, to the last digit"
 
 
 def test_a_variant_that_fails_is_a_row_and_the_others_go_on(file, store, monkeypatch):
-    train = variants.train_to_file
+    train = train_once.fit_and_save
 
-    def broken(path, model, *args, **kwargs):
-        if model.n_layers == 12:
+    def broken(model, *args, **kwargs):
+        if model.config.n_layers == 12:
             raise RuntimeError("out of luck\nand more")
-        train(path, model, *args, **kwargs)
+        return train(model, *args, **kwargs)
 
-    monkeypatch.setattr(variants, "train_to_file", broken)
-    said = run("variants", "--data", file, *TINY, "--only", "1D,1B", code=1)
-    assert "failed variants: 1D" in said
+    monkeypatch.setattr(train_once, "fit_and_save", broken)
+    said = run("variants", "--data", file, *TINY, "--only", "deep,1B", code=1)
+    assert "failed variants: deep" in said
     rows, _ = table()
-    assert (rows["1D"]["state"], rows["1D"]["reason"]) == ("failed", "RuntimeError: out of luck")
-    assert rows["1B"]["state"] == "ran"
+    deep = rows["deep"]
+    assert (deep["state"], deep["reason"]) == ("failed", "RuntimeError: out of luck")
+    assert rows["tmd"]["state"] == "ran"
     (parent,), _ = runs()
     assert parent.info.status == "FAILED"
-    assert parent.data.tags["variant.1D"] == "failed"
-    uri = f"{parent.info.artifact_uri}/reports/failed_1D.txt"
+    assert parent.data.tags["variant.deep"] == "failed"
+    uri = f"{parent.info.artifact_uri}/reports/failed_deep.txt"
     assert "in broken" in mlflow.artifacts.load_text(uri)
 
 
 def test_ctrl_c_loses_the_training_at_hand_alone(file, store, monkeypatch):
-    train = variants.train_to_file
+    train = train_once.fit_and_save
 
-    def interrupted(path, model, *args, **kwargs):
-        if model.n_layers == 12:
+    def interrupted(model, *args, **kwargs):
+        if model.config.n_layers == 12:
             raise KeyboardInterrupt
-        train(path, model, *args, **kwargs)
+        return train(model, *args, **kwargs)
 
-    words = ["variants", "--data", str(file), *TINY, "--only", "1B,1D"]
+    words = ["variants", "--data", str(file), *TINY, "--only", "tmd,deep"]
     with monkeypatch.context() as patch:
-        patch.setattr(variants, "train_to_file", interrupted)
+        patch.setattr(train_once, "fit_and_save", interrupted)
         assert CliRunner().invoke(main, words).exit_code == 1
     (parent,), _ = runs()
     assert (parent.info.status, parent.data.tags["ended.reason"]) == ("KILLED", "Ctrl-C")
-    assert set(table()[0]) == {"base", "1B"}, "the table as it stood"
+    assert set(table()[0]) == {"base", "tmd"}, "the table as it stood"
     said = run(*words)
     assert said.count("trained before") == 2
-    assert set(table()[0]) == {"base", "1B", "1D"}
+    assert set(table()[0]) == {"base", "tmd", "deep"}
 
 
 def test_relations_and_seeds(store, tmp_path):
@@ -173,24 +182,31 @@ def test_relations_and_seeds(store, tmp_path):
 
 
 def settings(name, dataset, model=None, **train):
-    job = VariantsJob(Path("x"), Path("x"), model or ModelConfig(), TrainConfig(**train), (0,))
+    job = VariantsJob(
+        data=Path("x"),
+        output=Path("x"),
+        models=Path("x"),
+        model=model or ModelConfig(),
+        train=TrainConfig(**train),
+        seeds=(0,),
+    )
     return variant_settings(job, name, dataset)
 
 
 def test_a_variant_that_the_data_or_the_base_makes_pointless_is_not_run():
     zero = ladders(chain_tmd=np.zeros((160, 16), np.float32))
     for name, dataset, changed, reason in [
-        ("1B", ladders(tmd=False), {}, "no TMD codes"),
-        ("1B", zero, {}, "no TMD codes"),
+        ("tmd", ladders(tmd=False), {}, "no TMD codes"),
+        ("tmd", zero, {}, "no TMD codes"),
         ("relations", ladders(), {}, "no relations"),
-        ("1D", ladders(), {"model": ModelConfig(n_layers=12)}, "the base is that already"),
-        ("1C", ladders(), {"curriculum": 0.5}, "the base is that already"),
+        ("deep", ladders(), {"model": ModelConfig(n_layers=12)}, "the base is that already"),
+        ("curriculum", ladders(), {"curriculum": 0.5}, "the base is that already"),
     ]:
         with pytest.raises(Exception, match=reason):
             settings(name, dataset, **changed)
     half = ladders().chain_tmd.copy()
     half[::2] = 0
-    assert settings("1B", ladders(chain_tmd=half))[2] == "50.0% of the chains have no TMD codes"
+    assert settings("tmd", ladders(chain_tmd=half))[2] == "50.0% of the chains have no TMD codes"
 
 
 def test_a_dataset_that_cannot_be_halved_says_so(store, tmp_path):
@@ -212,7 +228,8 @@ def test_a_dataset_that_cannot_be_halved_says_so(store, tmp_path):
     [
         (
             ["--only", "1B,9Z"],
-            "'9Z' is unknown; choose of 1B, 1C, 1D, 1E, 1S, 1P, relations, ",
+            "'9Z' is unknown; choose of tmd, curriculum, deep, hard-negatives, hedged, memory, "
+            "plain, relations, ",
         ),
         (["--only", "1B,1B"], "names a variant twice"),
         (["--seeds", "a"], "whole numbers"),

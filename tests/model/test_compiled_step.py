@@ -48,18 +48,18 @@ def same_as_the_plain_step(model, config):
 
 
 @pytest.mark.slow  # the compiler takes its time
-@pytest.mark.filterwarnings("error:the step runs as it is")
+@pytest.mark.filterwarnings("error:the step runs without compilation")
 @pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
 @CONFIGS
 def test_the_compiled_step_is_the_step(config, weights, monkeypatch):
     called, call = [], cpu.call
     monkeypatch.setattr(cpu, "call", lambda name, *given: called.append(name) or call(name, *given))
     same_as_the_plain_step(quantize(made(config), weights), config)
-    assert set(called) == ({"recall"} if config is REMEMBERING else set())
+    assert set(called) == ({"read_memory"} if config is REMEMBERING else set())
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error:the step runs as it is")
+@pytest.mark.filterwarnings("error:the step runs without compilation")
 def test_two_models_compiled_in_one_process_keep_apart():
     x, results = torch.randn(1, 768), []
     for seed in (1, 2):
@@ -89,7 +89,7 @@ def test_wrong_arguments_are_named(monkeypatch):
         fast = fast_step(model, model.allocate_inference_cache(1))
     with pytest.raises(ValueError, match=r"must have shape \(B, L, 768\), got \(1, 1, 5\)"):
         fast(torch.ones(1, 5))
-    with pytest.raises(ValueError, match="the cache is of 1 sequences, got 2"):
+    with pytest.raises(ValueError, match="the cache has 1 sequences, got 2"):
         fast(torch.ones(2, 768))
     with pytest.raises(ValueError, match="no tmd"):
         fast(torch.ones(1, 768), torch.ones(1, 16))

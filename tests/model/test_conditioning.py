@@ -75,7 +75,7 @@ def test_steps_and_prefills_take_relations_as_the_whole_pass_does():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="knows no relations"):
+    with pytest.raises(ValueError, match="takes no relations"):
         make(PLAIN)(torch.randn(1, 3, 768), relations=steps(1, 3))
     with pytest.raises(ValueError, match=r"shape \(1, 3, 2\), got \(1, 4, 2\)"):
         make(RELATED)(torch.randn(1, 3, 768), relations=steps(1, 4))

@@ -149,5 +149,5 @@ def test_files_keep_what_is_remembered(tmp_path):
 
 @pytest.mark.parametrize("rows", [(10, 768), (3, 5), (768,)])
 def test_what_cannot_be_remembered_is_refused(rows):
-    with pytest.raises(ValueError, match=r"up to 9 rows of 768 can be remembered, got \("):
+    with pytest.raises(ValueError, match=r"up to 9 rows of 768 can be stored, got \("):
         MemoryHead(TINY).set_memory(torch.zeros(rows))

@@ -99,5 +99,5 @@ def test_a_packed_model_steps_as_it_passes(weights):
 
 
 def test_unknown_weights_are_refused():
-    with pytest.raises(ValueError, match="'int4' are unknown; choose one of float32, bf16, int8"):
+    with pytest.raises(ValueError, match="'int4' is unknown; choose one of float32, bf16, int8"):
         quantize(build_model(CONFIG), "int4")

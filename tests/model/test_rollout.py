@@ -183,7 +183,7 @@ def test_rollout_feeds_each_prediction_back(tmd):
 def test_wrong_shapes_are_named():
     model = made(SMALL)
     cache = model.allocate_inference_cache(2)
-    with pytest.raises(ValueError, match="the cache is of 2 sequences, got 3"):
+    with pytest.raises(ValueError, match="the cache has 2 sequences, got 3"):
         model.step(vectors(3, 768), None, cache)
     with pytest.raises(ValueError, match=r"must have shape \(B, L, 768\), got \(2, 1, 5\)"):
         model.step(vectors(2, 5), None, cache)

@@ -140,7 +140,7 @@ def dead_process() -> dict[str, str]:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """Rank 0 of three; rank 1 lives, rank 2 is dead."""
-    monkeypatch.setattr(distributed, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(distributed, "GONE_SECONDS", 0.1)
     peers = (process_tags(), process_tags(), dead_process())
     return World(rank=0, size=3, peers=peers, store=HashStore())
 

@@ -17,6 +17,9 @@ from ocp_mamba.model.memory_head import MemoryHead
 from ocp_mamba.training import negatives
 from ocp_mamba.training.negatives import build_negative_pool, mine_negatives
 
+SOFTMAX = TrainConfig(infonce_weight=0.05)
+BATCH = replace(SOFTMAX, infonce_candidates="batch")
+
 
 def on_a_circle(degrees):
     """Bank rows at these angles: how near two are can be read off."""
@@ -61,7 +64,7 @@ def test_a_concept_that_follows_another_prefix_end_is_a_negative():
 
 def test_a_pair_that_was_not_mined_is_refused():
     mined = mine_negatives(make_dataset(seed=3), 2)
-    with pytest.raises(ValueError, match="train split's examples alone"):
+    with pytest.raises(ValueError, match="examples of the train split only"):
         mined.of(torch.tensor([0]), torch.tensor([10_000]))
 
 
@@ -87,18 +90,18 @@ def test_candidates_are_the_batchs_targets_or_all_of_trains():
     data = make_dataset(seed=5)
     of_train = np.unique(data.examples("train").target)
     batch = torch.from_numpy(of_train[[3, 1, 3]]).long()
-    own = build_negative_pool(data, TrainConfig(infonce_candidates="batch")).candidates(batch)
+    own = build_negative_pool(data, BATCH).candidates(batch)
     assert own.tolist() == sorted(of_train[[1, 3]])
-    evaluated = build_negative_pool(data, TrainConfig(min_context=2)).candidates(batch)
-    assert evaluated.tolist() == of_train.tolist()
+    narrow = build_negative_pool(data, replace(SOFTMAX, min_context=2)).candidates(batch)
+    assert narrow.tolist() == of_train.tolist()
     steps = np.unique(data.examples("train", min_context=1).target)
-    assert build_negative_pool(data, TrainConfig()).candidates(batch).tolist() == steps.tolist()
+    assert build_negative_pool(data, SOFTMAX).candidates(batch).tolist() == steps.tolist()
     assert len(steps) > len(of_train)
     assert build_negative_pool(data, TrainConfig(infonce_weight=0.0)) is negatives.NO_NEGATIVES
 
 
 def test_what_a_model_remembers_is_one_softmax_only_where_it_is_all_the_candidates(monkeypatch):
-    data, config = make_dataset(seed=5), TrainConfig()
+    data, config = make_dataset(seed=5), SOFTMAX
     everything = build_negative_pool(data, config).targets
     roomy, tight = (MemoryHead(ModelConfig(n_memory=n)) for n in (len(everything), 5))
     assert build_negative_pool(data, config, roomy).is_memory
@@ -110,14 +113,14 @@ def test_what_a_model_remembers_is_one_softmax_only_where_it_is_all_the_candidat
         negative_pool = build_negative_pool(data, other, roomy)
         assert (negative_pool.is_memory, negative_pool.targets) == (False, None)
         assert len(roomy.memory) == len(everything)
-    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 4)
+    monkeypatch.setattr(negatives, "MAX_CANDIDATES", 4)
     assert not build_negative_pool(data, config, roomy).is_memory
 
 
 def test_of_too_many_train_targets_some_are_drawn_the_same_for_the_same_batch(monkeypatch):
     data = make_dataset(seed=5)
-    negative_pool = build_negative_pool(data, TrainConfig())
-    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 4)
+    negative_pool = build_negative_pool(data, SOFTMAX)
+    monkeypatch.setattr(negatives, "MAX_CANDIDATES", 4)
     batch, other = negative_pool.targets[[0, 2]], negative_pool.targets[[1, 2]]
     drawn = negative_pool.candidates(batch)
     assert 2 < len(drawn) <= 6
@@ -127,7 +130,7 @@ def test_of_too_many_train_targets_some_are_drawn_the_same_for_the_same_batch(mo
     assert set(drawn.tolist()) != set(negative_pool.candidates(other).tolist())
 
 
-@pytest.mark.parametrize("limit", ["MOST_MINED", "MOST_SEARCHED"])
+@pytest.mark.parametrize("limit", ["MAX_MINED", "MAX_SEARCHED"])
 def test_what_would_not_fit_into_memory_is_refused_with_its_size(monkeypatch, limit):
     data = make_dataset()
     monkeypatch.setattr(negatives, limit, 29)
@@ -140,16 +143,16 @@ def test_of_a_bank_on_the_disk_the_candidates_vectors_are_kept_in_memory(tmp_pat
     data.save(tmp_path / "data.npz")
     shard(tmp_path / "data.npz", tmp_path / "data")
     mapped, bank = load_dataset(tmp_path / "data"), torch.from_numpy(data.bank)
-    config = TrainConfig()
+    config = SOFTMAX
     whole, kept = build_negative_pool(data, config), build_negative_pool(mapped, config)
     assert whole.rows is None
     assert torch.equal(kept.targets, whole.targets)
     assert torch.equal(kept.rows, bank[whole.targets])
-    monkeypatch.setattr(negatives, "MOST_KEPT", 20)
-    drawn = [build_negative_pool(mapped, TrainConfig(seed=seed)) for seed in (0, 0, 1)]
+    monkeypatch.setattr(negatives, "MAX_KEPT", 20)
+    drawn = [build_negative_pool(mapped, replace(SOFTMAX, seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0].targets, drawn[1].targets)
     assert not torch.equal(drawn[0].targets, drawn[2].targets)
-    monkeypatch.setattr(negatives, "MOST_CANDIDATES", 10)
+    monkeypatch.setattr(negatives, "MAX_CANDIDATES", 10)
     batch = whole.targets[::3]
     for negative_pool in (whole, kept, *drawn):
         ids = negative_pool.candidates(batch)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from data_maker import make_dataset
 
+from ocp_mamba import stats
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.chunks import train_targets
@@ -148,7 +149,9 @@ def test_each_member_is_taught_by_its_own_loss(data, candidates):
 def test_a_hard_negative_that_is_a_candidate_or_none_is_not_counted(data, candidates):
     """InfoNCE of a batch with hard negatives against a loop over its positions."""
     model = seeded(TINY).double()
-    config = TrainConfig(infonce_candidates=candidates, hard_negatives=40, temperature=0.1)
+    config = TrainConfig(
+        infonce_weight=0.5, infonce_candidates=candidates, hard_negatives=40, temperature=0.1
+    )
     bank = torch.from_numpy(data.bank).double()
     batch = next(batches(data, "train", 4, bank=bank, shuffle_seed=1, min_context=1))
     negative_pool = build_negative_pool(data, config)
@@ -173,7 +176,9 @@ def test_all_train_targets_are_harder_to_tell_from_than_the_batchs(data):
     batch = next(batches(data, "train", 4, bank=bank, shuffle_seed=1))
     few, many = (
         batch_losses(model, batch, bank, config, build_negative_pool(data, config))["infonce"]
-        for config in (TrainConfig(infonce_candidates=c) for c in ("batch", "train"))
+        for config in (
+            TrainConfig(infonce_weight=0.5, infonce_candidates=c) for c in ("batch", "train")
+        )
     )
     assert many > few
 
@@ -188,9 +193,8 @@ def test_fit_learns_and_leaves_the_best_epochs_weights(data, validate, tmp_path)
     assert losses[-1] < losses[0]
     assert [r.epoch for r in seen] == [1, 2, 3]
     assert [r.is_last for r in seen] == [False, False, True]
-    assert seen[0].improvement_trend is None
-    assert seen[1].improvement_trend is not None
     cosines = [r.val["next_vec_cosine"] for r in result.history]
+    assert [r.improvement_trend for r in seen] == [None, None, stats.slope(cosines)]
     assert result.best_cosine == max(cosines)
     assert result.best_epoch == cosines.index(max(cosines)) + 1
     assert validate(model.eval())["next_vec_cosine"] == pytest.approx(result.best_cosine)
@@ -298,6 +302,62 @@ def test_what_does_not_fit_is_not_resumed(data, validate, tmp_path):
         resume(model=seeded(ModelConfig(d_model=32, n_layers=2, headdim=16)))
     with pytest.raises(TrainingError, match="trained on dataset"):
         resume(dataset=make_dataset(n_chains=50, seed=8))
+
+
+@pytest.fixture
+def interrupted(data, validate, tmp_path):
+    """The output of a training that was interrupted after its first epoch."""
+
+    def interrupt(result):
+        raise Interruption
+
+    path = tmp_path / "model.pt"
+    with pytest.raises(Interruption):
+        fit(seeded(), data, QUICK, validate=validate, output=path, on_epoch=interrupt,
+            progress=False)  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda loop: loop["train_config"].update(ema=0.9), "has the setting ema, which this"),
+        (lambda loop: loop["history"][0].update(steps=7), "has the entry of an epoch steps, which"),
+        (lambda loop: loop["train_config"].update(lr=-1.0), "its settings: lr must be positive"),
+        (lambda loop: loop.pop("optimizer"), r"no state of a training \(optimizer is missing"),
+    ],
+)
+def test_a_state_of_another_version_is_refused_by_name(
+    data, validate, interrupted, change, message
+):
+    state = resume_path(interrupted)
+    content = torch.load(state, weights_only=True)
+    change(content["loop"])
+    torch.save(content, state)
+    with pytest.raises(TrainingError, match=message) as refused:
+        fit(seeded(), data, QUICK, validate=validate, output=interrupted, resume=True,
+            progress=False)  # fmt: skip
+    assert str(refused.value).startswith(f"cannot resume {state}: ")
+    assert "ema" not in message or "start again without --resume" in str(refused.value)
+
+
+def test_the_trend_is_the_slope_over_all_epochs(data):
+    """A run that ends on a plateau has a positive trend; one that declines has a negative one."""
+
+    def trends(*cosines):
+        scores = iter(cosines)
+        config = replace(QUICK, batch_size=64, max_epochs=len(cosines))
+        result = fit(
+            seeded(), data, config, validate=lambda model: {"next_vec_cosine": next(scores)},
+            progress=False,
+        )  # fmt: skip
+        return [r.improvement_trend for r in result.history]
+
+    plateau = trends(0.10, 0.50, 0.60, 0.62, 0.61, 0.60)
+    assert plateau[:2] == [None, None], "fewer epochs than trend_epochs"
+    assert plateau[-1] == pytest.approx(stats.slope([0.10, 0.50, 0.60, 0.62, 0.61, 0.60]))
+    assert plateau[-1] > 0
+    assert trends(0.6, 0.5, 0.55, 0.4)[-1] < 0
 
 
 def test_early_stopping_keeps_the_best_epoch(data):

@@ -1,5 +1,5 @@
 // One block of positions of one sequence through a Mamba-2 mixer's inside, forward and backward.
-// The letters of shapes are those of ssm_cpu.cpp.
+// The letters of shapes are those of mixer.cpp.
 #pragma once
 #include <memory>
 #include <vector>

@@ -1,5 +1,5 @@
 // Sizes and weights of a Mamba-2 mixer, and its causal convolution with SiLU, forward and backward,
-// position by position. The letters of shapes are those of ssm_cpu.cpp.
+// position by position. The letters of shapes are those of mixer.cpp.
 #pragma once
 #include <vector>
 

@@ -1,4 +1,4 @@
-// What a model recalls for one new vector: see recall_cpu.py.
+// The memory head for one new vector: see cpu_memory_head.py.
 #pragma once
 #include <omp.h>
 
@@ -92,7 +92,7 @@ inline void see(const S* rows, const R* queries, R temperature, long width, Soft
 // memory (n, width) read once: a few rows are compared with all queries and added up at once.
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3.
 template <class S, class R>
-void recall(long M, long n, long width, R temperature, const S* memory, const R* queries, R* out) {
+void read_memory(long M, long n, long width, R temperature, const S* memory, const R* queries, R* out) {
     const long threads = omp_get_max_threads();
     std::vector<R> means(threads * M * width, R(0));
     std::vector<Softmax<R>> found(threads * M);

@@ -1,6 +1,6 @@
 // What a Mamba-2 mixer does between its two linear layers, forward and backward, for CPUs:
 // causal convolution with SiLU, softplus of dt, the state-space scan, the skip, and the gated
-// RMS norm. The plain torch version is Mamba2Mixer's in model.py; ssm_cpu.py compiles this
+// RMS norm. The plain torch version is Mamba2Mixer in model/mamba2.py; cpu.py compiles this
 // file, with those it includes, and calls it.
 //
 // Shapes: B batch, L length, H heads, P head width, N state width, K convolution width;
@@ -217,14 +217,14 @@ template <class S, class R> void call_norm_backward(const Sizes& s, void* const*
                         static_cast<S*>(p[2]), static_cast<R*>(p[3]), static_cast<S*>(p[4]),
                         static_cast<R*>(p[5]), static_cast<R*>(p[6]));
 }
-template <class S, class R> void call_recall(const Sizes& s, void* const* p) {
-    recall<S, R>(s.B, s.L, s.P, R(s.eps), static_cast<S*>(p[0]), static_cast<R*>(p[1]),
+template <class S, class R> void call_read_memory(const Sizes& s, void* const* p) {
+    read_memory<S, R>(s.B, s.L, s.P, R(s.eps), static_cast<S*>(p[0]), static_cast<R*>(p[1]),
                  static_cast<R*>(p[2]));
 }
 }  // namespace
 
 // kind: 0 is bfloat16 computed in float, 1 float, 2 double. For the norm, B is the number of rows and P
-// their width; to recall, B is that of queries, L that of remembered rows, P the width and eps the
+// their width; for read_memory, B is the number of queries, L that of rows, P the width and eps the
 // temperature. Threads are as many as torch's: where the compiler's OpenMP is another library than
 // torch's, it is to be told.
 #define OCP_ENTRY(name)                                                            \
@@ -238,4 +238,4 @@ OCP_ENTRY(forward)
 OCP_ENTRY(backward)
 OCP_ENTRY(norm_forward)
 OCP_ENTRY(norm_backward)
-OCP_ENTRY(recall)
+OCP_ENTRY(read_memory)

@@ -1,4 +1,4 @@
-// Numbers, vector registers and small matrix products for the kernels of ssm_cpu.cpp.
+// Numbers, vector registers and small matrix products for the kernels of mixer.cpp.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,0 +1,108 @@
+"""What a training is started with, and its preparation, the same in each of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ocp_mamba.config import ModelConfig, TrainConfig
+from ocp_mamba.data.analysis.sample import EvalLimits
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.errors import BackendError
+from ocp_mamba.jobs.baselines import CHEAP
+from ocp_mamba.jobs.common import Log, open_data
+from ocp_mamba.jobs.preconditions import require_trainable, with_relations
+from ocp_mamba.kernels.backend import resolve_device, use_backend
+from ocp_mamba.tracking.session import EXPERIMENT
+from ocp_mamba.training.distributed import World
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that a training run is started with.
+
+    Attributes:
+        data: a dataset file, a folder of shards, or an older npz.
+        output: the ``.pt`` to write; reports go beside it.
+        model: shape of the model.
+        train: settings of the training.
+        relations: whether the model takes the dataset's relations.
+        device: one of `backend.DEVICES`.
+        backend: one of `backend.BACKENDS`.
+        baselines: "cheap", or "full" to train a GRU and a Transformer too.
+        experiment: of the MLflow run.
+        run_name: of the MLflow run; None lets MLflow invent one.
+        limits: sizes up to which data are evaluated whole.
+        checkpoint_every: store a whole model every so many epochs; 0 for the best and the last.
+        resume: go on from the state of an interrupted training with this output.
+        allow_pickle: see `open_data`.
+        progress: show a progress bar.
+        tags: further tags of the MLflow run.
+    """
+
+    data: Path
+    output: Path
+    model: ModelConfig
+    train: TrainConfig
+    relations: bool = False
+    device: str = "auto"
+    backend: str = "auto"
+    baselines: str = CHEAP
+    experiment: str = EXPERIMENT
+    run_name: str | None = None
+    limits: EvalLimits = field(default_factory=EvalLimits)
+    checkpoint_every: int = 0
+    resume: bool = False
+    allow_pickle: bool = False
+    progress: bool = True
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A training whose data are open and whose settings are complete.
+
+    Attributes:
+        job: with the dataset's relations in the model's shape, where they were asked for.
+        dataset: has what the model is trained with.
+        world: the processes, with the device of this one.
+    """
+
+    job: TrainJob
+    dataset: Dataset
+    world: World
+
+
+def prepare(job: TrainJob, world: World, log: Log) -> PreparedTraining:
+    """Open the data, complete the settings, and choose the device and the backend.
+
+    Every process of a training calls this, so that all train the same model by the same code.
+
+    Raises:
+        DatasetError, ConfigError: see `open_data`, `with_relations` and `require_trainable`.
+        BackendError: the device or the backend is forced and cannot be used.
+    """
+    dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
+    if job.relations:
+        job = replace(job, model=with_relations(job.model, dataset, job.data))
+    require_trainable(dataset, job.data, job.model)
+    world = _with_device(world, job.device)
+    use_backend(job.backend, world.device)
+    return PreparedTraining(job, dataset, world)
+
+
+def _with_device(world: World, device: str) -> World:
+    """The world with the device that was asked for; torchrun's processes have theirs already.
+
+    Raises:
+        BackendError: the device is forced and cannot be used.
+    """
+    if world.size == 1:
+        return replace(world, device=resolve_device(device))
+    if device not in ("auto", world.device.type):
+        raise BackendError(
+            f"device {device!r} was forced, but torchrun's processes compute on "
+            f"{world.device.type}; leave --device out"
+        )
+    return world
