@@ -107,8 +107,8 @@ CODES: Mapping[str, str] = MappingProxyType(
 SCALING = "scaling"
 """Not a preset: the base on all concepts against the base on half of them."""
 
-ABLATIONS = ("no-mixup", "no-first-steps", "softmax")
-"""Presets that change one thing of the base's training, to measure what it is worth."""
+ABLATIONS = ("memory", "plain", "no-mixup", "no-first-steps", "softmax")
+"""Presets that change one thing of the base, or of hedged, to measure what it is worth."""
 
 VARIANTS = (*(name for name in PRESETS if name not in (BASE, *ABLATIONS)), SCALING)
 """The variants that are compared with the base unless some are named."""

@@ -25,7 +25,9 @@ from ocp_mamba.model import compiled_step
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {"docs/api.md": 7, "README.md": 2}
+"""Pages whose Python runs, and how many blocks each has."""
 WORDS = ["sand tiger", "shark", "elasmobranch"]
 
 
@@ -97,7 +99,7 @@ def test_an_own_predictor_gets_gates_a_report_and_a_run(
         (lambda x: x[:, -1], r"gave float32 \(\d+, 768\)"),
         (lambda x: x.double(), "gave float64"),
         (lambda x: x * torch.nan, "not finite"),
-        (lambda x: 2 * x, "rows of length 2 to 2; normalize them"),
+        (lambda x: 2 * x, r"rows of length 2 to 2; .*; normalize them"),
     ],
 )
 def test_an_answer_that_is_none_is_refused_by_name(
@@ -105,7 +107,7 @@ def test_an_answer_that_is_none_is_refused_by_name(
 ) -> None:
     with pytest.raises(JobError, match=f"predictor mine: .*{found}.*") as raised:
         evaluate(Answering(answer), dataset, name="mine", output=tmp_path, track=False, log=quiet)
-    assert "of unit rows is wanted" in str(raised.value)
+    assert "wanted is a float32 torch.Tensor (" in str(raised.value)
 
 
 def test_an_object_that_predicts_nothing_is_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -162,7 +164,22 @@ def test_a_setting_belongs_to_the_model_or_to_the_training() -> None:
     assert set(vars(TrainConfig())) == TRAIN_SETTINGS
 
 
-def test_the_code_of_the_page_runs(
+def run_page(page: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], list[str]]:
+    """Run a page's blocks one after the other; returns its names, and what each block printed."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == PAGES[page]
+    names: dict[str, Any] = {}
+    printed = []
+    for block in blocks:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the step runs as it is", UserWarning)
+            exec(compile(block, page, "exec"), names)
+        printed.append(capsys.readouterr().out)
+    return names, printed
+
+
+def test_the_code_of_the_pages_runs(
     store: str,
     named: Dataset,
     tmp_path: Path,
@@ -175,22 +192,16 @@ def test_the_code_of_the_page_runs(
     monkeypatch.setattr(compiled_step, "_compiled", fails)
     named.save(tmp_path / "ocp_training_9k.npz")
     untrained(tmp_path / "outputs" / "model.pt", named)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 7
-    names: dict[str, Any] = {}
-    printed: dict[str, str] = {}
-    for block in blocks:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the step runs as it is", UserWarning)
-            exec(compile(block, str(PAGE), "exec"), names)
-        printed[block] = capsys.readouterr().out
-    top = next(text for block, text in printed.items() if "cosines, found" in block)
-    assert re.fullmatch(r"(-?0\.\d{3}  .+\n){5}", top)
+    names, printed = run_page("docs/api.md", capsys)
+    assert re.fullmatch(r"(-?[01]\.\d{3}  .+\n){5}", printed[1])
     assert names["five"].shape == (1, 5, 768)
     trained = names["outcome"]
     assert trained.fit.best_epoch == 1
     assert (tmp_path / "outputs" / "tiny.pt").is_file()
-    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    kinds = {run.info.run_id: run.data.tags.get("kind", "training") for run in runs}
-    assert kinds[trained.run_id] == "training"
-    assert "evaluation" in kinds.values()
+    tracked = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    runs = {run.info.run_id: run.data.tags for run in tracked}
+    assert "kind" not in runs[trained.run_id]
+    assert [tags.get("kind") for tags in runs.values()].count("evaluation") == 1
+    names, printed = run_page("README.md", capsys)
+    assert printed[0].count("'") == 10, "five texts"
+    assert names["outcome"].gates["beats_baselines_cosine"] == "fail"

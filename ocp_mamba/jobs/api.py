@@ -160,7 +160,8 @@ def train(
     if unknown:
         raise ConfigError(
             f"unknown settings: {', '.join(unknown)}. A model has "
-            f"{', '.join(sorted(MODEL_SETTINGS))}; a training has {', '.join(sorted(TRAIN_SETTINGS))}"
+            f"{', '.join(sorted(MODEL_SETTINGS))}; a training has "
+            f"{', '.join(sorted(TRAIN_SETTINGS))}"
         )
     variant = preset_named(preset)
     model = {k: v for k, v in settings.items() if k in MODEL_SETTINGS}

@@ -128,8 +128,8 @@ class CheckedPredictor:
 
     def _error(self, found: str, shape: tuple[int, ...], way_out: str = "") -> JobError:
         return JobError(
-            f"predictor {self.name}: predict_all gave {found}; a float32 torch.Tensor {shape} of "
-            f"unit rows is wanted, as its input{way_out}"
+            f"predictor {self.name}: predict_all gave {found}; wanted is a float32 torch.Tensor "
+            f"{shape} of unit rows, of its input's shape{way_out}"
         )
 
 
