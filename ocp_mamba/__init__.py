@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ocp_mamba.config import __version__
 
 if TYPE_CHECKING:
+    from ocp_mamba.api import evaluate, train
     from ocp_mamba.data.load import load_dataset
-    from ocp_mamba.jobs.api import evaluate, train
     from ocp_mamba.model.checkpoint import load_model
     from ocp_mamba.model.lvm import OCPMambaLVM
 
@@ -21,10 +21,10 @@ __all__ = ["OCPMambaLVM", "__version__", "evaluate", "load_dataset", "load_model
 
 _HOMES = {
     "OCPMambaLVM": "ocp_mamba.model.lvm",
-    "evaluate": "ocp_mamba.jobs.api",
+    "evaluate": "ocp_mamba.api",
     "load_dataset": "ocp_mamba.data.load",
     "load_model": "ocp_mamba.model.checkpoint",
-    "train": "ocp_mamba.jobs.api",
+    "train": "ocp_mamba.api",
 }
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import ocp_mamba
 from ocp_mamba import evaluate, train
+from ocp_mamba.api import MODEL_SETTINGS, TRAIN_SETTINGS
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import ConfigError, JobError, OcpMambaError
-from ocp_mamba.jobs.api import MODEL_SETTINGS, TRAIN_SETTINGS
 from ocp_mamba.model import compiled_step
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM

@@ -197,7 +197,7 @@ def test_no_folder_holds_many_files() -> None:
     crowded = {
         folder: count
         for folder, count in counts.items()
-        if count > MAX_FILES_IN_A_FOLDER and not folder.startswith("tests")
+        if count > MAX_FILES_IN_A_FOLDER and folder.startswith(PACKAGE)
     }
     assert not crowded, f"over {MAX_FILES_IN_A_FOLDER} modules: make a room in it: {crowded}"
 

@@ -17,9 +17,11 @@ class LazyGroup(click.Group):
     """Imports the module of a command when the command is called: some imports take seconds."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands' names, in alphabetical order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command out of the module of its name, or None."""
         if cmd_name not in COMMANDS:
             return None
         command = getattr(import_module(f"ocp_mamba.cli.{cmd_name}"), cmd_name)

@@ -5,15 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from data_maker import make_dataset
+from trainings import QUICK, TINY, seeded
 
 from ocp_mamba import stats
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.chunks import train_targets
-from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import TrainingError
-from ocp_mamba.evaluation.evaluate import validator
-from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_checkpoint, load_model
 from ocp_mamba.training.checkpointing import resume_path
 from ocp_mamba.training.loss import batch_losses
@@ -21,24 +19,6 @@ from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.schedule import learning_rate, make_plan
 from ocp_mamba.training.state import TrainState
 from ocp_mamba.training.trainer import fit, make_optimizer, resolve_precision, train_step
-
-TINY = ModelConfig(d_model=32, n_layers=1, headdim=16)
-QUICK = TrainConfig(batch_size=16, max_epochs=3, lr=3e-3, precision="float32")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_dataset(n_chains=120, n_concepts=40, seed=2)
-
-
-@pytest.fixture(scope="module")
-def validate(data):
-    return validator(data, BankIndex(data.bank))
-
-
-def seeded(config=TINY, seed=0):
-    torch.manual_seed(seed)
-    return build_model(config)
 
 
 @pytest.mark.parametrize("infonce_weight", [0.0, 0.5])
@@ -252,93 +232,6 @@ def test_hard_negatives_change_the_loss_and_are_mined_for_every_example(data, va
 
     plain, hard = last_loss(0), last_loss(4)
     assert hard["infonce"] > plain["infonce"], "more candidates, and harder ones"
-
-
-class Interruption(Exception):
-    pass
-
-
-def test_an_interrupted_training_resumes_to_the_very_weights(data, validate, tmp_path):
-    straight = seeded()
-    whole = fit(straight, data, QUICK, validate=validate, progress=False)
-
-    def interrupt(result):
-        if result.epoch == 2:
-            raise Interruption
-
-    path = tmp_path / "model.pt"
-    with pytest.raises(Interruption):
-        fit(seeded(), data, QUICK, validate=validate, output=path, on_epoch=interrupt,
-            progress=False)  # fmt: skip
-    assert resume_path(path).exists()
-    resumed = seeded(seed=9)
-    result = fit(resumed, data, QUICK, validate=validate, output=path, resume=True, progress=False)
-    assert [r.val for r in result.history] == [r.val for r in whole.history]
-    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert not resume_path(path).exists()
-
-
-def test_what_does_not_fit_is_not_resumed(data, validate, tmp_path):
-    path = tmp_path / "model.pt"
-
-    def resume(model=None, dataset=data, config=QUICK, output=path):
-        model = model or seeded()
-        fit(model, dataset, config, validate=validate, output=output, resume=True, progress=False)
-
-    def interrupt(result):
-        raise Interruption
-
-    with pytest.raises(TrainingError, match="no such file"):
-        resume()
-    with pytest.raises(TrainingError, match="without an output"):
-        resume(output=None)
-    with pytest.raises(Interruption):
-        fit(seeded(), data, QUICK, validate=validate, output=path, on_epoch=interrupt,
-            progress=False)  # fmt: skip
-    with pytest.raises(TrainingError, match="max_epochs=3"):
-        resume(config=TrainConfig(max_epochs=9))
-    with pytest.raises(TrainingError, match="its model is"):
-        resume(model=seeded(ModelConfig(d_model=32, n_layers=2, headdim=16)))
-    with pytest.raises(TrainingError, match="trained on dataset"):
-        resume(dataset=make_dataset(n_chains=50, seed=8))
-
-
-@pytest.fixture
-def interrupted(data, validate, tmp_path):
-    """The output of a training that was interrupted after its first epoch."""
-
-    def interrupt(result):
-        raise Interruption
-
-    path = tmp_path / "model.pt"
-    with pytest.raises(Interruption):
-        fit(seeded(), data, QUICK, validate=validate, output=path, on_epoch=interrupt,
-            progress=False)  # fmt: skip
-    return path
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda loop: loop["train_config"].update(ema=0.9), "has the setting ema, which this"),
-        (lambda loop: loop["history"][0].update(steps=7), "has the entry of an epoch steps, which"),
-        (lambda loop: loop["train_config"].update(lr=-1.0), "its settings: lr must be positive"),
-        (lambda loop: loop.pop("optimizer"), r"no state of a training \(optimizer is missing"),
-    ],
-)
-def test_a_state_of_another_version_is_refused_by_name(
-    data, validate, interrupted, change, message
-):
-    state = resume_path(interrupted)
-    content = torch.load(state, weights_only=True)
-    change(content["loop"])
-    torch.save(content, state)
-    with pytest.raises(TrainingError, match=message) as refused:
-        fit(seeded(), data, QUICK, validate=validate, output=interrupted, resume=True,
-            progress=False)  # fmt: skip
-    assert str(refused.value).startswith(f"cannot resume {state}: ")
-    assert "ema" not in message or "start again without --resume" in str(refused.value)
 
 
 def test_the_trend_is_the_slope_over_all_epochs(data):
