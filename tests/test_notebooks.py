@@ -11,6 +11,7 @@ from tracked import train_tracked
 from ocp_mamba.baselines.simple import cheap_baselines
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.jobs.artifacts import log_evaluation
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.tracking import session
