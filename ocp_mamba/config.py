@@ -26,7 +26,7 @@ MIN_CONTEXT = 2
 """Fewest context concepts of an OCP sequence."""
 
 DEFAULT_PATIENCE = 3
-"""Epochs without a better validation cosine that early stopping waits for, unless told."""
+"""Epochs without a better validation cosine after which early stopping ends, by default."""
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class ModelConfig:
     ``d_tmd`` is 0 for a model without TMD conditioning and 16 for one with it.
 
     The other settings belong to the subclasses of `OCPMambaLVM` (see `model.build`).
-    ``relations`` names the relations that the model knows, numbered from 1. ``members`` is the
+    ``relations`` names the relations that the model takes, numbered from 1. ``members`` is the
     number of stacks that the layers are divided into; the stacks stand side by side, each has its
     own loss, and the prediction is the direction of the mean of theirs. ``n_memory`` is the
     greatest number of train targets that a `MemoryHead` holds, 0 for a model without one;

@@ -79,7 +79,7 @@ class TransformerBaseline(NextVectorModel):
     """A causal Transformer between concept vectors, with sinusoids for the positions.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5 for the positions;
-    norms stand before the sub-layers.
+    norms are applied before the sub-layers.
     """
 
     def __init__(

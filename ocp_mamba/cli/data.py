@@ -30,7 +30,7 @@ from ocp_mamba.errors import DatasetError, EncoderError
 
 UNKNOWN_LICENCE = "unknown; see the owners of the chain files"
 SEQUENCES, SIBLINGS = 45_000, 5
-"""Defaults of ``data build --wordnet``; None tells that a flag was not given."""
+"""Defaults of ``data build --wordnet``; None is a flag that was not given."""
 
 
 class DataError(click.ClickException):
@@ -137,7 +137,7 @@ def build(
 ) -> None:
     """Build a dataset file from a WordNet folder or from chain files.
 
-    Encoding keeps what it has done beside --out, so the same command goes on after a stop.
+    The vectors so far are kept beside --out, so that the same command goes on after a stop.
     """
     if not out.parent.is_dir():
         raise DataError(f"--out {out}: the folder {out.parent} does not exist")
@@ -213,7 +213,7 @@ ALLOW_PICKLE = click.option(
 @click.option(
     "--fused",
     type=click.Choice(["first", "last"]),
-    help="Where the 768-D vector is in 784-D rows, if their norms do not tell.",
+    help="Place of the 768-D vector in 784-D rows, if their norms do not show it.",
 )
 @click.option("--encoder-name", help="The encoder that made the vectors, kept in the file.")
 def import_(

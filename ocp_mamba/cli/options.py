@@ -27,7 +27,7 @@ AUTO = "auto"
 
 
 class AutoInt(click.ParamType):
-    """A positive number, or ``auto`` for what the model size or the config file says."""
+    """A positive number, or ``auto`` for that of the model size or the config file."""
 
     name = "integer or auto"
 
@@ -39,7 +39,7 @@ class AutoInt(click.ParamType):
 
 
 class AutoBool(click.ParamType):
-    """True or false, or ``auto`` for what the preset or the config file says."""
+    """True or false, or ``auto`` for that of the preset or the config file."""
 
     name = "true, false or auto"
 

@@ -17,7 +17,13 @@ STORE_OPTION = click.option(
 )
 
 
-@click.group()
+@click.group(
+    epilog="""
+    \b
+    Example:
+      ocp-mamba runs stale
+    """
+)
 def runs() -> None:
     """Maintain tracked runs."""
 

@@ -33,7 +33,7 @@ UNIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Opened:
-    """What is to be evaluated.
+    """A predictor to evaluate.
 
     Attributes:
         predictor: in evaluation mode.
@@ -52,7 +52,7 @@ def open_predictor(model: str, dataset: Dataset, cheap: Mapping[str, Predictor])
     Args:
         model: the path of a ``.pt`` of the model or of a trained baseline; the same among a run's
             artifacts, ``runs:/RUN_ID/model.gru.pt``; ``models:/…``; or ``baseline:NAME``.
-        dataset: what it is to be evaluated on.
+        dataset: to evaluate on.
         cheap: the baselines by name.
 
     Raises:
@@ -175,13 +175,13 @@ def require_one_encoder(model: str, trained_on: Mapping[str, object], dataset: D
 
 
 def _require_conditions(model: str, loaded: NextVectorModel, dataset: Dataset) -> None:
-    """Refuse a dataset without what the model is told beside the vectors."""
+    """Refuse a dataset without the inputs that the model takes beside the vectors."""
     if loaded.d_tmd and dataset.chain_tmd is None:
         raise JobError(f"{model} takes TMD vectors, and the dataset has none (no chain_tmd)")
     known = loaded.config.relations if isinstance(loaded, OCPMambaLVM) else ()
     if known and known != dataset.relations:
         raise JobError(
-            f"{model} knows the relations {_names(known)}, the dataset has "
+            f"{model} takes the relations {_names(known)}, the dataset has "
             f"{_names(dataset.relations)}; their numbers would mean something else"
         )
 

@@ -20,7 +20,7 @@ WORKER_SEED_STRIDE = 7_919
 
 
 def run(job: TrainJob, log: Log) -> None:
-    """Train as one of the processes that torchrun started, or alone.
+    """Train as one of the processes that torchrun started, or as a single process.
 
     Raises:
         ConfigError: the batch is smaller than the number of processes.

@@ -71,8 +71,8 @@ def conditions(
     """Return the arguments of ``predict_all``, beside the vectors, that a predictor takes.
 
     Args:
-        predictor: anything with ``predict_all``; the attributes ``d_tmd`` and ``n_relations`` of a
-            `NextVectorModel` tell what it takes.
+        predictor: anything with ``predict_all``; it takes what its attributes ``d_tmd`` and
+            ``n_relations`` switch on, see `NextVectorModel`.
         tmd: ``(B, 16)`` or None for data without TMD codes.
         relations: ``(B, L, 2)`` or None for data without relations.
     """

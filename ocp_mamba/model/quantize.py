@@ -49,7 +49,7 @@ class PackedLinear(nn.Module):
 
 
 def quantize(model: Model, weights: str) -> Model:
-    """Return a copy of a model for inference whose matrices are stored as `WEIGHTS` says.
+    """Return a copy of a model for inference with its matrices stored as one of `WEIGHTS`.
 
     These matrices cannot be trained, and the copy cannot be saved as a ``.pt``: keep the float32
     model.

@@ -45,7 +45,7 @@ def read_request(
 
 
 def _tensor(named: dict[str, Any], name: str, wanted: tuple[int | str, ...]) -> np.ndarray:
-    """The named input as finite float64 of the wanted shape; letters stand for 1 or more."""
+    """The named input as finite float64 of the wanted shape; a letter is any size of 1 or more."""
     if name not in named:
         _refuse(f"{name} is missing; this model takes it with shape {_shape(wanted)}")
     array = np.asarray(named[name], dtype=np.float64)

@@ -1,6 +1,6 @@
 """Alarms in training: faults of a run that the metrics of its epochs show.
 
-Bounds and their reasons stand in ``docs/alarms.md``.
+The bounds and their reasons are in ``docs/alarms.md``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def find_alarms(history: Sequence[EpochRecord], config: TrainConfig) -> tuple[Al
 
 
 def listing(alarms: Sequence[Alarm]) -> str:
-    """Return one line each, or one that says there are none."""
+    """Return one line per alarm, or a line that there are none."""
     if not alarms:
         return "alarms in training: none"
     return "\n".join(f"{a.kind.upper()} {a.name}, {a}" for a in alarms)

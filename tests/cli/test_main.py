@@ -234,7 +234,7 @@ def every_command(group=main, words=()):
             yield from every_command(group.get_command(context, name), (*words, name))
 
 
-@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
 def test_help_has_an_example(words):
     said = run(*words, "--help")
     assert "Example" in said

@@ -81,7 +81,8 @@ def test_main_has_the_parameters_that_were_promised() -> None:
 
 def test_the_defaults_are_those_of_the_package() -> None:
     flags, config = parsed("main"), TrainConfig()
-    for name in ("batch_size", "max_epochs", "lr", "seed"):
+    assert flags["max_epochs"] is None, "auto: what the preset or the config file says"
+    for name in ("batch_size", "lr", "seed"):
         assert flags[name] == getattr(config, name), name
     assert flags["model_size"] in MODEL_SIZES
     assert flags["n_layers"] is None

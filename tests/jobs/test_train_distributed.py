@@ -48,8 +48,9 @@ def kill_9_of_rank_1(store: str, folder: Path, *flags: str) -> tuple[int, str, i
         cwd=folder, env={**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while not (folder / "out" / "model.last.pt").exists():
+    deadline = time.monotonic() + 300
+    state = folder / "out" / "model.last.pt"
+    while not (state.exists() and "val_next_vec_cosine" in distributed_runs()[0].data.metrics):
         assert launcher.poll() is None, launcher.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)

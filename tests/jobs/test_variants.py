@@ -228,8 +228,8 @@ def test_a_dataset_that_cannot_be_halved_says_so(store, tmp_path):
     [
         (
             ["--only", "1B,9Z"],
-            "'9Z' is unknown; choose of tmd, curriculum, deep, hard-negatives, hedged, memory, "
-            "plain, relations, ",
+            "'9Z' is unknown; choose of tmd, curriculum, deep, hard-negatives, hedged, relations, "
+            "scaling, memory, ",
         ),
         (["--only", "1B,1B"], "names a variant twice"),
         (["--seeds", "a"], "whole numbers"),

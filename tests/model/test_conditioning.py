@@ -157,6 +157,6 @@ def test_train_and_evaluate_with_relations_and_the_refusals(store, tmp_path):
     assert load_checkpoint(tmp_path / "m.pt").model_config.relations == ("is a", "part of")
     say("evaluate", "--model", "m.pt", "--data", "known.npz", "--against", "none")
     said = say("evaluate", "--model", "m.pt", "--data", "none.npz", code=2)
-    assert "knows the relations is a, part of, the dataset has none" in said
+    assert "takes the relations is a, part of, the dataset has none" in said
     said = say("train", "--data", "none.npz", "--relations", *small, code=2)
     assert "no chain_relation" in said
