@@ -71,7 +71,7 @@ def test_what_says_one_thing_and_holds_another_is_refused(changed, words, tmp_pa
 
 
 def test_a_model_that_is_no_baseline_is_not_saved_as_one(tmp_path):
-    with pytest.raises(CheckpointError, match="a OCPMambaLVM is none of the trained baselines"):
+    with pytest.raises(CheckpointError, match="a OCPMambaLVM is not one of the trained baselines"):
         save_baseline(
             tmp_path / "b.pt", build_model(SHAPE), dataset_fingerprint="", encoder=ENCODER
         )

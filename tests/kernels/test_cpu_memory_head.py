@@ -61,7 +61,7 @@ def test_without_a_compiler_a_warning_says_so_and_the_kernel_is_not_taken(monkey
 
     monkeypatch.setattr(cpu, "library", refuse)
     monkeypatch.setattr(cpu_memory_head, "_prepared", False)
-    with pytest.warns(UserWarning, match="torch's compiler: no C"):
+    with pytest.warns(UserWarning, match="not by its own kernel: no C"):
         cpu_memory_head.prepare()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not cpu_memory_head.takes(torch.zeros(3, 1, 8), torch.zeros(5, 8))
