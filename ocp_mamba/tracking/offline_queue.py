@@ -31,6 +31,15 @@ RETRY_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
+def _warn(message: str, *values: object) -> None:
+    """Log a warning, also after MLflow has made a new store in this process.
+
+    Its migrations load a logging configuration that disables every logger that exists by then.
+    """
+    log.disabled = False
+    log.warning(message, *values)
+
+
 class OfflineQueue:
     """Applies operations in order; keeps those that fail in a file, and tries them again later."""
 
@@ -65,7 +74,7 @@ class OfflineQueue:
         try:
             return self._apply(operation)
         except self._failures as error:
-            log.warning(
+            _warn(
                 "tracking store %s: %s. Training goes on; what it logs is kept in %s and sent "
                 "when the store answers again.",
                 self._store,
@@ -95,9 +104,7 @@ class OfflineQueue:
         if len(self.pending) < waiting:
             self._write()
         if not self.pending:
-            log.warning(
-                "tracking store %s answers again; %d kept operations sent", self._store, waiting
-            )
+            _warn("tracking store %s answers again; %d kept operations sent", self._store, waiting)
         return not self.pending
 
     def append(self, operation: Operation) -> None:
