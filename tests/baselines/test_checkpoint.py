@@ -57,8 +57,8 @@ def test_the_model_comes_back_by_the_same_door(tmp_path):
         ({"kind": "lstm"}, "kind 'lstm' is unknown; this version reads OCPMambaLVM, Ens"),
         ({"kind": "transformer"}, "its kind is 'transformer', but its content"),
         ({"settings": {"width": 3, "depth": 1}}, "its kind is 'gru'"),
-        ({"settings": {"width": 7, "dropout": 0.0}}, "does not fit one: .*size mismatch"),
-        ({"settings": None}, "does not fit one"),
+        ({"settings": {"width": 7, "dropout": 0.0}}, "does not fit that baseline: .*size mismatch"),
+        ({"settings": None}, "does not fit that baseline"),
         ({"kind": ["gru"]}, "is unknown"),
     ],
 )

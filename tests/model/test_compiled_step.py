@@ -76,13 +76,13 @@ def test_where_the_compiler_fails_the_plain_step_runs_and_a_warning_says_so(conf
         raise RuntimeError("no C++ compiler\nand a long story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.warns(UserWarning, match="not compiled: RuntimeError: no C"):
+    with pytest.warns(UserWarning, match="without compilation: RuntimeError: no C"):
         same_as_the_plain_step(made(config), config)
 
 
 def test_wrong_arguments_are_named(monkeypatch):
     model = made(PLAIN)
-    with pytest.raises(ValueError, match="of one sequence, the cache of 2"):
+    with pytest.raises(ValueError, match="takes one sequence, the cache has 2"):
         fast_step(model, model.allocate_inference_cache(2))
     monkeypatch.delattr(torch, "compile")
     with pytest.warns(UserWarning, match="AttributeError"):
