@@ -8,6 +8,7 @@ EXPERIMENT ?= ocp_mamba
 PORT ?= 5000
 SERVE_PORT ?= 5001
 SEEDS ?= 0,1,2
+WORKERS ?= 2
 ARGS ?=
 
 # The Python that makes .venv: the first of these that is new enough, or PYTHON=...
@@ -49,10 +50,10 @@ variants: install ## train the base and its planned variants, evaluate them on t
 	$(BIN)/ocp-mamba variants --data "$(DATA)" --experiment $(EXPERIMENT) $(ARGS)
 
 test: install-dev ## install and run the tests; screenshots need chromium (apt-get install chromium)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all: install-dev ## the tests, with those that take minutes
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu" $(ARGS)
 
 bench: install-dev ## run the benchmarks and write docs/performance.md (ARGS="--quick train_step")
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]' || echo "mambapy does not install: not run"
