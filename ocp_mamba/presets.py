@@ -16,14 +16,14 @@ class Preset:
     """What a variant changes of the base.
 
     Attributes:
-        title: a word or two, for a table's row.
+        code: of a planned variant, as `1B`; empty for the others. Both name the preset.
         summary: one line for a person.
         model: settings of `ModelConfig`.
         train: settings of `TrainConfig`.
         relations: whether the model takes the dataset's relations.
     """
 
-    title: str
+    code: str
     summary: str
     model: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -46,43 +46,43 @@ BASE = "base"
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         BASE: Preset("", "the defaults: one stack of Mamba-2 layers (path 1A)"),
-        "tmd": Preset("TMD", "conditioned on each chain's TMD vector", model={"d_tmd": D_TMD}),
+        "tmd": Preset("1B", "conditioned on each chain's TMD vector", model={"d_tmd": D_TMD}),
         "curriculum": Preset(
-            "curriculum",
+            "1C",
             "short chains first, all chains from the middle of the training on",
             train={"curriculum": 0.5},
         ),
-        "deep": Preset("deeper", "12 layers", model={"n_layers": 12}),
+        "deep": Preset("1D", "12 layers", model={"n_layers": 12}),
         "hard-negatives": Preset(
-            "hard negatives",
+            "1E",
             "0.1 InfoNCE with 8 hard negatives a target out of the bank",
             train={"infonce_weight": 0.1, "infonce_candidates": "batch", "hard_negatives": 8},
         ),
         "hedged": Preset(
-            "hedged",
+            "",
             "3 stacks of layers that are averaged, a memory head, 0.05 InfoNCE over train targets",
             model={"members": 3, "n_memory": MAX_MEMORY},
             train=HEDGED_TRAINING,
         ),
         "memory": Preset(
-            "memory head",
+            "1S",
             "one stack with a memory head, trained as hedged is",
             model={"n_memory": MAX_MEMORY},
             train=HEDGED_TRAINING,
         ),
         "plain": Preset(
-            "cosine loss alone",
+            "1P",
             "no mixed chains, contexts of 2 concepts and more, no InfoNCE",
             train={"mixup": 0.0, "min_context": 2, "infonce_weight": 0.0},
         ),
-        "no-mixup": Preset("no mixup", "no mixed chains", train={"mixup": 0.0}),
+        "no-mixup": Preset("", "no mixed chains", train={"mixup": 0.0}),
         "no-first-steps": Preset(
-            "no first steps",
+            "",
             "contexts of 2 concepts and more, as in evaluation",
             train={"min_context": 2},
         ),
         "softmax": Preset(
-            "softmax",
+            "",
             "0.05 InfoNCE over all train targets beside the cosine loss",
             train={"infonce_weight": 0.05, "infonce_candidates": "train"},
         ),
@@ -92,17 +92,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     }
 )
 
-CODES: Mapping[str, str] = MappingProxyType(
-    {
-        "1B": "tmd",
-        "1C": "curriculum",
-        "1D": "deep",
-        "1E": "hard-negatives",
-        "1S": "memory",
-        "1P": "plain",
-    }
-)
-"""The planned variants' codes, and the presets that they name."""
+CODES: Mapping[str, str] = MappingProxyType({p.code: n for n, p in PRESETS.items() if p.code})
+"""The presets' names by the codes of the planned variants."""
 
 SCALING = "scaling"
 """Not a preset: the base on all concepts against the base on half of them."""
@@ -130,8 +121,7 @@ def preset(name: str) -> Preset:
 
 def listing() -> str:
     """Return a line for each preset: its name and what it changes."""
-    codes = {name: code for code, name in CODES.items()}
     return "\n".join(
-        f"{name:<14} {p.summary}" + (f" ({codes[name]})" if name in codes else "")
+        f"{name:<14} {p.summary}" + (f" ({p.code})" if p.code else "")
         for name, p in PRESETS.items()
     )

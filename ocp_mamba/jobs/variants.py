@@ -112,7 +112,7 @@ def _compare(rows: _Rows, dataset: Dataset) -> Comparison:
     index = BankIndex(dataset.bank)
     rows.expect(1 + sum(_will_run(job, name, dataset) for name in job.only))
     trained = rows.train(BASE, job.model, job.train, dataset, index)
-    base = Variant(BASE, PRESETS[BASE].title, trained.row(BASE), trained.steps)
+    base = Variant(BASE, PRESETS[BASE].code, trained.row(BASE), trained.steps)
     comparison = Comparison(base, (), None, job.seeds)
     for name in job.only:
         rows.write(comparison)
@@ -126,15 +126,15 @@ def _compare(rows: _Rows, dataset: Dataset) -> Comparison:
 
 
 def _try(rows: _Rows, name: str, dataset: Dataset, index: BankIndex) -> Variant:
-    title = PRESETS[name].title
+    code = PRESETS[name].code
 
     def attempt() -> Variant:
         model, config, note = variant_settings(rows.job, name, dataset)
         trained = rows.train(name, model, config, dataset, index)
-        return Variant(name, title, trained.row(name), trained.steps, reason=note)
+        return Variant(name, code, trained.row(name), trained.steps, reason=note)
 
     return rows.guard(
-        name, attempt, lambda state, why: Variant(name, title, state=state, reason=why)
+        name, attempt, lambda state, why: Variant(name, code, state=state, reason=why)
     )
 
 

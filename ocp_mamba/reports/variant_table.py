@@ -27,7 +27,7 @@ class Variant:
 
     Attributes:
         name: of its preset.
-        title: a word or two on what it changes.
+        code: of its preset, or empty.
         row: its evaluations; None where there are none.
         steps: optimizer steps of one training.
         state: `RAN`, `NOT_RUN` or `FAILED`.
@@ -35,7 +35,7 @@ class Variant:
     """
 
     name: str
-    title: str
+    code: str
     row: Row | None = None
     steps: int | None = None
     state: str = RAN
@@ -44,7 +44,7 @@ class Variant:
     @property
     def label(self) -> str:
         """How tables call it."""
-        return f"{self.name} {self.title}".strip()
+        return f"{self.name} {self.code}".strip()
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "variants": [
             {
                 "name": v.name,
-                "title": v.title,
+                "code": v.code,
                 "state": v.state,
                 "reason": v.reason,
                 "parameters": v.row.parameters if v.row else None,

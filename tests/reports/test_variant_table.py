@@ -43,8 +43,8 @@ def shifted(evaluated, by):
     return replace(evaluated, per_example=evaluated.per_example | {"next_vec_cosine": cosines})
 
 
-def variant(name, evaluated, title=""):
-    return Variant(name, title, Row(name, evaluated, 1234, 2.5), steps=90)
+def variant(name, evaluated, code=""):
+    return Variant(name, code, Row(name, evaluated, 1234, 2.5), steps=90)
 
 
 def scaling(above, below, groups=None):
