@@ -224,6 +224,8 @@ def test_ctrl_c_gives_the_trial_back_and_running_again_goes_on_in_its_run(
     files: Files, journal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ctrl_c() -> None:
+        # a shell starts what runs in the background with Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
 
     at_epoch(monkeypatch, trial=1, epoch=1, action=ctrl_c)
