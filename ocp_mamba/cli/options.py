@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ocp_mamba.config import (
     D_TMD,
+    MODEL_SIZES,
     ModelConfig,
     TrainConfig,
     model_config,
@@ -131,6 +133,50 @@ def merged_settings(flags: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
+
+
+def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what `quality` and `variants` share; `comparison_settings` reads it."""
+    for option in reversed((
+        click.option("--models", default="outputs/trained", show_default=True,
+                     help="Folder of the trained models, which `quality` and `variants` share; "
+                     "what is there is not trained again."),
+        click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), default="small",
+                     show_default=True, help="Size of the model."),
+        click.option("--batch-size", type=click.IntRange(min=1), help="Chains per step."),
+        click.option("--early-stopping/--no-early-stopping", default=True, show_default=True,
+                     help="Stop a training when the cosine no longer rises."),
+        click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]),
+                     help="auto: bf16 where the hardware supports its products."),
+        click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice."),
+        click.option("--config", "config_file", type=click.Path(path_type=Path),
+                     help="TOML file of settings; flags win."),
+        click.option("--experiment", default="ocp_mamba", show_default=True,
+                     help="MLflow experiment."),
+        click.option("--allow-pickle", is_flag=True,
+                     help="Open an older npz's pickles: they run code."),
+        click.option("--quiet", is_flag=True, help="No progress bar."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def comparison_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `jobs.common.ComparisonJob` out of a command's flags."""
+    from ocp_mamba.system.paths import resolve_file, resolve_output
+
+    model, train = merged_settings(flags)
+    return {
+        "data": resolve_file(flags["data"]),
+        "output": resolve_output(flags["output"]),
+        "models": resolve_output(flags["models"]),
+        "model": model,
+        "train": train,
+        "seeds": flags["seeds"],
+        "experiment": flags["experiment"],
+        "allow_pickle": flags["allow_pickle"],
+        "progress": not flags["quiet"],
+    }
 
 
 def with_errors(run: Callable[[], object]) -> None:

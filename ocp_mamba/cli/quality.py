@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from ocp_mamba.cli.options import AutoInt, Seeds, merged_settings, with_errors
-from ocp_mamba.config import MODEL_SIZES
+from ocp_mamba.cli.options import (
+    AutoInt,
+    Seeds,
+    comparison_options,
+    comparison_settings,
+    with_errors,
+)
 
 
 @click.command(
@@ -28,24 +32,12 @@ from ocp_mamba.config import MODEL_SIZES
               "tagged test_split_evaluated; training uses train and val.")  # fmt: skip
 @click.option("--output", default="outputs/quality", show_default=True,
               help="Folder of the table.")  # fmt: skip
-@click.option("--models", default="outputs/trained", show_default=True,
-              help="Folder of the trained models, which `quality` and `variants` share; what is "
-              "there is not trained again.")  # fmt: skip
 @click.option("--only", type=click.Choice(["train", "table"]),
               help="train: evaluate nothing, so that processes can share seeds. table: train "
               "nothing.")  # fmt: skip
-@click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), default="small",
-              show_default=True)  # fmt: skip
 @click.option("--n-layers", type=AutoInt(), help="Instead of the size's own.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step.")
-@click.option("--max-epochs", type=click.IntRange(min=1))
-@click.option("--early-stopping/--no-early-stopping", default=True, show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
-@click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML; flags win.")
-@click.option("--experiment", default="ocp_mamba", show_default=True)
-@click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--max-epochs", type=click.IntRange(min=1), help="Of each training, at most.")
+@comparison_options
 def quality(**flags: Any) -> None:
     """Train the model, a GRU and a Transformer with several seeds, and evaluate them all.
 
@@ -56,22 +48,10 @@ def quality(**flags: Any) -> None:
 
     def run() -> None:
         from ocp_mamba.jobs import baseline_comparison
-        from ocp_mamba.system.paths import resolve_file, resolve_output
 
-        model, train = merged_settings(flags)
         baseline_comparison.run_quality(
             baseline_comparison.QualityJob(
-                data=resolve_file(flags["data"]),
-                output=resolve_output(flags["output"]),
-                models=resolve_output(flags["models"]),
-                model=model,
-                train=train,
-                seeds=flags["seeds"],
-                split=flags["split"],
-                only=flags["only"],
-                experiment=flags["experiment"],
-                allow_pickle=flags["allow_pickle"],
-                progress=not flags["quiet"],
+                **comparison_settings(flags), split=flags["split"], only=flags["only"]
             ),
             click.echo,
         )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from ocp_mamba.cli.options import AutoInt, Seeds, listed, merged_settings, with_errors
-from ocp_mamba.config import MODEL_SIZES
+from ocp_mamba.cli.options import (
+    AutoInt,
+    Seeds,
+    comparison_options,
+    comparison_settings,
+    listed,
+    with_errors,
+)
 from ocp_mamba.presets import ABLATIONS, CODES, SCALING, VARIANTS, listing
 
 
@@ -51,21 +56,8 @@ class _Names(click.ParamType):
               help="Train everything with each of these.")  # fmt: skip
 @click.option("--output", default="outputs/variants", show_default=True,
               help="Folder of the table.")  # fmt: skip
-@click.option("--models", default="outputs/trained", show_default=True,
-              help="Folder of the trained models, which `quality` and `variants` share; what is "
-              "there is not trained again.")  # fmt: skip
-@click.option("--model-size", type=click.Choice(list(MODEL_SIZES)), default="small",
-              show_default=True, help="Of the base.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), help="Chains a step.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
-@click.option("--early-stopping/--no-early-stopping", default=True, show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]))
-@click.option("--threads", type=click.IntRange(min=0), help="0 leaves torch's choice.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path),
-              help="TOML, settings of the base; flags win.")  # fmt: skip
-@click.option("--experiment", default="ocp_mamba", show_default=True)
-@click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@comparison_options
 def variants(**flags: Any) -> None:
     """Train the base and its variants, and compare them on val.
 
@@ -78,23 +70,10 @@ def variants(**flags: Any) -> None:
     def run() -> None:
         from ocp_mamba import errors
         from ocp_mamba.jobs import variants
-        from ocp_mamba.system.paths import resolve_file, resolve_output
 
-        model, train = merged_settings(flags)
         try:
             variants.run_variants(
-                variants.VariantsJob(
-                    data=resolve_file(flags["data"]),
-                    output=resolve_output(flags["output"]),
-                    models=resolve_output(flags["models"]),
-                    model=model,
-                    train=train,
-                    seeds=flags["seeds"],
-                    only=flags["only"],
-                    experiment=flags["experiment"],
-                    allow_pickle=flags["allow_pickle"],
-                    progress=not flags["quiet"],
-                ),
+                variants.VariantsJob(**comparison_settings(flags), only=flags["only"]),
                 click.echo,
             )
         except errors.VariantsError as error:
