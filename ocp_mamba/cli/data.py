@@ -12,7 +12,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from ocp_mamba.cli.options import eval_limits, eval_options, listed
+from ocp_mamba.cli.options import InputError, eval_limits, eval_options, listed
 from ocp_mamba.data.analysis.leakage import LEARN_ALL, LeakReport
 from ocp_mamba.data.analysis.leakage import check as check_leaks
 from ocp_mamba.data.analysis.sample import evaluation_part
@@ -31,12 +31,6 @@ from ocp_mamba.errors import DatasetError, EncoderError
 UNKNOWN_LICENCE = "unknown; see the owners of the chain files"
 SEQUENCES, SIBLINGS = 45_000, 5
 """Defaults of ``data build --wordnet``; None is a flag that was not given."""
-
-
-class DataError(click.ClickException):
-    """An error that the user can mend: one line, no traceback, exit code 2."""
-
-    exit_code = 2
 
 
 class _Relations(click.ParamType):
@@ -140,7 +134,7 @@ def build(
     The vectors so far are kept beside --out, so that the same command goes on after a stop.
     """
     if not out.parent.is_dir():
-        raise DataError(f"--out {out}: the folder {out.parent} does not exist")
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist")
     try:
         found = _chains(wordnet, chains, relations, sequences, siblings, seed)
         loaded = SentenceTransformerEncoder(
@@ -157,7 +151,7 @@ def build(
         )
         dataset.save(out)
     except (DatasetError, EncoderError, OSError) as error:
-        raise DataError(str(error)) from error
+        raise InputError(str(error)) from error
     shutil.rmtree(cache_dir)
     click.echo(report.to_markdown())
     click.echo(f"\nWrote {out}, {out.stat().st_size / 1e6:.1f} MB")
@@ -229,16 +223,16 @@ def import_(
     Prints what was found, repaired and dropped. docs/import.md lists the layouts.
     """
     if not out.parent.is_dir():
-        raise DataError(f"--out {out}: the folder {out.parent} does not exist")
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist")
     if out.exists() and old.exists() and out.samefile(old):
-        raise DataError(f"--out {out}: is the older file itself; name another file")
+        raise InputError(f"--out {out}: is the older file itself; name another file")
     try:
         dataset, report = import_legacy(
             old, allow_pickle=allow_pickle, seed=seed, fused=fused, encoder_name=encoder_name
         )
         dataset.save(out)
     except (DatasetError, OSError) as error:
-        raise DataError(str(error)) from error
+        raise InputError(str(error)) from error
     click.echo(report.to_markdown())
     click.echo(f"\nWrote {out}, {out.stat().st_size / 1e6:.1f} MB")
 
@@ -270,7 +264,7 @@ def check(
     explains every number.
     """
     if json_path is not None and not json_path.parent.is_dir():
-        raise DataError(f"--json {json_path}: the folder {json_path.parent} does not exist")
+        raise InputError(f"--json {json_path}: the folder {json_path.parent} does not exist")
     try:
         dataset = load_dataset(file, allow_pickle, lambda text: click.echo(f"{text}\n"))
         evaluated = evaluation_part(dataset, eval_limits(limits), progress=True)
@@ -285,7 +279,7 @@ def check(
             }
             json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except (DatasetError, OSError) as error:
-        raise DataError(str(error)) from error
+        raise InputError(str(error)) from error
     click.echo(report.to_markdown())
     if track:
         _track(dataset, file, report)
@@ -300,7 +294,7 @@ def _track(dataset: Dataset, file: Path, report: LeakReport) -> None:
     try:
         click.echo(f"\nlogged as run {track_check(dataset, file, report)}")
     except TrackingError as error:
-        raise DataError(f"{error}; or give --no-track") from error
+        raise InputError(f"{error}; or give --no-track") from error
 
 
 @data.command("shard", epilog="Example: ocp-mamba data shard ocp_training_9k.npz ocp_training_9k")
@@ -327,10 +321,10 @@ def _convert(
     how: Callable[[Path, Path, Callable[[int], object]], str], old: Path, new: Path
 ) -> None:
     if not new.parent.is_dir():
-        raise DataError(f"{new}: the folder {new.parent} does not exist")
+        raise InputError(f"{new}: the folder {new.parent} does not exist")
     try:
         with tqdm(unit="B", unit_scale=True, desc=str(new)) as bar:
             fingerprint = how(old, new, bar.update)
     except (DatasetError, OSError) as error:
-        raise DataError(str(error)) from error
+        raise InputError(str(error)) from error
     click.echo(f"Wrote {new}, fingerprint {fingerprint[:12]}")
