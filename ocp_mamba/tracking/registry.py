@@ -21,8 +21,8 @@ from ocp_mamba.tracking.tags import DIGEST
 
 MODEL_NAME = "ocp-mamba-lvm"
 CANDIDATE = "candidate"
-REGISTERED = "registration"
-"""Tag of a version whose registration has come to its end."""
+REGISTERED, BEGUN, WHOLE = "registration", "begun", "whole"
+"""The tag of a version that `register_once` made, and its values before and after the alias."""
 
 VERSION_METRICS = ("next_vec_cosine", "val_next_vec_cosine", "faiss_retrieval_p1")
 RUN_TAGS = ("dataset.fingerprint", "encoder.name", "encoder.weight_hash", "git.commit")
@@ -90,7 +90,8 @@ def register_once(model_id: str, run_id: str, sha256: str, name: str = MODEL_NAM
     wanted = f"name = '{name}' AND tags.run_id = '{run_id}' AND tags.`{DIGEST}` = '{sha256}'"
 
     def versions() -> list[ModelVersion]:
-        return sorted(client.search_model_versions(wanted), key=lambda found: int(found.version))
+        made = [v for v in client.search_model_versions(wanted) if REGISTERED in v.tags]
+        return sorted(made, key=lambda v: (v.tags[REGISTERED] != WHOLE, int(v.version)))
 
     found = versions()
     if not found:
@@ -100,14 +101,14 @@ def register_once(model_id: str, run_id: str, sha256: str, name: str = MODEL_NAM
                 f"model {model_id} holds the weights {str(held)[:12]}, those that were evaluated "
                 f"are {sha256[:12]}"
             )
-        register_best(model_id, name=name)
+        register_best(model_id, name=name, tags={REGISTERED: BEGUN})
         found = versions()
     first, *doubled = found
     for other in doubled:  # made again where the answer to the first request was lost
         client.delete_model_version(name, other.version)
-    if REGISTERED not in first.tags:
+    if first.tags[REGISTERED] != WHOLE:
         client.set_registered_model_alias(name, CANDIDATE, first.version)
-        client.set_model_version_tag(name, first.version, REGISTERED, "whole")
+        client.set_model_version_tag(name, first.version, REGISTERED, WHOLE)
     return client.get_model_version(name, first.version)
 
 

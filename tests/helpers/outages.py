@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 KINDS = ("refused", "hanging", "500", "401", "HTML with 200", "slow", "answer lost")
-"""What a store that is out of order does: it takes no connection, it takes one and is silent, it
-answers with an error, a proxy asks for a login, a proxy answers with its own page, each answer takes
-long, the request is done but its answer does not arrive."""
+"""What a store that is out of order does: it takes no connection; it takes one and is silent; it
+answers with an error; a proxy asks for a login, or answers with its own page; each answer takes
+long; the request is done but its answer does not arrive."""
 
 PAGE = b"<html><body>Welcome to the gateway. Please log in.</body></html>"
 OWN_HEADERS = {"connection", "transfer-encoding", "content-length", "host", "keep-alive"}
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
     def _any(self) -> None:
