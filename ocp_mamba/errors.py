@@ -6,6 +6,8 @@ command line catches `OcpMambaError` and prints the message without a traceback.
 
 from __future__ import annotations
 
+from ocp_mamba.redact import redact
+
 LONGEST_LINE = 300
 """Characters: MLflow's messages go on for pages."""
 
@@ -91,5 +93,9 @@ class WorkerLostError(OcpMambaError, RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the error's class where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST_LINE]
+    """Return the first line of an error's message, or the error's class where it has none.
+
+    Passwords and tokens in it are redacted.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return redact(line)[:LONGEST_LINE]

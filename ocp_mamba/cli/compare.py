@@ -42,18 +42,19 @@ def compare(
     best are by paired bootstrap over the same sequences. Runs that were evaluated on other data,
     another split, another bank or by another version of the metrics are not ranked: exit code 2.
     """
-    from ocp_mamba.errors import CompareError, first_line
+    from ocp_mamba.errors import CompareError, TrackingError, first_line
     from ocp_mamba.jobs.compare import load_candidates
+    from ocp_mamba.redact import redact
     from ocp_mamba.reports.ranking import compare as compare_runs
     from ocp_mamba.reports.ranking import to_text, write_comparison
     from ocp_mamba.system.paths import resolve_output
     from ocp_mamba.tracking.store import STORE_FAILURES, use_store
 
-    uri = use_store(store)
     try:
+        uri = redact(use_store(store))
         comparison = compare_runs(load_candidates(run), METRICS[metric], stratum)
         files = write_comparison(comparison, resolve_output(output))
-    except CompareError as error:
+    except (CompareError, TrackingError) as error:
         raise InputError(str(error)) from error
     except STORE_FAILURES as error:
         raise InputError(f"tracking store {uri}: {first_line(error)}") from error

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from typing import Any
 
 import click
 
 from ocp_mamba.config import __version__
+from ocp_mamba.redact import redact, redact_console
 from ocp_mamba.system.cpu_info import widen_openblas
 
 COMMANDS = ("compare", "data", "evaluate", "quality", "runs", "sweep", "train", "variants")
 """Each is a function in the module of the same name."""
+
+TELEMETRY_VARIABLE = "MLFLOW_DISABLE_TELEMETRY"
+"""MLflow's telemetry reports to a host outside, and its threads read the environment while MLflow
+writes it, which can end the process. It is off unless the user has set this variable."""
 
 
 class LazyGroup(click.Group):
@@ -24,9 +31,19 @@ class LazyGroup(click.Group):
         """Return a command out of the module of its name, or None."""
         if cmd_name not in COMMANDS:
             return None
+        os.environ.setdefault(TELEMETRY_VARIABLE, "true")  # read when MLflow is imported
         command = getattr(import_module(f"ocp_mamba.cli.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an error's message shows no password."""
+        redact_console()
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = redact(error.message)  # type: ignore[misc]  # click calls it final
+            raise
 
 
 @click.group(

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ocp_mamba.errors import first_line
+from ocp_mamba.errors import TrackingError, first_line
+from ocp_mamba.redact import redact
+
+if TYPE_CHECKING:
+    from ocp_mamba.tracking.registry import ModelVersion
 
 STORE_OPTION = click.option(
     "--store",
@@ -44,15 +49,20 @@ def runs() -> None:
 def replay(file: Path, store: str | None) -> None:
     """Send the operations that wait in FILE, an offline queue, and delete FILE.
 
-    A run writes FILE while the tracking store does not answer. Sending an operation twice changes
-    nothing.
+    FILE holds what a run could not send while the tracking store did not answer: metrics, files,
+    models, the registration, the run's end. Sending an operation twice changes nothing.
     """
     from ocp_mamba.errors import QueueError
     from ocp_mamba.tracking import session
 
-    with _clear_errors(QueueError):
+    with _clear_errors(QueueError, TrackingError):
         sent = session.replay(file, store)
-    click.echo(f"{sent} operations sent; {file} deleted")
+    click.echo(f"{len(sent)} operations sent; {file} deleted")
+    for operation, result in sent:
+        if operation["op"] == "register":
+            click.echo(f"registered {result.name} version {result.version}{_aliases(result)}")
+        elif operation["op"] == "end":
+            click.echo(f"run {operation['run_id']} ended, {operation['status']}")
 
 
 @runs.command(
@@ -115,14 +125,19 @@ def link(experiment: str, run_id: str | None, store: str | None) -> None:
     click.echo(f"then open:     {address}")
 
 
+def _aliases(version: ModelVersion) -> str:
+    return "".join(f", alias {alias}" for alias in version.aliases)
+
+
 @contextmanager
 def _store(uri: str | None) -> Iterator[str]:
     """Use a store within the block; its failures are shown in one line."""
     from ocp_mamba.tracking.store import STORE_FAILURES, use_store
 
-    used = use_store(uri)
-    with _clear_errors(*STORE_FAILURES, prefix=f"tracking store {used}: "):
-        yield used
+    with _clear_errors(TrackingError):
+        used = use_store(uri)
+    with _clear_errors(*STORE_FAILURES, prefix=f"tracking store {redact(used)}: "):
+        yield redact(used)
 
 
 @contextmanager

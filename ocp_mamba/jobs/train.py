@@ -36,7 +36,7 @@ from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
 from ocp_mamba.system.malloc import give_back_freed
-from ocp_mamba.tracking.registry import CANDIDATE, ModelVersion, register_best
+from ocp_mamba.tracking.registry import CANDIDATE, ModelVersion
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 from ocp_mamba.tracking.store import ui_link
@@ -162,7 +162,7 @@ def _evaluate_and_register(
     evaluation = evaluate(model, data.evaluation_data, "val", name="model", index=data.index)
     timing = inference_latency(model) | {TRAIN_MINUTES: fitted.train_minutes}
     verdicts = _gates(job, model, data, fitted, evaluation)
-    model_id = run.log_models(job.output, fitted.best_epoch)
+    run.log_models(job.output, fitted.best_epoch)
     trained: dict[str, Evaluation] = {}
     if job.baselines == FULL:
         trained = train_and_evaluate(
@@ -196,8 +196,8 @@ def _evaluate_and_register(
     )
     report = _report(run, data, fitted, evaluation, verdicts)
     page = log_training(run, report, data.leaks, summary, job.output.parent / run.run_id)
-    version = register_best(model_id) if model_id is not None else None
     run.log_cost()
+    version = run.register(fitted.best_epoch)
     log(f"\n{summary}")
     log(_where_to_look(run, job, version, page))
     return TrainOutcome(run.run_id, fitted, evaluation, numbers, verdicts, version)
@@ -255,7 +255,7 @@ def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None,
     link, command = ui_link(run.store, run.experiment_id)
     lines = [f"\nmodel file   {job.output}", f"report       {page}"]
     if version is None:
-        lines.append("registered   not-run: the store did not take the model, see below")
+        lines.append("registered   not-run: the store did not take the model in time, see below")
     else:
         uri = f"models:/{version.name}@{CANDIDATE}"
         lines += [

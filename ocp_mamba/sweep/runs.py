@@ -16,11 +16,12 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import TrackingError, first_line
+from ocp_mamba.redact import redact
 from ocp_mamba.system.process import process_tags, worker_tag
 from ocp_mamba.tracking.operations import MAX_TAG_CHARACTERS
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import RUN_VARIABLE, identity_tags
-from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE
+from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, open_experiment
 from ocp_mamba.tracking.tags import ENDED_REASON, PARENT
 from ocp_mamba.training.state import EpochResult
 
@@ -41,8 +42,7 @@ class TrialRun(TrackedRun):
     ) -> None:
         """Wrap a run as `open_trial_run` gives it."""
         super().__init__(run, store, dataset, data_path, output_dir)
-        history = mlflow.MlflowClient().get_metric_history(self.run_id, "val_next_vec_cosine")
-        self._logged_until = max((m.step for m in history), default=0)
+        self._logged_until = self.last_logged_epoch()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the params that the run does not have yet."""
@@ -54,13 +54,6 @@ class TrialRun(TrackedRun):
         if result.epoch > self._logged_until:
             super().on_epoch(result)
         self._best = self._better(result)
-
-    def _terminate(self, status: str) -> bool:
-        try:
-            mlflow.MlflowClient().set_terminated(self.run_id, status)
-        except STORE_FAILURES:
-            return False
-        return True
 
 
 def open_trial_run(
@@ -107,7 +100,7 @@ class ParentRun:
         Raises:
             TrackingError: the store does not have it.
         """
-        self.run_id, self.sweep_id, self.store = run_id, sweep_id, store
+        self.run_id, self.sweep_id, self.store = run_id, sweep_id, redact(store)
         try:
             info = mlflow.MlflowClient().get_run(run_id).info
             self.experiment_id: str = info.experiment_id
@@ -115,7 +108,7 @@ class ParentRun:
             self.experiment: str = mlflow.get_experiment(info.experiment_id).name
         except STORE_FAILURES as error:
             raise TrackingError(
-                f"tracking store {store} has no run {run_id}, the parent of this sweep: "
+                f"tracking store {redact(store)} has no run {run_id}, the parent of this sweep: "
                 f"{first_line(error)}. Set {STORE_VARIABLE} to the store that the sweep began with"
             ) from error
 
@@ -134,7 +127,7 @@ class ParentRun:
         client.log_batch(
             self.run_id,
             [Metric(k, v, now, step) for k, v in (metrics or {}).items()],
-            [Param(k, str(v)) for k, v in (params or {}).items() if k not in held],
+            [Param(k, redact(str(v))) for k, v in (params or {}).items() if k not in held],
             _tags(tags or {}),
         )
 
@@ -187,13 +180,13 @@ def make_parent(sweep_id: str, experiment: str, name: str, dataset: Dataset, sto
             client.log_batch(adopted, tags=_tags(tags))
             client.update_run(adopted, name=name)
             return adopted
-        experiment_id = mlflow.set_experiment(experiment).experiment_id
+        experiment_id = open_experiment(experiment)
         found = _find(experiment_id, {SWEEP_TAG: sweep_id, KIND_TAG: "sweep"})
         run = found or client.create_run(experiment_id, tags=tags, run_name=name)
         return run.info.run_id
     except STORE_FAILURES as error:
         raise TrackingError(
-            f"tracking store {store}: {first_line(error)}. Start the server, or set "
+            f"tracking store {redact(store)}: {first_line(error)}. Start the server, or set "
             f"{STORE_VARIABLE} to another store"
         ) from error
 
@@ -231,4 +224,4 @@ def _find(experiment_id: str, tags: Mapping[str, str]) -> Run | None:
 
 
 def _tags(tags: Mapping[str, str]) -> list[RunTag]:
-    return [RunTag(k, v[:MAX_TAG_CHARACTERS]) for k, v in tags.items()]
+    return [RunTag(k, redact(v)[:MAX_TAG_CHARACTERS]) for k, v in tags.items()]

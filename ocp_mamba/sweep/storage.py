@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from ocp_mamba.errors import StorageError, first_line
+from ocp_mamba.redact import redact, remember
 
 JOURNAL = "sweeps.journal"
 SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -124,6 +125,7 @@ def open_storage(address: str, *, tracking_uri: str, grace: int) -> SweepStorage
     Raises:
         StorageError: it is MLflow's, is of another kind, or cannot be reached.
     """
+    remember(address)
     if "://" not in address:
         return _open_journal(Path(address).expanduser().resolve(), tracking_uri, grace)
     try:
@@ -135,20 +137,10 @@ def open_storage(address: str, *, tracking_uri: str, grace: int) -> SweepStorage
         ) from error
     if url.get_backend_name() != "postgresql":
         raise StorageError(
-            f"storage {redacted(address)}: found {url.get_backend_name()}, wanted {POSTGRES_HELP} "
+            f"storage {redact(address)}: found {url.get_backend_name()}, wanted {POSTGRES_HELP} "
             "or the path of a journal file"
         )
     return _open_postgres(url, tracking_uri, grace)
-
-
-def redacted(address: str) -> str:
-    """Return an address without its password and options."""
-    if "://" not in address:
-        return address
-    try:
-        return make_url(address).set(query={}).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return address.split("://")[0] + "://***"
 
 
 def _open_journal(path: Path, tracking_uri: str, grace: int) -> SweepStorage:
@@ -167,7 +159,7 @@ def _open_journal(path: Path, tracking_uri: str, grace: int) -> SweepStorage:
 
 
 def _open_postgres(url: URL, tracking_uri: str, grace: int) -> SweepStorage:
-    shown = redacted(url.render_as_string())
+    shown = url.set(query={}).render_as_string(hide_password=True)
     if _same_database(url, tracking_uri):
         raise StorageError(f"storage {shown} is MLflow's own database; make another one: createdb")
     try:

@@ -23,6 +23,7 @@ from ocp_mamba.errors import SweepError, TrackingError, first_line
 from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.jobs.common import what_ran
 from ocp_mamba.model.build import build_model
+from ocp_mamba.redact import redact
 from ocp_mamba.sweep.attempts import first_number, history
 from ocp_mamba.sweep.defaults import OBJECTIVES, STARTUP_TRIALS
 from ocp_mamba.sweep.report import Progress, SweepReport
@@ -162,7 +163,7 @@ def _run_trial(
         except BaseException as error:
             sweep.release(trial, first_line(error))
             if isinstance(error, STORE_FAILURES):
-                raise TrackingError(f"store {worker.store}: {first_line(error)}") from error
+                raise TrackingError(f"store {redact(worker.store)}: {first_line(error)}") from error
             raise
         try:
             values = _train(sweep, worker, trial, validate, run, progress)
@@ -174,6 +175,7 @@ def _run_trial(
             sweep.study.tell(trial, list(values.values()))
             return FINISHED, ""
         except (_LostError, UpdateFinishedTrialError):
+            run.abandon()
             return LOST, f"silent for more than {sweep.storage.grace} s, another worker has it"
         except TrialPruned as error:
             run.log_results({}, tags={STATE_TAG: PRUNED})

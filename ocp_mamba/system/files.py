@@ -11,7 +11,7 @@ from typing import IO
 
 
 @contextmanager
-def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path | str, *, mode: int | None = None) -> Iterator[IO[bytes]]:
     """Open a new file that replaces ``path`` when the block ends without an error.
 
     The content goes to a temporary file in the same folder. It is on the disk before it takes the
@@ -20,6 +20,7 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
 
     Args:
         path: the file to write; its folder must exist.
+        mode: the new file's permissions, such as ``0o600``; None for those that are usual.
 
     Yields:
         The temporary file, open for writing bytes.
@@ -31,6 +32,8 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             yield file
             sync(file)
         temporary.replace(path)

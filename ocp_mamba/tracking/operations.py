@@ -10,30 +10,35 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import (
+    FileInfo,
     LoggedModel,
     LoggedModelInput,
     LoggedModelOutput,
     LoggedModelStatus,
     Metric,
     Param,
+    Run,
     RunTag,
 )
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 
-from ocp_mamba.serving.pyfunc import save_pyfunc
+from ocp_mamba.errors import RegistryError
+from ocp_mamba.serving.pyfunc import CHECKPOINT, save_pyfunc
 from ocp_mamba.tracking.offline_queue import Operation
-from ocp_mamba.tracking.tags import PARENT
+from ocp_mamba.tracking.registry import register_once
+from ocp_mamba.tracking.tags import DIGEST, PARENT
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
-WEIGHTS_TAG, DIGEST_TAG, OPERATION_TAG = "weights", "checkpoint.sha256", "operation"
+WEIGHTS_TAG, DIGEST_TAG, OPERATION_TAG = "weights", DIGEST, "operation"
 MODEL_TYPE = "ocp-mamba-lvm"
 MAX_TAG_CHARACTERS = 5000
 BATCH = 100
@@ -57,11 +62,17 @@ def model_entry(epoch: int, checkpoint: Path, *, delete_checkpoint: bool = False
     }
 
 
-def apply(operation: Operation) -> str | None:
+def register_entry(epoch: int, sha256: str) -> Operation:
+    """Return the operation that registers an epoch's whole model; ``sha256`` is its ``.pt``'s."""
+    return {"op": "register", "epoch": epoch, "sha256": sha256}
+
+
+def apply(operation: Operation) -> Any:
     """Apply one operation to the current tracking store.
 
     Returns:
-        The LoggedModel's id for ``log`` with an epoch and for ``model``, the run's for ``child``.
+        The LoggedModel's id for ``log`` with an epoch and for ``model``, the run's for ``child``,
+        the version for ``register``.
 
     Raises:
         MlflowException: the store refuses, cannot be reached, or knows no such operation.
@@ -105,12 +116,17 @@ def _epoch_row(run_id: str, epoch: int) -> LoggedModel:
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     name = f"epoch-{epoch:03d}"
-    rows = client.search_logged_models(
-        [run.info.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{run_id}'"
-    )
-    row = rows[0] if rows else None
-    if row is None:
-        row = mlflow.initialize_logged_model(
+
+    def rows() -> list[LoggedModel]:
+        found = client.search_logged_models(
+            [run.info.experiment_id],
+            filter_string=f"name = '{name}' AND source_run_id = '{run_id}'",
+        )
+        return sorted(found, key=lambda row: (row.creation_timestamp, row.model_id))
+
+    found = rows()
+    if not found:
+        mlflow.initialize_logged_model(
             name=name,
             source_run_id=run_id,
             tags={EXTERNAL_TAG: "true"},
@@ -118,6 +134,10 @@ def _epoch_row(run_id: str, epoch: int) -> LoggedModel:
             model_type=MODEL_TYPE,
             experiment_id=run.info.experiment_id,
         )
+        found = rows()
+    row, *doubled = found
+    for other in doubled:  # made again where the answer to the first request was lost
+        client.delete_logged_model(other.model_id)
     if WEIGHTS_TAG not in row.tags:
         _mark_weightless(row)
     linked = run.outputs.model_outputs if run.outputs else []
@@ -148,10 +168,12 @@ def _store_model(operation: Operation) -> str:
     checkpoint = Path(operation["checkpoint"])
     row = _epoch_row(run_id, operation["epoch"])
     if row.tags.get(DIGEST_TAG) != digest:
+        _require_unchanged(checkpoint, digest)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             save_pyfunc(folder, checkpoint, model_id=row.model_id, run_id=run_id)
             client.log_model_artifacts(row.model_id, str(folder))
+        _require_stored(client.list_logged_model_artifacts(row.model_id, "artifacts"), CHECKPOINT)
         client.finalize_logged_model(row.model_id, LoggedModelStatus.READY)
         if EXTERNAL_TAG in row.tags:
             client.delete_logged_model_tag(row.model_id, EXTERNAL_TAG)
@@ -163,10 +185,28 @@ def _store_model(operation: Operation) -> str:
     return row.model_id
 
 
+def _require_unchanged(checkpoint: Path, digest: str) -> None:
+    """Raise where a file is no longer the one that was evaluated: another one may lie there now."""
+    with checkpoint.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
+        raise RegistryError(
+            f"{checkpoint} has changed since it was to be stored: its SHA-256 is {found[:12]}, "
+            f"wanted {digest[:12]}"
+        )
+
+
 def _artifact(operation: Operation) -> None:
-    mlflow.MlflowClient().log_artifact(
-        operation["run_id"], operation["path"], operation["artifact_path"]
-    )
+    run_id, path, folder = (operation[key] for key in ("run_id", "path", "artifact_path"))
+    client = mlflow.MlflowClient()
+    client.log_artifact(run_id, path, folder)
+    _require_stored(client.list_artifacts(run_id, folder), Path(path).name)
+
+
+def _require_stored(files: Sequence[FileInfo], name: str) -> None:
+    """Raise where a file is not among those listed: a proxy may answer an upload in its place."""
+    if name not in {Path(file.path).name for file in files}:
+        raise MlflowException(f"{name} was sent, but the store does not have it")
 
 
 def _child(operation: Operation) -> str:
@@ -174,21 +214,26 @@ def _child(operation: Operation) -> str:
     client = mlflow.MlflowClient()
     parent = client.get_run(operation["run_id"])
     experiment_id = parent.info.experiment_id
-    found = client.search_runs(
-        [experiment_id], f"tags.{OPERATION_TAG} = '{operation['id']}'", max_results=1
-    )
+
+    def made() -> list[Run]:
+        wanted = f"tags.{OPERATION_TAG} = '{operation['id']}'"
+        return list(client.search_runs([experiment_id], wanted, order_by=["start_time", "run_id"]))
+
+    found = made()
     tags = {PARENT: parent.info.run_id, OPERATION_TAG: operation["id"]}
     if user := parent.data.tags.get("mlflow.user"):
         tags["mlflow.user"] = user
-    child = (
-        found[0]
-        if found
-        else client.create_run(experiment_id, operation["time"], tags, operation["name"])
-    )
+    if not found:
+        client.create_run(experiment_id, operation["time"], tags, operation["name"])
+        found = made()
+    child, *doubled = found
+    for other in doubled:  # made again where the answer to the first request was lost
+        client.delete_run(other.info.run_id)
     child_id = child.info.run_id
     _log({**operation, "run_id": child_id})
     for path in operation.get("files", []):
         client.log_artifact(child_id, path)
+        _require_stored(client.list_artifacts(child_id), Path(path).name)
     client.set_terminated(child_id, "FINISHED", operation["time"])
     return child_id
 
@@ -205,11 +250,18 @@ def _model_input(operation: Operation) -> None:
     )
 
 
-APPLY: dict[str, Callable[[Operation], str | None]] = {
+def _register(operation: Operation) -> ModelVersion:
+    """Register an epoch's whole model, unless an earlier try has done so."""
+    row = _epoch_row(operation["run_id"], operation["epoch"])
+    return register_once(row.model_id, operation["run_id"], operation["sha256"])
+
+
+APPLY: dict[str, Callable[[Operation], Any]] = {
     "log": _log,
     "model": _store_model,
     "artifact": _artifact,
     "child": _child,
     "model_input": _model_input,
+    "register": _register,
     "end": _end,
 }

@@ -17,10 +17,12 @@ from ocp_mamba.errors import CheckpointError, RegistryError, first_line
 from ocp_mamba.model.checkpoint import load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.serving.pyfunc import CHECKPOINT
-from ocp_mamba.tracking.operations import DIGEST_TAG
+from ocp_mamba.tracking.tags import DIGEST
 
 MODEL_NAME = "ocp-mamba-lvm"
 CANDIDATE = "candidate"
+REGISTERED, BEGUN, WHOLE = "registration", "begun", "whole"
+"""The tag of a version that `register_once` made, and its values before and after the alias."""
 
 VERSION_METRICS = ("next_vec_cosine", "val_next_vec_cosine", "faiss_retrieval_p1")
 RUN_TAGS = ("dataset.fingerprint", "encoder.name", "encoder.weight_hash", "git.commit")
@@ -70,12 +72,52 @@ def register_best(
     return client.get_model_version(name, version.version)
 
 
+def register_once(model_id: str, run_id: str, sha256: str, name: str = MODEL_NAME) -> ModelVersion:
+    """Register a run's model as `register_best` does, unless an earlier try has done so.
+
+    A version whose registration was interrupted before it had its alias is made whole.
+
+    Args:
+        model_id: as `register_best`.
+        run_id: of the run that the model is the best of.
+        sha256: of the ``.pt`` that was evaluated; another one is not registered.
+        name: of the registered model.
+
+    Raises:
+        RegistryError: the model does not exist, holds no weights or other ones.
+    """
+    client = mlflow.MlflowClient()
+    wanted = f"name = '{name}' AND tags.run_id = '{run_id}' AND tags.`{DIGEST}` = '{sha256}'"
+
+    def versions() -> list[ModelVersion]:
+        made = [v for v in client.search_model_versions(wanted) if REGISTERED in v.tags]
+        return sorted(made, key=lambda v: (v.tags[REGISTERED] != WHOLE, int(v.version)))
+
+    found = versions()
+    if not found:
+        held = client.get_logged_model(model_id).tags.get(DIGEST)
+        if held != sha256:
+            raise RegistryError(
+                f"model {model_id} holds the weights {str(held)[:12]}, those that were evaluated "
+                f"are {sha256[:12]}"
+            )
+        register_best(model_id, name=name, tags={REGISTERED: BEGUN})
+        found = versions()
+    first, *doubled = found
+    for other in doubled:  # made again where the answer to the first request was lost
+        client.delete_model_version(name, other.version)
+    if first.tags[REGISTERED] != WHOLE:
+        client.set_registered_model_alias(name, CANDIDATE, first.version)
+        client.set_model_version_tag(name, first.version, REGISTERED, WHOLE)
+    return client.get_model_version(name, first.version)
+
+
 def _version_tags(model: LoggedModel, run: Run) -> dict[str, str]:
     tags = {
         "model_id": model.model_id,
         "run_id": run.info.run_id,
         "epoch": model.params.get("epoch", "unknown"),
-        DIGEST_TAG: model.tags.get(DIGEST_TAG, "unknown"),
+        DIGEST: model.tags.get(DIGEST, "unknown"),
     }
     measured = {m.key: m.value for m in model.metrics or []}
     tags |= {k: f"{measured[k]:.6f}" for k in VERSION_METRICS if k in measured}

@@ -6,6 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,29 @@ import mlflow
 from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import DatasetInput as LoggedInput
 from mlflow.entities import InputTag, Run
+from mlflow.entities.model_registry import ModelVersion
 
 from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.errors import QueueError
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.redact import redact, redact_all
+from ocp_mamba.tracking import sender
+from ocp_mamba.tracking.active_run import end_run, leave_active_run
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
-from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
-from ocp_mamba.tracking.store import STORE_FAILURES
+from ocp_mamba.tracking.operations import apply, metric_entry, model_entry, register_entry
+from ocp_mamba.tracking.store import is_refusal, retried
 from ocp_mamba.tracking.tags import ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.state import EpochResult
 
 NOT_RUN = "not-run"
 CONTEXT = "mlflow.data.context"
+LOGGED_EACH_EPOCH = "val_next_vec_cosine"
+
+SHOWN = ("params", "tags", "name")
+"""What of an operation people see in MLflow, so that no password may be in it."""
 
 TRAINED_ON = "training"
 TRAINING_INPUTS: Mapping[str, str] = {"train": TRAINED_ON, "val": "validation"}
@@ -38,8 +48,8 @@ Numbers = Mapping[str, float | None]
 class TrackedRun:
     """An open MLflow run; `session.track` makes it.
 
-    Everything is sent through an `OfflineQueue`, which keeps it in a file while the store does not
-    answer.
+    What it is told is on the disk when its methods return, in an `OfflineQueue`; the thread of a
+    `Sender` sends it. So nothing that the store does holds up a training, and nothing is lost.
     """
 
     has_rows = True
@@ -64,9 +74,11 @@ class TrackedRun:
         self.run_id: str = active.info.run_id
         self.experiment_id: str = active.info.experiment_id
         self.name: str = active.info.run_name
-        self.store = store
+        self.store = redact(store)
         self.queue_path = output_dir / f"{self.run_id}.queue.jsonl"
-        self._queue = OfflineQueue(self.queue_path, apply, store=store, failures=STORE_FAILURES)
+        self._sender = sender.Sender(
+            OfflineQueue(self.queue_path, store=store), apply, store=store, is_refusal=is_refusal
+        )
         self._logged_params: dict[str, str] = dict(active.data.params)
         self._dataset = dataset
         self._inputs = {
@@ -77,19 +89,15 @@ class TrackedRun:
         self._checkpoint_every = checkpoint_every
         self._best: tuple[int, float] | None = None
         self._last: tuple[int, Path] | None = None
-        self._model_ids: dict[int, str | None] = {}
+        self._stored: dict[int, str] = {}
         self._opened = time.perf_counter()
         self._cost = _Cost()
+        logged = [
+            LoggedInput(LoggedDataset(**self._inputs[split].to_dict()), [InputTag(CONTEXT, name)])
+            for split, name in inputs.items()
+        ]
         with self._cost:
-            mlflow.MlflowClient().log_inputs(
-                self.run_id,
-                [
-                    LoggedInput(
-                        LoggedDataset(**self._inputs[split].to_dict()), [InputTag(CONTEXT, name)]
-                    )
-                    for split, name in inputs.items()
-                ],
-            )
+            retried(lambda: mlflow.MlflowClient().log_inputs(self.run_id, logged))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log params; one that the run has with another value is logged as ``resolved.<name>``.
@@ -151,7 +159,7 @@ class TrackedRun:
             return
         if self._checkpoint_every and result.epoch % self._checkpoint_every == 0:
             self._store_model(result.epoch, self._save(result), delete=True)
-        elif result.is_last:
+        elif result.is_last and not result.is_best:  # the best one's file is `log_models`'s
             self._last = (result.epoch, self._save(result))
 
     def _better(self, result: EpochResult) -> tuple[int, float]:
@@ -160,22 +168,56 @@ class TrackedRun:
             return result.epoch, result.val["next_vec_cosine"]
         return self._best
 
-    def log_models(self, best_checkpoint: Path, best_epoch: int) -> str | None:
+    def log_models(self, best_checkpoint: Path, best_epoch: int) -> None:
         """Store the best and the last epoch's whole models, each in its epoch's own row.
 
-        Returns:
-            The best one's LoggedModel id, or None if it waits in the offline queue.
+        Args:
+            best_checkpoint: the best epoch's file. Keep it as it is until it is stored: a file that
+                has changed since is not stored.
+            best_epoch: its epoch.
         """
         with self._cost:
-            if best_epoch not in self._model_ids:
+            if best_epoch not in self._stored:
                 self._store_model(best_epoch, best_checkpoint, delete=False)
-            if self._last is not None and self._last[0] in self._model_ids:
+            if self._last is not None and self._last[0] in self._stored:
                 self._last[1].unlink(missing_ok=True)
             elif self._last is not None:
                 self._store_model(*self._last, delete=True)
             self._last = None
             self._send({"op": "log", "tags": {"best.epoch": str(best_epoch)}})
-        return self._model_ids[best_epoch]
+
+    def register(self, epoch: int) -> ModelVersion | None:
+        """Register the model that was stored of an epoch, and give it its alias.
+
+        Call it after everything that its version is to show was logged. It waits for the store as
+        long as `Sender.wait` says.
+
+        Returns:
+            The version; None if the registration still waits in the offline queue. Then
+            `session.replay` registers the model.
+        """
+        answer = self._send(register_entry(epoch, self._stored[epoch]))
+        self.flush()
+        version: ModelVersion | None = answer.result() if answer.done() else None
+        return version
+
+    def flush(self, seconds: float = math.inf) -> bool:
+        """Wait until the store has taken all, within `Sender.wait`'s limits; returns whether."""
+        with self._cost:
+            return self._sender.wait(seconds)
+
+    def last_logged_epoch(self) -> int:
+        """Return the last epoch that the run holds in the store or in its queue; 0 for none.
+
+        Raises:
+            MlflowException: the store does not answer.
+        """
+        client = mlflow.MlflowClient()
+        logged = [m.step for m in client.get_metric_history(self.run_id, LOGGED_EACH_EPOCH)]
+        for operation in self._sender.waiting():
+            metrics = operation.get("metrics", []) if operation["op"] == "log" else []
+            logged += [m["step"] for m in metrics if m["key"] == LOGGED_EACH_EPOCH]
+        return max(logged, default=0)
 
     def link_model(self, model_id: str) -> None:
         """Log a LoggedModel as the run's input, so that the UI links each to the other."""
@@ -194,8 +236,8 @@ class TrackedRun:
         *,
         history: Sequence[EpochRecord] = (),
         files: Sequence[Path] = (),
-    ) -> str | None:
-        """Log a finished run nested under this one; returns its id, or None if it is queued.
+    ) -> None:
+        """Log a finished run nested under this one.
 
         Args:
             name: the run's name.
@@ -218,15 +260,19 @@ class TrackedRun:
             "tags": {**(tags or {}), **notes},
             "files": [str(path.resolve()) for path in files],
         }
-        return self._send(operation)
+        self._send(operation)
 
     def log_cost(self) -> dict[str, float]:
         """Log and return the time that tracking has cost so far.
 
-        ``tracking_seconds`` is all the time spent in this object. ``tracking_share`` is the time of
-        the epochs' logging, as a share of the time from the run's start to its last epoch's end.
+        ``tracking_seconds`` is the time that the job spent in this object. ``tracking_share`` is
+        that of the epochs' logging, as a share of the time from the run's start to its last epoch's
+        end. ``tracking_cpu_seconds`` is processor time of the thread that sends.
         """
-        cost: dict[str, float] = {"tracking_seconds": self._cost.seconds}
+        cost: dict[str, float] = {
+            "tracking_seconds": self._cost.seconds,
+            "tracking_cpu_seconds": self._sender.cpu_seconds,
+        }
         if self._cost.training:
             cost["tracking_share"] = self._cost.in_epochs / self._cost.training
         metrics, _ = self._entries(cost, 0, lambda name: None)
@@ -234,26 +280,36 @@ class TrackedRun:
         return cost
 
     def end(self, status: str, reason: str = "") -> None:
-        """End the run; what could not be sent stays in the offline queue, and a hint is printed."""
-        if reason:
-            self._send({"op": "log", "tags": {ENDED_REASON: reason}})
-        drained = self._queue.drain(now=True)
-        ended = self._terminate(status)
-        if not (drained and ended):
-            self._queue.append(
-                {"op": "end", "run_id": self.run_id, "status": status, "time": _now()}
-            )
-            print(
-                f"The tracking store {self.store} did not take everything. When it answers:\n"
-                f"  ocp-mamba runs replay {self.queue_path}"
-            )
+        """End the run; what was not sent in time stays in the offline queue, and a hint is printed.
 
-    def _terminate(self, status: str) -> bool:
-        return end_active_run(status)
+        Waits as `Sender.wait` says, and a few seconds only for a run that was killed.
+        """
+        left = 0
+        try:
+            leave_active_run(self.run_id)
+            if reason:
+                self._send({"op": "log", "tags": {ENDED_REASON: reason}})
+            self._send({"op": "end", "status": status, "time": _now()})
+            self.flush(sender.KILLED_SECONDS if status == "KILLED" else math.inf)
+        except QueueError as error:
+            print(f"{error}. The run ends without what was to be logged last.")
+            end_run(self.run_id, status)
+        finally:
+            left = self._sender.close()
+            if left:
+                print(
+                    f"The tracking store {self.store} did not take {left} operations. When it "
+                    f"answers:\n  ocp-mamba runs replay {self.queue_path}"
+                )
 
-    def _send(self, operation: Operation) -> Any:
+    def abandon(self) -> None:
+        """Leave the run to another process, which logs again what was not sent."""
+        self._sender.discard()
+
+    def _send(self, operation: Operation) -> Future[Any]:
         with self._cost:
-            return self._queue.send({**operation, "run_id": self.run_id})
+            shown = {k: redact_all(v) for k, v in operation.items() if k in SHOWN}
+            return self._sender.send({**operation, **shown, "run_id": self.run_id})
 
     def _entries(
         self, numbers: Numbers, step: int, split_of: Callable[[str], str | None]
@@ -287,7 +343,8 @@ class TrackedRun:
 
     def _store_model(self, epoch: int, checkpoint: Path, *, delete: bool) -> None:
         operation = model_entry(epoch, checkpoint, delete_checkpoint=delete)
-        self._model_ids[epoch] = self._send(operation)
+        self._stored[epoch] = operation["sha256"]
+        self._send(operation)
 
 
 class _Cost:
@@ -308,15 +365,6 @@ class _Cost:
         self._depth -= 1
         if self._depth == 0:
             self.seconds += time.perf_counter() - self._started
-
-
-def end_active_run(status: str) -> bool:
-    """End MLflow's active run, if there is one; returns whether the store took it."""
-    try:
-        mlflow.end_run(status)
-    except STORE_FAILURES:
-        return False
-    return True
 
 
 def _epoch_numbers(record: EpochRecord) -> dict[str, float]:

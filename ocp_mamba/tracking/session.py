@@ -14,7 +14,8 @@ from typing import Any
 import mlflow
 
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import TrackingError, first_line
+from ocp_mamba.errors import QueueError, TrackingError, first_line
+from ocp_mamba.redact import HIDDEN, redact, redact_all
 from ocp_mamba.system.process import (
     Killed,
     mlflow_run_ancestor,
@@ -22,10 +23,17 @@ from ocp_mamba.system.process import (
     stop_signals,
     undisturbed,
 )
-from ocp_mamba.tracking.offline_queue import read_queue, replay_queue
+from ocp_mamba.tracking.active_run import end_active_run
+from ocp_mamba.tracking.offline_queue import Operation, read_queue, replay_queue
 from ocp_mamba.tracking.operations import apply
-from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun, end_active_run
-from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, use_store
+from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun
+from ocp_mamba.tracking.store import (
+    STORE_FAILURES,
+    STORE_VARIABLE,
+    is_refusal,
+    open_experiment,
+    use_store,
+)
 
 EXPERIMENT = "ocp_mamba"
 RUN_VARIABLE = "MLFLOW_RUN_ID"
@@ -93,9 +101,9 @@ def track(
     with stop_signals(mlflow_run_ancestor() if adopted else None):
         try:
             active = mlflow.start_run(
-                experiment_id=None if adopted else mlflow.set_experiment(experiment).experiment_id,
+                experiment_id=None if adopted else open_experiment(experiment),
                 run_name=run_name,
-                tags={**identity_tags(dataset), **(tags or {})},
+                tags=redact_all({**identity_tags(dataset), **(tags or {})}),
                 log_system_metrics=system_metrics,
             )
             run = TrackedRun(
@@ -114,7 +122,7 @@ def track(
             if not isinstance(error, STORE_FAILURES):
                 raise
             raise TrackingError(
-                f"tracking store {uri}: {first_line(error)}. Start the server, or set "
+                f"tracking store {redact(uri)}: {first_line(error)}. Start the server, or set "
                 f"{STORE_VARIABLE} to another store"
             ) from error
         try:
@@ -176,8 +184,8 @@ def git_state(folder: Path) -> dict[str, str]:
     }
 
 
-def replay(path: Path, store: str | None = None) -> int:
-    """Send the operations in an offline queue's file and delete it; returns their number.
+def replay(path: Path, store: str | None = None) -> list[tuple[Operation, Any]]:
+    """Send the operations in an offline queue's file and delete it; returns each with its result.
 
     Args:
         path: the file.
@@ -187,5 +195,11 @@ def replay(path: Path, store: str | None = None) -> int:
         QueueError: the file cannot be read, or the store does not answer; nothing is lost then.
     """
     written_for, _ = read_queue(path)
-    uri = use_store(store or os.environ.get(STORE_VARIABLE) or written_for)
-    return replay_queue(path, apply, store=uri, failures=STORE_FAILURES)
+    address = store or os.environ.get(STORE_VARIABLE) or written_for
+    if HIDDEN in address:
+        raise QueueError(
+            f"offline queue {path}: the password of its store {address} is not kept in a file; "
+            f"give the whole address with --store, or set {STORE_VARIABLE}"
+        )
+    uri = use_store(address)
+    return replay_queue(path, apply, store=uri, is_refusal=is_refusal)

@@ -5,5 +5,8 @@ from __future__ import annotations
 ENDED_REASON = "ended.reason"
 """Why a run ended early, or who ended it."""
 
+DIGEST = "checkpoint.sha256"
+"""Of a LoggedModel and of a version: the digest of the ``.pt`` that it was made of."""
+
 PARENT = "mlflow.parentRunId"
 """MLflow's own: the run under which the UI shows a nested run."""

@@ -17,7 +17,7 @@ from postgres import PASSWORD, Postgres
 
 from ocp_mamba.errors import StorageError
 from ocp_mamba.sweep.attempts import MAX_RETRIES, begin_again, count, first_number, history
-from ocp_mamba.sweep.storage import SweepStorage, default_journal, open_storage, redacted
+from ocp_mamba.sweep.storage import SweepStorage, default_journal, open_storage
 
 TRACKING = "sqlite:///elsewhere/mlflow.db"
 
@@ -236,5 +236,9 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_password_is_shown_nowhere() -> None:
-    assert redacted("postgresql://me:secret@h:1/db?password=secret") == "postgresql://me:***@h:1/db"
-    assert redacted("postgresql://me:sec:ret@h:x/db").endswith("***")
+    with pytest.raises(StorageError) as error:
+        opened("mysql://me:hunter@h:1/db?password=hunter")
+    assert "mysql://me:***@h:1/db?password=***" in str(error.value)
+    with pytest.raises(StorageError) as error:
+        opened("postgresql://me:hun:ter@h:x/db")
+    assert "hun" not in str(error.value)

@@ -12,7 +12,7 @@ from ocp_mamba.errors import RegistryError
 from ocp_mamba.model.checkpoint import load_model
 from ocp_mamba.serving.pyfunc import input_example
 from ocp_mamba.tracking import session
-from ocp_mamba.tracking.registry import MODEL_NAME, load_version, register_best
+from ocp_mamba.tracking.registry import MODEL_NAME, load_version, register_best, register_once
 from ocp_mamba.tracking.run import TrackedRun
 
 URI = f"models:/{MODEL_NAME}@candidate"
@@ -25,10 +25,11 @@ def trained(
     """A finished run with two epochs, and the id of its best model."""
     with session.track(dataset, "d.npz", output_dir="out", system_metrics=False) as run:
         result = train_tracked(run, dataset, tiny_config, tmp_path / "model.pt", epochs=2)
-        model_id = run.log_models(tmp_path / "model.pt", result.best_epoch)
+        run.log_models(tmp_path / "model.pt", result.best_epoch)
         run.log_results({"next_vec_cosine": 0.625}, {"train_time": "pass"}, epoch=2)
     assert result.best_epoch == 2
-    assert model_id is not None
+    stored = mlflow.search_logged_models([run.experiment_id], output_format="list")
+    (model_id,) = (row.model_id for row in stored if row.name == "epoch-002")
     return run, model_id
 
 
@@ -92,3 +93,37 @@ def test_unknown_models_are_refused(store: str) -> None:
         load_version("models:/absent/1")
     with pytest.raises(RegistryError, match="wanted models:/NAME@ALIAS"):
         load_version("model.pt")
+
+
+def test_registering_again_makes_no_second_version(trained: tuple[TrackedRun, str]) -> None:
+    run, model_id = trained
+    client = mlflow.MlflowClient()
+    digest = client.get_logged_model(model_id).tags["checkpoint.sha256"]
+    first = register_once(model_id, run.run_id, digest)
+    assert first.aliases == ["candidate"]
+    other = register_best(model_id)
+    again = register_once(model_id, run.run_id, digest)
+    assert (again.version, again.aliases) == (first.version, []), "a later alias stays"
+    versions = client.search_model_versions(f"name = '{MODEL_NAME}'")
+    assert {v.version for v in versions} == {first.version, other.version}
+
+
+def test_registration_that_was_cut_off_is_completed(trained: tuple[TrackedRun, str]) -> None:
+    run, model_id = trained
+    client = mlflow.MlflowClient()
+    digest = client.get_logged_model(model_id).tags["checkpoint.sha256"]
+    made = register_best(model_id, tags={"registration": "begun"})
+    register_best(model_id, tags={"registration": "begun"})  # tried again, its answer was lost
+    client.delete_registered_model_alias(MODEL_NAME, "candidate")
+    whole = register_once(model_id, run.run_id, digest)
+    assert (whole.version, whole.aliases) == (made.version, ["candidate"])
+    assert len(client.search_model_versions(f"name = '{MODEL_NAME}'")) == 1
+
+
+def test_other_weights_than_those_evaluated_are_not_registered(
+    trained: tuple[TrackedRun, str],
+) -> None:
+    run, model_id = trained
+    with pytest.raises(RegistryError, match=f"those that were evaluated are {'0' * 12}"):
+        register_once(model_id, run.run_id, "0" * 64)
+    assert mlflow.MlflowClient().search_registered_models() == []

@@ -6,18 +6,15 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from servers import Server, free_port, tracking_server
+from servers import free_port
 from tracked import train_tracked
 
 from ocp_mamba import errors
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import QueueError
-from ocp_mamba.model.checkpoint import load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.system.process import EXIT_KILLED, Killed
-from ocp_mamba.tracking import offline_queue, session
-from ocp_mamba.tracking.offline_queue import read_queue
+from ocp_mamba.tracking import session
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.store import ui_link
 from ocp_mamba.training.state import EpochResult
@@ -69,14 +66,15 @@ def test_training_shows_as_epochs_rows_dataset_and_models(
         dataset, "folder/some.npz", store=any_store, params=params, **OPTIONS
     ) as run:
         result = train_tracked(run, dataset, tiny_config, tmp_path / "model.pt")
-        best_id = run.log_models(tmp_path / "model.pt", result.best_epoch)
+        run.log_models(tmp_path / "model.pt", result.best_epoch)
         run.log_results(
             {"next_vec_cosine": 0.7, "echo_loop_similarity": None, "bad": math.inf},
             {"next_vec_cosine": "pass"},
             {"metrics.version": "1"},
             epoch=result.best_epoch,
         )
-        child_id = run.log_child("persistence", {"kind": "baseline"}, {"next_vec_cosine": 0.01})
+        run.log_child("persistence", {"kind": "baseline"}, {"next_vec_cosine": 0.01})
+        version = run.register(result.best_epoch)
         cost = run.log_cost()
 
     logged = mlflow.get_run(run.run_id)
@@ -115,14 +113,19 @@ def test_training_shows_as_epochs_rows_dataset_and_models(
     assert len(logged.outputs.model_outputs) == 3
     whole = {r.name for r in epochs if r.status == "READY"}
     assert whole == {f"epoch-{result.best_epoch:03d}", "epoch-003"}
-    assert best_id == epochs[result.best_epoch - 1].model_id
+    assert version.tags["model_id"] == epochs[result.best_epoch - 1].model_id
+    assert version.tags["next_vec_cosine"] == "0.700000"
+    assert version.aliases == ["candidate"]
     found = {m.key: m.value for m in epochs[0].metrics}
     assert found["val_next_vec_cosine"] == pytest.approx(result.history[0].val["next_vec_cosine"])
     on_val = [{"dataset_name": "some-val", "dataset_digest": inputs["validation"].digest}]
     assert len(rows(run, datasets=on_val, filter_string="metrics.next_vec_cosine > 0.6")) == 1
 
-    child = mlflow.get_run(child_id)
-    assert child.data.tags["mlflow.parentRunId"] == run.run_id
+    (child,) = mlflow.search_runs(
+        [run.experiment_id],
+        f"tags.mlflow.parentRunId = '{run.run_id}'",
+        output_format="list",
+    )
     assert (child.info.status, child.data.metrics) == ("FINISHED", {"next_vec_cosine": 0.01})
     assert not list(Path("out").glob("*"))  # neither an offline queue nor an epoch's .pt is left
 
@@ -145,10 +148,11 @@ def test_every_nth_epoch_is_whole(
 ) -> None:
     with session.track(dataset, "some.npz", checkpoint_every=2, **OPTIONS) as run:
         train_tracked(run, dataset, tiny_config, tmp_path / "model.pt", epochs=4)
+        assert run.flush()
         before = [r.name for r in rows(run) if r.status == "READY"]
-        model_id = run.log_models(tmp_path / "model.pt", 4)
+        run.log_models(tmp_path / "model.pt", 4)
     assert before == ["epoch-002", "epoch-004"]
-    assert model_id == rows(run)[3].model_id
+    assert [r.name for r in rows(run) if r.status == "READY"] == before
     assert not list(Path("out").glob("*.pt"))
 
 
@@ -228,71 +232,6 @@ def test_not_finite_epoch_figures_become_tags(
     assert logged.data.tags["metric.val_retrieval_p1"] == "not finite (nan) at step 1"
     assert "val_retrieval_p1" not in logged.data.metrics
     assert "metric.improvement_trend" not in logged.data.tags
-
-
-@pytest.fixture
-def mortal_server(tmp_path: Path) -> Server:
-    """A tracking server of this test's own, which it may kill."""
-    server = tracking_server(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
-def test_server_that_dies_and_comes_back_loses_nothing(
-    store: str,
-    mortal_server: Server,
-    dataset: Dataset,
-    tiny_config: ModelConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(offline_queue, "RETRY_SECONDS", 0)
-    checkpoint = tmp_path / "model.pt"
-    with session.track(dataset, "some.npz", store=mortal_server.url, **OPTIONS) as run:
-        run.on_epoch(epoch_result(1, tiny_config))
-        mortal_server.kill()
-        run.on_epoch(epoch_result(2, tiny_config))
-        assert f"kept in {run.queue_path}" in caplog.text
-        assert [op["epoch"] for op in read_queue(run.queue_path)[1]] == [2]
-        mortal_server.start()
-        run.on_epoch(epoch_result(3, tiny_config))
-        assert not run.queue_path.exists()
-        assert [step for step, _ in history(run, "val_next_vec_cosine")] == [1, 2, 3]
-
-        mortal_server.kill()
-        run.on_epoch(epoch_result(4, tiny_config, is_last=True))
-        (last,) = Path("out").glob("*.epoch-004.pt")
-        checkpoint.write_bytes(last.read_bytes())
-        assert run.log_models(checkpoint, 2) is None
-        assert run.log_child("ridge", {}, {"next_vec_cosine": 0.5}) is None
-    assert f"ocp-mamba runs replay {run.queue_path}" in capsys.readouterr().out
-    written = run.queue_path.read_text()
-
-    with pytest.raises(QueueError, match="0 of 6 operations sent"):
-        session.replay(run.queue_path)
-    assert run.queue_path.read_text() == written
-    mortal_server.start()
-    assert session.replay(run.queue_path) == 6
-    assert not run.queue_path.exists()
-    run.queue_path.write_text(written)
-    assert session.replay(run.queue_path) == 6  # a second time changes nothing
-
-    logged = mlflow.get_run(run.run_id)
-    assert logged.info.status == "FINISHED"
-    assert [p[0] for p in history(run, "val_next_vec_cosine")] == [1, 2, 3, 4]
-    assert len(logged.outputs.model_outputs) == 4
-    assert [r.status for r in rows(run)] == ["PENDING", "READY", "PENDING", "READY"]
-    children = mlflow.search_runs(
-        [run.experiment_id],
-        f"tags.mlflow.parentRunId = '{run.run_id}'",
-        output_format="list",
-    )
-    assert [c.info.run_name for c in children] == ["ridge"]
-    assert load_checkpoint(checkpoint)
 
 
 def test_ui_link_lands_in_model_training() -> None:
