@@ -114,6 +114,11 @@ class Bundle:
     manifest: Mapping[str, Any]
     digest: str
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether the evaluation set is a sample of a larger dataset."""
+        return SAMPLE in self.manifest["files"]
+
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The content of the ``.pt``.

@@ -17,9 +17,10 @@ from mlflow.entities import InputTag, Run
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.serving.bundle import digest_of
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
-from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
+from ocp_mamba.tracking.operations import BUNDLE_TAG, apply, metric_entry, model_entry
 from ocp_mamba.tracking.store import STORE_FAILURES
 from ocp_mamba.tracking.tags import ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
@@ -174,6 +175,7 @@ class TrackedRun:
             The best one's LoggedModel id, or None if it waits in the offline queue.
         """
         with self._cost:
+            digest = {BUNDLE_TAG: digest_of(bundle[-1])} if bundle else {}  # before it is deleted
             if bundle or best_epoch not in self._model_ids:
                 self._store_model(best_epoch, best_checkpoint, bundle, delete=False)
             if self._last is not None and self._last[0] in self._model_ids:
@@ -181,7 +183,8 @@ class TrackedRun:
             elif self._last is not None:
                 self._store_model(*self._last, (), delete=True)
             self._last = None
-            self._send({"op": "log", "tags": {"best.epoch": str(best_epoch)}})
+            tags = {"best.epoch": str(best_epoch), **digest}
+            self._send({"op": "log", "tags": tags})
         return self._model_ids[best_epoch]
 
     def link_model(self, model_id: str) -> None:

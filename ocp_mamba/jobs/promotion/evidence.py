@@ -23,6 +23,7 @@ def write_evidence(
     evaluation: Evaluation,
     gates: Mapping[str, str],
     fitted: FitResult,
+    min_context: int,
 ) -> list[Path]:
     """Write the bundle of a training's best epoch; returns its files.
 
@@ -34,6 +35,7 @@ def write_evidence(
         evaluation: of the best epoch on val.
         gates: verdicts by name.
         fitted: what the training gave.
+        min_context: fewest concepts of context that it learnt from.
     """
     facts: dict[str, Any] = {
         "run_id": run_id,
@@ -43,6 +45,8 @@ def write_evidence(
         "metrics": headline_figures(evaluation),
         "gates": dict(gates),
         "training": {
+            "min_context": min_context,
+            "best_cosine": fitted.best_cosine,
             "minutes": fitted.train_minutes,
             "trends": [record.improvement_trend for record in fitted.history],
         },
