@@ -12,8 +12,20 @@ from ocp_mamba.config import __version__
 from ocp_mamba.redact import redact, redact_console
 from ocp_mamba.system.cpu_info import widen_openblas
 
-COMMANDS = ("compare", "data", "evaluate", "quality", "runs", "sweep", "train", "variants")
-"""Each is a function in the module of the same name."""
+COMMANDS = (
+    "compare",
+    "data",
+    "evaluate",
+    "promote",
+    "quality",
+    "rollback",
+    "runs",
+    "sweep",
+    "train",
+    "variants",
+)
+MODULES = {"rollback": "promote"}
+"""The module that a command's function stands in, where that is not the one of its own name."""
 
 TELEMETRY_VARIABLE = "MLFLOW_DISABLE_TELEMETRY"
 """MLflow's telemetry reports to a host outside, and its threads read the environment while MLflow
@@ -28,11 +40,12 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command out of the module of its name, or None."""
+        """Return a command out of its module, or None."""
         if cmd_name not in COMMANDS:
             return None
         os.environ.setdefault(TELEMETRY_VARIABLE, "true")  # read when MLflow is imported
-        command = getattr(import_module(f"ocp_mamba.cli.{cmd_name}"), cmd_name)
+        module = MODULES.get(cmd_name, cmd_name)
+        command = getattr(import_module(f"ocp_mamba.cli.{module}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 

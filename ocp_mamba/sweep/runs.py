@@ -18,11 +18,10 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import TrackingError, first_line
 from ocp_mamba.redact import redact
 from ocp_mamba.system.process import process_tags, worker_tag
-from ocp_mamba.tracking.operations import MAX_TAG_CHARACTERS
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import RUN_VARIABLE, identity_tags
 from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, open_experiment
-from ocp_mamba.tracking.tags import ENDED_REASON, PARENT
+from ocp_mamba.tracking.tags import ENDED_REASON, MAX_TAG_CHARACTERS, PARENT
 from ocp_mamba.training.state import EpochResult
 
 SWEEP_TAG, TRIAL_TAG, KIND_TAG = "sweep.id", "sweep.trial", "kind"

@@ -16,11 +16,11 @@ from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor
 from ocp_mamba.errors import CheckpointError, RegistryError, first_line
 from ocp_mamba.model.checkpoint import load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.serving.pyfunc import CHECKPOINT
-from ocp_mamba.tracking.tags import DIGEST
+from ocp_mamba.serving.bundle import CHECKPOINT
+from ocp_mamba.tracking.aliases import CANDIDATE, MODEL_NAME, set_alias
+from ocp_mamba.tracking.candidate import move_candidate
+from ocp_mamba.tracking.tags import BUNDLE, DIGEST
 
-MODEL_NAME = "ocp-mamba-lvm"
-CANDIDATE = "candidate"
 REGISTERED, BEGUN, WHOLE = "registration", "begun", "whole"
 """The tag of a version that `register_once` made, and its values before and after the alias."""
 
@@ -32,10 +32,10 @@ def register_best(
     model_id: str,
     *,
     name: str = MODEL_NAME,
-    alias: str = CANDIDATE,
+    alias: str | None = CANDIDATE,
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """Register a LoggedModel as the next version of a registered model and give it an alias.
+    """Register a LoggedModel as the next version of a registered model; it may get an alias.
 
     The version's tags hold its cosine, epoch, run, dataset, encoder and gates, because on an SQL
     store MLflow 3.17 keeps neither the LoggedModel's id nor its metrics with the version.
@@ -43,7 +43,7 @@ def register_best(
     Args:
         model_id: a LoggedModel with whole weights, as `TrackedRun.log_models` returns it.
         name: the registered model, made where it does not exist.
-        alias: moved to the new version.
+        alias: moved to the new version; None moves none.
         tags: further tags of the version.
 
     Raises:
@@ -68,20 +68,25 @@ def register_best(
     version = mlflow.register_model(
         f"models:/{model_id}", name, tags={**_version_tags(model, run), **(tags or {})}
     )
-    client.set_registered_model_alias(name, alias, version.version)
+    if alias is not None:
+        set_alias(name, alias, version.version)
     return client.get_model_version(name, version.version)
 
 
-def register_once(model_id: str, run_id: str, sha256: str, name: str = MODEL_NAME) -> ModelVersion:
-    """Register a run's model as `register_best` does, unless an earlier try has done so.
+def register_once(
+    model_id: str, run_id: str, sha256: str, name: str = MODEL_NAME, *, alias_anyway: bool = False
+) -> ModelVersion:
+    """Register a run's model, unless an earlier try has done so, and see to ``candidate``.
 
-    A version whose registration was interrupted before it had its alias is made whole.
+    `move_candidate` decides whether the alias moves. A version whose registration was interrupted
+    before that is made whole.
 
     Args:
         model_id: as `register_best`.
         run_id: of the run that the model is the best of.
         sha256: of the ``.pt`` that was evaluated; another one is not registered.
         name: of the registered model.
+        alias_anyway: move the alias whatever speaks against it.
 
     Raises:
         RegistryError: the model does not exist, holds no weights or other ones.
@@ -101,13 +106,13 @@ def register_once(model_id: str, run_id: str, sha256: str, name: str = MODEL_NAM
                 f"model {model_id} holds the weights {str(held)[:12]}, those that were evaluated "
                 f"are {sha256[:12]}"
             )
-        register_best(model_id, name=name, tags={REGISTERED: BEGUN})
+        register_best(model_id, name=name, alias=None, tags={REGISTERED: BEGUN})
         found = versions()
     first, *doubled = found
     for other in doubled:  # made again where the answer to the first request was lost
         client.delete_model_version(name, other.version)
     if first.tags[REGISTERED] != WHOLE:
-        client.set_registered_model_alias(name, CANDIDATE, first.version)
+        move_candidate(first, anyway=alias_anyway)
         client.set_model_version_tag(name, first.version, REGISTERED, WHOLE)
     return client.get_model_version(name, first.version)
 
@@ -118,6 +123,7 @@ def _version_tags(model: LoggedModel, run: Run) -> dict[str, str]:
         "run_id": run.info.run_id,
         "epoch": model.params.get("epoch", "unknown"),
         DIGEST: model.tags.get(DIGEST, "unknown"),
+        BUNDLE: model.tags.get(BUNDLE, "none"),
     }
     measured = {m.key: m.value for m in model.metrics or []}
     tags |= {k: f"{measured[k]:.6f}" for k in VERSION_METRICS if k in measured}

@@ -21,13 +21,15 @@ from ocp_mamba.errors import QueueError
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.redact import redact, redact_all
+from ocp_mamba.serving.bundle import digest_of
 from ocp_mamba.tracking import sender
 from ocp_mamba.tracking.active_run import end_run, leave_active_run
+from ocp_mamba.tracking.aliases import MODEL_NAME
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
 from ocp_mamba.tracking.operations import apply, metric_entry, model_entry, register_entry
 from ocp_mamba.tracking.store import is_refusal, retried
-from ocp_mamba.tracking.tags import ENDED_REASON
+from ocp_mamba.tracking.tags import BUNDLE, ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.state import EpochResult
 
@@ -168,26 +170,32 @@ class TrackedRun:
             return result.epoch, result.val["next_vec_cosine"]
         return self._best
 
-    def log_models(self, best_checkpoint: Path, best_epoch: int) -> None:
+    def log_models(
+        self, best_checkpoint: Path, best_epoch: int, bundle: Sequence[Path] = ()
+    ) -> None:
         """Store the best and the last epoch's whole models, each in its epoch's own row.
 
         Args:
             best_checkpoint: the best epoch's file. Keep it as it is until it is stored: a file that
                 has changed since is not stored.
             best_epoch: its epoch.
+            bundle: files of `write_bundle` that belong to it; deleted when the store has them.
         """
         with self._cost:
-            if best_epoch not in self._stored:
-                self._store_model(best_epoch, best_checkpoint, delete=False)
+            digest = {BUNDLE: digest_of(bundle[-1])} if bundle else {}  # before it is deleted
+            if bundle or best_epoch not in self._stored:
+                self._store_model(best_epoch, best_checkpoint, bundle, delete=False)
             if self._last is not None and self._last[0] in self._stored:
                 self._last[1].unlink(missing_ok=True)
             elif self._last is not None:
                 self._store_model(*self._last, delete=True)
             self._last = None
-            self._send({"op": "log", "tags": {"best.epoch": str(best_epoch)}})
+            self._send({"op": "log", "tags": {"best.epoch": str(best_epoch), **digest}})
 
-    def register(self, epoch: int) -> ModelVersion | None:
-        """Register the model that was stored of an epoch, and give it its alias.
+    def register(
+        self, epoch: int, name: str = MODEL_NAME, *, alias_anyway: bool = False
+    ) -> ModelVersion | None:
+        """Register the model that was stored of an epoch; `move_candidate` decides on its alias.
 
         Call it after everything that its version is to show was logged. It waits for the store as
         long as `Sender.wait` says.
@@ -196,7 +204,8 @@ class TrackedRun:
             The version; None if the registration still waits in the offline queue. Then
             `session.replay` registers the model.
         """
-        answer = self._send(register_entry(epoch, self._stored[epoch]))
+        entry = register_entry(epoch, self._stored[epoch], name, alias_anyway=alias_anyway)
+        answer = self._send(entry)
         self.flush()
         version: ModelVersion | None = answer.result() if answer.done() else None
         return version
@@ -341,8 +350,10 @@ class TrackedRun:
         )
         return path
 
-    def _store_model(self, epoch: int, checkpoint: Path, *, delete: bool) -> None:
-        operation = model_entry(epoch, checkpoint, delete_checkpoint=delete)
+    def _store_model(
+        self, epoch: int, checkpoint: Path, bundle: Sequence[Path] = (), *, delete: bool
+    ) -> None:
+        operation = model_entry(epoch, checkpoint, bundle, delete_checkpoint=delete)
         self._stored[epoch] = operation["sha256"]
         self._send(operation)
 

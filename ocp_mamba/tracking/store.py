@@ -171,6 +171,19 @@ def _migration_lock(uri: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn the failures of a tracking store within the block into one line for a person.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    try:
+        yield
+    except STORE_FAILURES as error:
+        raise TrackingError(f"tracking store {redact(uri)}: {first_line(error)}") from error
+
+
 def ui_link(
     store: str, experiment_id: str, run_id: str | None = None, *, port: int = UI_PORT
 ) -> tuple[str, str | None]:

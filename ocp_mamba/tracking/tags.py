@@ -8,5 +8,11 @@ ENDED_REASON = "ended.reason"
 DIGEST = "checkpoint.sha256"
 """Of a LoggedModel and of a version: the digest of the ``.pt`` that it was made of."""
 
+BUNDLE = "bundle.sha256"
+"""Of a LoggedModel and of a version: the digest of the manifest of its bundle."""
+
+MAX_TAG_CHARACTERS = 5000
+"""A store refuses longer tags."""
+
 PARENT = "mlflow.parentRunId"
 """MLflow's own: the run under which the UI shows a nested run."""
