@@ -28,9 +28,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 
+from ocp_mamba.errors import RegistryError
 from ocp_mamba.serving.pyfunc import save_pyfunc
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.tags import PARENT
+from ocp_mamba.training.history import EpochRecord
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, DIGEST_TAG, OPERATION_TAG = "weights", "checkpoint.sha256", "operation"
@@ -44,6 +47,33 @@ def metric_entry(
 ) -> dict[str, Any]:
     """Return a metric as JSON; ``dataset`` is (name, digest) of the split it was computed on."""
     return {"key": key, "value": value, "time": timestamp, "step": step, "dataset": dataset}
+
+
+def epoch_numbers(record: EpochRecord) -> dict[str, float]:
+    """Return an epoch's numbers by the names of their metrics; a trend of None is absent."""
+    trend, longest = record.improvement_trend, record.longest_chain
+    return {
+        **{f"val_{name}": value for name, value in record.val.items()},
+        **{_train_metric(name): value for name, value in record.losses.items()},
+        **({} if trend is None else {"improvement_trend": trend}),
+        **({} if longest is None else {"curriculum_longest_chain": float(longest)}),
+        **({} if not record.skipped_steps else {"skipped_steps": float(record.skipped_steps)}),
+        "epoch_seconds": record.seconds,
+        "learning_rate": record.lr,
+        "examples_per_second": record.examples_per_second,
+    }
+
+
+def _train_metric(name: str) -> str:
+    """The name of a training metric; that of a loss term begins with ``train_loss_``."""
+    return "train_grad_norm" if name == "grad_norm" else f"train_loss_{name}"
+
+
+def split_of_metric(name: str) -> str | None:
+    """Return the split that an epoch's metric was computed on, or None."""
+    if name.startswith(("val_", "improvement_trend")):
+        return "val"
+    return "train" if name.startswith("train_") else None
 
 
 def model_entry(epoch: int, checkpoint: Path, *, delete_checkpoint: bool = False) -> Operation:
@@ -148,6 +178,7 @@ def _store_model(operation: Operation) -> str:
     checkpoint = Path(operation["checkpoint"])
     row = _epoch_row(run_id, operation["epoch"])
     if row.tags.get(DIGEST_TAG) != digest:
+        _require_unchanged(checkpoint, digest)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             save_pyfunc(folder, checkpoint, model_id=row.model_id, run_id=run_id)
@@ -161,6 +192,15 @@ def _store_model(operation: Operation) -> str:
     if operation.get("delete_checkpoint"):
         checkpoint.unlink(missing_ok=True)
     return row.model_id
+
+
+def _require_unchanged(checkpoint: Path, digest: str) -> None:
+    found = sha256_of(checkpoint)
+    if found != digest:
+        raise RegistryError(
+            f"{checkpoint} has the SHA-256 {found[:12]}, wanted {digest[:12]}: it has changed "
+            "since it was evaluated; nothing was stored"
+        )
 
 
 def _artifact(operation: Operation) -> None:
@@ -186,6 +226,8 @@ def _child(operation: Operation) -> str:
         else client.create_run(experiment_id, operation["time"], tags, operation["name"])
     )
     child_id = child.info.run_id
+    if child.info.status == "FINISHED":
+        return child_id
     _log({**operation, "run_id": child_id})
     for path in operation.get("files", []):
         client.log_artifact(child_id, path)

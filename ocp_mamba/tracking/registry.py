@@ -21,6 +21,8 @@ from ocp_mamba.tracking.operations import DIGEST_TAG
 
 MODEL_NAME = "ocp-mamba-lvm"
 CANDIDATE = "candidate"
+ALIAS_TAG = "alias.given"
+"""Tag of a version that has had its alias, so that a resumed run does not move it back."""
 
 VERSION_METRICS = ("next_vec_cosine", "val_next_vec_cosine", "faiss_retrieval_p1")
 RUN_TAGS = ("dataset.fingerprint", "encoder.name", "encoder.weight_hash", "git.commit")
@@ -34,6 +36,8 @@ def register_best(
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Register a LoggedModel as the next version of a registered model and give it an alias.
+
+    A model that has a version gets no second one: a killed process has made it.
 
     The version's tags hold its cosine, epoch, run, dataset, encoder and gates, because on an SQL
     store MLflow 3.17 keeps neither the LoggedModel's id nor its metrics with the version.
@@ -63,11 +67,19 @@ def register_best(
     if model.source_run_id is None:
         raise RegistryError(f"model {model_id} belongs to no run, so nothing is known of it")
     run = client.get_run(model.source_run_id)
-    version = mlflow.register_model(
+    version = _version_of(model_id, name) or mlflow.register_model(
         f"models:/{model_id}", name, tags={**_version_tags(model, run), **(tags or {})}
     )
-    client.set_registered_model_alias(name, alias, version.version)
+    if ALIAS_TAG not in version.tags:
+        client.set_registered_model_alias(name, alias, version.version)
+        client.set_model_version_tag(name, version.version, ALIAS_TAG, alias)
     return client.get_model_version(name, version.version)
+
+
+def _version_of(model_id: str, name: str) -> ModelVersion | None:
+    """The version that a killed process has made of a model, or None."""
+    wanted = f"name = '{name}' AND tags.model_id = '{model_id}'"
+    return next(iter(mlflow.MlflowClient().search_model_versions(wanted)), None)
 
 
 def _version_tags(model: LoggedModel, run: Run) -> dict[str, str]:

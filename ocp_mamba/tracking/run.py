@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,20 @@ from mlflow.entities import DatasetInput as LoggedInput
 from mlflow.entities import InputTag, Run
 
 from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.errors import TrackingError
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
-from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
+from ocp_mamba.tracking.operations import (
+    apply,
+    epoch_numbers,
+    metric_entry,
+    model_entry,
+    split_of_metric,
+)
+from ocp_mamba.tracking.resumed import logged_points
 from ocp_mamba.tracking.store import STORE_FAILURES
 from ocp_mamba.tracking.tags import ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
@@ -55,17 +65,23 @@ class TrackedRun:
         checkpoint_every: int = 0,
         inputs: Mapping[str, str] = TRAINING_INPUTS,
         evaluated: Dataset | None = None,
+        *,
+        resumed: bool = False,
     ) -> None:
         """Wrap an active run and log splits of the dataset as its inputs, each in its context.
 
         The split that is trained on is the dataset's; the others are those of ``evaluated``, if
-        it is given.
+        it is given. A run that is ``resumed`` keeps what it holds: no metric gets a second point
+        at a step, and no param another value.
         """
         self.run_id: str = active.info.run_id
         self.experiment_id: str = active.info.experiment_id
         self.name: str = active.info.run_name
         self.store = store
-        self.queue_path = output_dir / f"{self.run_id}.queue.jsonl"
+        self.queue_path = queue_path(output_dir, self.run_id)
+        self._started: int = active.info.start_time
+        self._resumed = resumed
+        self._held = logged_points(self.run_id) if resumed else frozenset()
         self._queue = OfflineQueue(self.queue_path, apply, store=store, failures=STORE_FAILURES)
         self._logged_params: dict[str, str] = dict(active.data.params)
         self._dataset = dataset
@@ -78,6 +94,7 @@ class TrackedRun:
         self._best: tuple[int, float] | None = None
         self._last: tuple[int, Path] | None = None
         self._model_ids: dict[int, str | None] = {}
+        self._children: Counter[str] = Counter()
         self._opened = time.perf_counter()
         self._cost = _Cost()
         with self._cost:
@@ -100,7 +117,7 @@ class TrackedRun:
         for key, value in params.items():
             if key not in self._logged_params:
                 new[key] = str(value)
-            elif self._logged_params[key] != str(value):
+            elif self._logged_params[key] != str(value) and not self._resumed:
                 new[f"resolved.{key}"] = str(value)
         self._logged_params |= new
         self._send({"op": "log", "params": new})
@@ -127,7 +144,16 @@ class TrackedRun:
         metrics, notes = self._entries(numbers, epoch or 0, lambda name: split)
         notes |= {f"gate.{name}": verdict for name, verdict in (gates or {}).items()}
         notes |= tags or {}
-        self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
+        self._log(metrics, notes, epoch)
+
+    def on_resume(self, results: Sequence[EpochResult]) -> None:
+        """Log those epochs of an interrupted training that the run does not hold."""
+        with self._cost:
+            for result in results:
+                if ("val_next_vec_cosine", result.epoch) not in self._held:
+                    self._log_numbers(result)
+                else:
+                    self._best = self._better(result)
 
     def on_epoch(self, result: EpochResult) -> None:
         """Log an epoch's metrics, on the run and on the epoch's row of the Models page."""
@@ -138,15 +164,7 @@ class TrackedRun:
         self._cost.training = time.perf_counter() - self._opened
 
     def _log_epoch(self, result: EpochResult) -> None:
-        self._best = self._better(result)
-        numbers = _epoch_numbers(result) | {
-            "best_epoch": self._best[0],
-            "best_val_next_vec_cosine": self._best[1],
-        }
-        metrics, notes = self._entries(numbers, result.epoch, _split_of)
-        notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
-        epoch = result.epoch if self.has_rows else None
-        self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
+        self._log_numbers(result)
         if not self.has_rows:
             return
         if self._checkpoint_every and result.epoch % self._checkpoint_every == 0:
@@ -154,18 +172,44 @@ class TrackedRun:
         elif result.is_last:
             self._last = (result.epoch, self._save(result))
 
+    def _log_numbers(self, result: EpochResult) -> None:
+        self._best = self._better(result)
+        numbers = epoch_numbers(result) | {
+            "best_epoch": self._best[0],
+            "best_val_next_vec_cosine": self._best[1],
+        }
+        metrics, notes = self._entries(numbers, result.epoch, split_of_metric, result.time)
+        notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
+        self._log(metrics, notes, result.epoch if self.has_rows else None)
+
     def _better(self, result: EpochResult) -> tuple[int, float]:
         """The best epoch so far, including this one, and its cosine."""
         if result.is_best or self._best is None:
             return result.epoch, result.val["next_vec_cosine"]
         return self._best
 
-    def log_models(self, best_checkpoint: Path, best_epoch: int) -> str | None:
+    def log_models(
+        self, best_checkpoint: Path, best_epoch: int, sha256: str | None = None
+    ) -> str | None:
         """Store the best and the last epoch's whole models, each in its epoch's own row.
+
+        Args:
+            best_checkpoint: the best epoch's ``.pt``.
+            best_epoch: its epoch.
+            sha256: of the file that was evaluated.
 
         Returns:
             The best one's LoggedModel id, or None if it waits in the offline queue.
+
+        Raises:
+            TrackingError: the file is no longer the one that was evaluated; nothing is stored.
         """
+        found = sha256_of(best_checkpoint)
+        if sha256 not in (None, found):
+            raise TrackingError(
+                f"{best_checkpoint} has the SHA-256 {found[:12]}, that of the evaluated model is "
+                f"{str(sha256)[:12]}: another process wrote to it; nothing was registered"
+            )
         with self._cost:
             if best_epoch not in self._model_ids:
                 self._store_model(best_epoch, best_checkpoint, delete=False)
@@ -205,20 +249,27 @@ class TrackedRun:
             history: epochs, each logged at its own step.
             files: copied into the run's artifacts.
         """
-        metrics, notes = self._entries(numbers, 0, lambda name: None)
+        metrics, notes = self._entries(numbers, 0, lambda name: None, self._started)
         for record in history:
-            metrics += self._entries(_epoch_numbers(record), record.epoch, lambda name: None)[0]
+            metrics += self._entries(
+                epoch_numbers(record), record.epoch, lambda name: None, record.time
+            )[0]
+        self._children[name] += 1
         operation = {
             "op": "child",
-            "id": uuid.uuid4().hex,
+            "id": self._child_id(name),
             "name": name,
-            "time": _now(),
+            "time": self._started,
             "params": {key: str(value) for key, value in params.items()},
             "metrics": metrics,
             "tags": {**(tags or {}), **notes},
             "files": [str(path.resolve()) for path in files],
         }
         return self._send(operation)
+
+    def _child_id(self, name: str) -> str:
+        """The same again where a run is resumed, so that a child is made once."""
+        return uuid.uuid5(uuid.UUID(self.run_id), f"{name} {self._children[name]}").hex
 
     def log_cost(self) -> dict[str, float]:
         """Log and return the time that tracking has cost so far.
@@ -229,8 +280,7 @@ class TrackedRun:
         cost: dict[str, float] = {"tracking_seconds": self._cost.seconds}
         if self._cost.training:
             cost["tracking_share"] = self._cost.in_epochs / self._cost.training
-        metrics, _ = self._entries(cost, 0, lambda name: None)
-        self._send({"op": "log", "metrics": metrics})
+        self._log(*self._entries(cost, 0, lambda name: None))
         return cost
 
     def end(self, status: str, reason: str = "") -> None:
@@ -256,12 +306,19 @@ class TrackedRun:
             return self._queue.send({**operation, "run_id": self.run_id})
 
     def _entries(
-        self, numbers: Numbers, step: int, split_of: Callable[[str], str | None]
+        self,
+        numbers: Numbers,
+        step: int,
+        split_of: Callable[[str], str | None],
+        time: int = 0,
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Return the finite numbers as metrics, and a tag for each of the others."""
+        """Return the finite numbers as metrics, and a tag for each of the others.
+
+        The time is in Unix milliseconds, 0 for now.
+        """
         metrics: list[dict[str, Any]] = []
         notes: dict[str, str] = {}
-        now = _now()
+        now = time or _now()
         for name, value in numbers.items():
             if value is None:
                 notes[f"metric.{name}"] = NOT_RUN
@@ -272,6 +329,13 @@ class TrackedRun:
                 dataset = source.identity if source else None
                 metrics.append(metric_entry(name, float(value), now, step, dataset))
         return metrics, notes
+
+    def _log(
+        self, metrics: list[dict[str, Any]], tags: dict[str, str], epoch: int | None = None
+    ) -> None:
+        """Send metrics and tags, without the metrics that a resumed run holds already."""
+        new = [m for m in metrics if (m["key"], m["step"]) not in self._held]
+        self._send({"op": "log", "epoch": epoch, "metrics": new, "tags": tags})
 
     def _save(self, result: EpochResult) -> Path:
         assert isinstance(result.model, OCPMambaLVM)
@@ -310,6 +374,11 @@ class _Cost:
             self.seconds += time.perf_counter() - self._started
 
 
+def queue_path(folder: Path, run_id: str) -> Path:
+    """Return the file of a run's offline queue."""
+    return folder / f"{run_id}.queue.jsonl"
+
+
 def end_active_run(status: str) -> bool:
     """End MLflow's active run, if there is one; returns whether the store took it."""
     try:
@@ -317,32 +386,6 @@ def end_active_run(status: str) -> bool:
     except STORE_FAILURES:
         return False
     return True
-
-
-def _epoch_numbers(record: EpochRecord) -> dict[str, float]:
-    """An epoch's numbers by the names of their metrics; a trend is absent where it is None."""
-    trend, longest = record.improvement_trend, record.longest_chain
-    return {
-        **{f"val_{name}": value for name, value in record.val.items()},
-        **{_train_metric(name): value for name, value in record.losses.items()},
-        **({} if trend is None else {"improvement_trend": trend}),
-        **({} if longest is None else {"curriculum_longest_chain": float(longest)}),
-        "epoch_seconds": record.seconds,
-        "learning_rate": record.lr,
-        "examples_per_second": record.examples_per_second,
-    }
-
-
-def _train_metric(name: str) -> str:
-    """The name of a training metric; that of a loss term begins with ``train_loss_``."""
-    return "train_grad_norm" if name == "grad_norm" else f"train_loss_{name}"
-
-
-def _split_of(name: str) -> str | None:
-    """The split that an epoch's metric was computed on, or None."""
-    if name.startswith(("val_", "improvement_trend")):
-        return "val"
-    return "train" if name.startswith("train_") else None
 
 
 def _now() -> int:

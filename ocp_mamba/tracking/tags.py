@@ -5,5 +5,14 @@ from __future__ import annotations
 ENDED_REASON = "ended.reason"
 """Why a run ended early, or who ended it."""
 
+OUTPUT = "training.output"
+"""The ``--output`` of a training, on the machine that its process tags name."""
+
+RESUMED_TIMES = "resumed.times"
+"""How often a training was gone on with in its run."""
+
+RESUMED_BY = "resumed.run"
+"""On the run that ``mlflow run`` made for a resumption: the run that goes on in its place."""
+
 PARENT = "mlflow.parentRunId"
 """MLflow's own: the run under which the UI shows a nested run."""
