@@ -18,6 +18,7 @@ from ocp_mamba.errors import ConfigError
 from ocp_mamba.jobs.common import Log, open_data
 from ocp_mamba.jobs.evaluate import EvaluationJob, EvaluationOutcome, evaluate_on
 from ocp_mamba.jobs.train import TrainJob, TrainOutcome, run_training
+from ocp_mamba.jobs.train_job import SAVE_MINUTES
 from ocp_mamba.presets import BASE
 from ocp_mamba.presets import preset as preset_named
 from ocp_mamba.tracking.aliases import MODEL_NAME
@@ -126,6 +127,7 @@ def train(
     alias_anyway: bool = False,
     limits: EvalLimits | None = None,
     resume: bool = False,
+    save_minutes: float = SAVE_MINUTES,
     progress: bool = True,
     log: Log = print,
     **settings: Any,
@@ -136,7 +138,7 @@ def train(
 
     Args:
         data: path of a dataset file, of a folder of shards, or of an older npz.
-        output: the ``.pt`` to write; the run's report stands in a folder beside it.
+        output: the ``.pt`` to write at the end; all else is in the run's folder beside it.
         preset: a named variant, see `presets.PRESETS`.
         model_size: "tiny", "small" or "base".
         relations: the model knows the dataset's relations; None for what the preset says.
@@ -147,7 +149,8 @@ def train(
         model_name: the registered model that gets a new version.
         alias_anyway: move the alias ``candidate`` to it whatever its gates say.
         limits: up to what size data are evaluated whole; None for the defaults.
-        resume: go on with an interrupted training of this output.
+        resume: go on with an interrupted training of this output; start one if none is left.
+        save_minutes: most minutes of training that a kill may cost; 0: up to an epoch.
         progress: show a progress bar.
         log: takes what a person should read.
         settings: fields of `ModelConfig` and `TrainConfig`, such as ``n_layers=12`` or
@@ -185,6 +188,7 @@ def train(
         alias_anyway=alias_anyway,
         limits=limits or EvalLimits(),
         resume=resume,
+        save_minutes=save_minutes,
         progress=progress,
     )
     return run_training(job, log)

@@ -6,6 +6,7 @@ modules that write it into files: they must not import the package that imports 
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -34,6 +35,14 @@ T = TypeVar("T")
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_finite(config: object) -> None:
+    for name, value in vars(config).items():
+        _require(
+            not isinstance(value, float) or math.isfinite(value),
+            f"{name} must be a finite number, got {value}",
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a shape that no model can have."""
         object.__setattr__(self, "relations", tuple(self.relations))
+        _require_finite(self)
         for name in (
             "d_model", "n_layers", "d_state", "d_conv", "expand", "headdim", "chunk_size",
             "d_relation", "members",
@@ -177,6 +187,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value outside its range."""
+        _require_finite(self)
         for name in ("batch_size", "max_epochs", "min_context"):
             _require(
                 getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"

@@ -56,6 +56,14 @@ class JobError(OcpMambaError, RuntimeError):
     """What was asked for does not fit together: a model, a dataset, an encoder."""
 
 
+class NotFiniteError(OcpMambaError, ValueError):
+    """A loss, a gradient, a weight or a prediction is NaN or infinite."""
+
+
+class OutputError(OcpMambaError, OSError):
+    """A file cannot be written: a read-only folder, a full disk, a folder of that name."""
+
+
 class QueueError(OcpMambaError, ValueError):
     """An offline queue's file cannot be read, or the store does not take what waits in it."""
 
@@ -96,6 +104,10 @@ class TrackingError(OcpMambaError, RuntimeError):
 
 class TrainingError(OcpMambaError, RuntimeError):
     """Training cannot start, or cannot go on."""
+
+
+class ResumeError(TrainingError):
+    """An interrupted training cannot be gone on with; the message says what differs."""
 
 
 class VariantsError(OcpMambaError, RuntimeError):

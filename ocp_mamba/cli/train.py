@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ocp_mamba.cli.options import (
     merged_settings,
     with_errors,
 )
-from ocp_mamba.config import DEFAULT_PATIENCE, MIN_CONTEXT, MODEL_SIZES, TrainConfig
+from ocp_mamba.config import DEFAULT_PATIENCE, MIN_CONTEXT, MODEL_SIZES, ModelConfig, TrainConfig
 from ocp_mamba.presets import BASE, CODES, PRESETS, listing, preset
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SMALL, DEFAULTS = MODEL_SIZES["small"], TrainConfig()
     Example:
       ocp-mamba train --data ocp_training_9k.npz --model-size small --n-layers 6 \\
         --batch-size 64 --max-epochs 6 --early-stopping --output model.pt
+      ocp-mamba train --data ocp_training_9k.npz --resume
       torchrun --nproc-per-node 4 -m ocp_mamba train --data ocp_training_9k.npz
 
     \b
@@ -105,7 +107,10 @@ SMALL, DEFAULTS = MODEL_SIZES["small"], TrainConfig()
 @click.option("--output", default="outputs/model.pt", show_default=True, help="The .pt to write.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path),
               help="TOML file with the tables model and train; flags win.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with an interrupted training of this output.")
+@flag("--resume", "Go on with an interrupted training of this output; start one if none is left.")
+@click.option("--save-minutes", type=click.FloatRange(min=0), default=10.0, show_default=True,
+              help="Most minutes of training that a kill may cost; 0: up to an "
+              "epoch.")  # fmt: skip
 @click.option("--checkpoint-every", type=click.IntRange(min=0), default=0, metavar="N",
               help="Store the whole model every N epochs, beside the best and last.")  # fmt: skip
 @click.option("--experiment", default="ocp_mamba", show_default=True, help="Of the MLflow run.")
@@ -117,22 +122,47 @@ SMALL, DEFAULTS = MODEL_SIZES["small"], TrainConfig()
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(**flags: Any) -> None:
     """Train a model, evaluate it, track it in MLflow and register it."""
-    from ocp_mamba.jobs import train_distributed
-
-    with_errors(lambda: train_distributed.run(_train_job(flags), click.echo))
+    with_errors(lambda: _train(flags))
 
 
-def _train_job(flags: dict[str, Any]) -> TrainJob:
-    from ocp_mamba.jobs.train_job import TrainJob
+def _train(flags: dict[str, Any]) -> None:
+    """Refuse what is known to be wrong at once, and only then import what takes seconds."""
     from ocp_mamba.system.paths import resolve_file, resolve_output
+    from ocp_mamba.training.asked import asked_for
+    from ocp_mamba.training.run_folder import claim
 
     model, settings = merged_settings(flags)
+    data, output = resolve_file(flags["data"]), resolve_output(flags["output"])
     variant = preset(flags["preset_name"])
+    relations = variant.relations if flags["relations"] is None else flags["relations"]
+    if os.environ.get("RANK", "0") == "0":
+        limits = {name: flags[f"eval_{name}"] for name in ("sequences", "train", "pool", "seed")}
+        asked = asked_for(
+            model, settings, relations=relations, experiment=flags["experiment"], limits=limits
+        )
+        with claim(output, asked, resume=bool(flags["resume"])):
+            pass
+    from ocp_mamba.jobs import train_distributed
+
+    job = _train_job(flags, data, output, model, settings, relations)
+    train_distributed.run(job, click.echo)
+
+
+def _train_job(
+    flags: dict[str, Any],
+    data: Path,
+    output: Path,
+    model: ModelConfig,
+    settings: TrainConfig,
+    relations: bool,
+) -> TrainJob:
+    from ocp_mamba.jobs.train_job import TrainJob
+
     return TrainJob(
-        data=resolve_file(flags["data"]),
-        output=resolve_output(flags["output"]),
+        data=data,
+        output=output,
         model=model,
-        relations=variant.relations if flags["relations"] is None else flags["relations"],
+        relations=relations,
         train=settings,
         device=flags["device"],
         backend=flags["backend"],
@@ -141,7 +171,8 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
         run_name=flags["run_name"],
         limits=eval_limits(flags),
         checkpoint_every=flags["checkpoint_every"],
-        resume=flags["resume"],
+        resume=bool(flags["resume"]),
+        save_minutes=flags["save_minutes"],
         model_name=flags["model_name"],
         alias_anyway=bool(flags["alias_anyway"]),
         allow_pickle=flags["allow_pickle"],

@@ -92,6 +92,7 @@ def batches(
     min_context: int | None = None,
     mixup: float = 0.0,
     share: tuple[int, int] = (0, 1),
+    first: int = 0,
 ) -> Iterator[Batch]:
     """Pass once over the chains of a split, chains of like length together.
 
@@ -112,6 +113,7 @@ def batches(
             seed for the whole batch: processes that share it draw the same.
         share: (rank, size): of every batch, only the chains that this one of ``size`` processes
             takes, every size-th one. Where it gets none, it holds one chain and no example.
+        first: number of the first batch to give, from 0; those before it are skipped unread.
 
     Raises:
         ValueError: ``batch_size`` is below 1, the split unknown or the bank of another shape.
@@ -123,11 +125,11 @@ def batches(
         raise ValueError(f"bank {tuple(bank.shape)} found, {dataset.bank.shape} wanted")
     ids = _chains(dataset, split, longest)
     order = _order(dataset.lengths[ids], batch_size, shuffle_seed)
-    for rows in order[: 2 * READ_AHEAD]:
+    for rows in order[first : first + 2 * READ_AHEAD]:
         dataset.expect_ids(ids[rows])
-    for rows in order[:READ_AHEAD]:
+    for rows in order[first : first + READ_AHEAD]:
         dataset.expect(ids[rows])
-    for number, rows in enumerate(order):
+    for number, rows in enumerate(order[first:], first):
         if number + 2 * READ_AHEAD < len(order):
             dataset.expect_ids(ids[order[number + 2 * READ_AHEAD]])
         if number + READ_AHEAD < len(order):

@@ -13,6 +13,8 @@ MIN_COSINE = 0.60
 MIN_TREND_EPOCHS = 3
 MAX_TRAIN_MINUTES = 120.0
 MIN_VARIANCE_SHARE = 0.25
+MIN_TARGET_VARIANCE = 1e-6
+"""Of unit rows, summed over the 768 components; rounding of equal rows gives about 1e-13."""
 UNKNOWN_HASH = "unknown"
 
 
@@ -77,6 +79,12 @@ def collapse_gate(evaluation: Evaluation) -> str:
     return _verdict(varied and ours.high < (1 + targets.value) / 2)
 
 
+def targets_gate(evaluation: Evaluation) -> str:
+    """The targets differ from each other: nothing can be learnt of a single one, or shown by it."""
+    variance = evaluation.scalars.get("target_variance")
+    return _verdict(None if variance is None else variance > MIN_TARGET_VARIANCE)
+
+
 def same_encoder(trained_on: Mapping[str, object], bank: Mapping[str, object]) -> bool | None:
     """Whether two encoders have the same weights; None where a hash is unknown."""
     hashes = [str(e.get("weight_hash", UNKNOWN_HASH)) for e in (trained_on, bank)]
@@ -123,6 +131,7 @@ def evaluate_gates(
         "beats_baselines_p1": beats_gate(evaluation, baselines, P1),
         "unseen_beats_ridge": unseen_gate(evaluation, baselines),
         "not_collapsed": collapse_gate(evaluation),
+        "targets_vary": targets_gate(evaluation),
         "no_encoder_mismatch": encoder_gate(same_encoder, evaluation.parity is not None),
         "no_leak": leak_gate(leaks),
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from ocp_mamba.baselines.simple import Predictor
 from ocp_mamba.data.batches import batches
 from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.errors import NotFiniteError
 from ocp_mamba.model.base import conditions
 
 EVALUATION_BATCH = 64
@@ -20,6 +21,9 @@ def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tens
 
     Returns:
         float32 ``(n_examples, 768)`` unit rows, in the order of ``dataset.examples(split)``.
+
+    Raises:
+        NotFiniteError: a prediction is NaN or infinite.
     """
     examples = dataset.examples(split)
     bank = torch.from_numpy(dataset.bank).to(device_of(predictor))
@@ -33,6 +37,9 @@ def predict_examples(predictor: Predictor, dataset: Dataset, split: str) -> Tens
             ids = batch.chain_ids.cpu().numpy()
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ids])
             out[torch.from_numpy(rows)] = predictions[batch.mask].cpu()
+    bad = int((~out.isfinite().all(dim=1)).sum())
+    if bad:
+        raise NotFiniteError(f"{bad} of {len(out)} predictions of the {split} split are not finite")
     return out
 
 

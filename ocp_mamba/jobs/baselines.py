@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ocp_mamba.baselines.checkpoint import load_predictor
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.baselines.simple import cheap_baselines
 from ocp_mamba.config import TrainConfig
@@ -17,7 +18,7 @@ from ocp_mamba.evaluation.evaluate import evaluate, validator
 from ocp_mamba.evaluation.names import COSINE, HEADLINE, P1, TRAIN_MINUTES
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.jobs.common import Log
-from ocp_mamba.jobs.train_once import alarm_tags, build_baseline, fit_and_save
+from ocp_mamba.jobs.train_once import build_baseline, fit_and_save, history_of
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.training.history import EpochRecord
@@ -50,6 +51,7 @@ def train_and_evaluate(
 
     Size, seed, batches, loss, schedule, precision and early stopping are those of the model. The
     best epoch is written beside the model's file, as ``<stem>.<name>.pt``, and to the child run.
+    Where a run goes on after a kill, a baseline that has its file is not trained again.
 
     Args:
         run: of the model.
@@ -69,25 +71,29 @@ def train_and_evaluate(
     evaluations, validate = {}, validator(evaluation_data, index)
     for name in TRAINED_BASELINES:
         model = build_baseline(name, like.config, like.num_parameters(), config.seed).to(device)
-        log(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
         path = output.with_name(f"{output.stem}.{name}.pt")
-        fitted = fit_and_save(model, dataset, config, path, validate=validate, progress=progress)
+        if path.exists():
+            log(f"\nThe {name} baseline was trained before the interruption")
+        else:
+            log(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
+            fit_and_save(model, dataset, config, path, validate=validate, progress=progress)
         log(f"baseline file {path}")
-        model = model.cpu().eval()
+        saved = load_predictor(path)
+        model, history = saved.model, history_of(saved)
         evaluations[name] = evaluate(model, evaluation_data, "val", name=name, index=index)
         params = {
             "ran.parameters": model.num_parameters(),
-            "best_epoch": fitted.best_epoch,
-            "epochs": len(fitted.history),
+            "best_epoch": saved.loop["best_epoch"],
+            "epochs": len(history),
         }
         log_baseline(
             run,
             name,
             evaluations[name],
             params,
-            {TRAIN_MINUTES: fitted.train_minutes},
-            alarm_tags(fitted),
-            history=fitted.history,
+            {TRAIN_MINUTES: saved.loop["minutes"]},
+            saved.loop["alarms"],
+            history=history,
             files=[path],
         )
     return evaluations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from ocp_mamba.data.analysis.leakage import LeakReport
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
+from ocp_mamba.errors import TrainingError, WorkerLostError
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
 from ocp_mamba.evaluation.latency import inference_latency
@@ -34,17 +36,22 @@ from ocp_mamba.model.base import conditions
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.redact import redact
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
+from ocp_mamba.system.disk import require_space
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.system.malloc import give_back_freed
 from ocp_mamba.tracking.aliases import CANDIDATE
 from ocp_mamba.tracking.candidate import objection_of
 from ocp_mamba.tracking.registry import ModelVersion
+from ocp_mamba.tracking.resumed import Opening, open_store, output_tag
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 from ocp_mamba.tracking.store import ui_link
 from ocp_mamba.training import alarms
 from ocp_mamba.training.distributed import ALONE, World
+from ocp_mamba.training.run_folder import Claim, RunFolder, claim, clean, resumable
 from ocp_mamba.training.state import FitResult
 from ocp_mamba.training.trainer import fit
 
@@ -86,20 +93,43 @@ class _Data:
 def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
     """Train, evaluate, track and register one model.
 
+    The run works in a folder of its own, ``<output's folder>/<run id>``; the output is written at
+    the end. With ``job.resume`` an interrupted run of this output goes on, with what is missing,
+    in its folder and its MLflow run; where there is none, a new one starts.
+
     Args:
         job: what to train.
         log: prints a line for a person.
         world: the processes that train together; this one is rank 0.
 
     Raises:
+        OutputError: the output cannot be written.
+        ResumeError: the interrupted run has other settings, data or store, or still runs.
         DatasetError, ConfigError, BackendError: before the run is opened, see `prepare`.
         TrainingError, TrackingError, RegistryError: see their modules.
     """
+    with claim(job.output, job.asked, resume=job.resume) as mine:
+        try:
+            return _run(job, mine, log, world)
+        except WorkerLostError as error:
+            raise WorkerLostError(f"{error}; {_way_out(mine, world)}") from error
+        except BaseException:
+            if mine.folder is not None:
+                log(f"\n{mine.folder.way_on()}")
+            raise
+
+
+def _run(job: TrainJob, mine: Claim, log: Log, world: World) -> TrainOutcome:
+    opening = _open(job, mine, log)
     prepared = prepare(job, world, log)
     job, world = prepared.job, prepared.world
+    fingerprint = prepared.dataset.fingerprint
+    if mine.folder is not None:
+        mine.folder.require_dataset(fingerprint, job.data)
     data = _check_and_evaluate_baselines(job, prepared.dataset, log)
     torch.manual_seed(job.train.seed)
     model = build_model(job.model).to(world.device)
+    require_space(job.output, model.num_parameters())
     params = {
         **config_params(model=job.model, train=job.train, eval=job.limits),
         **what_ran(model, data.dataset, job.train, job.backend),
@@ -110,6 +140,7 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
         f"\nTraining {model.num_parameters():,} parameters, {params['ran.precision']}, "
         f"compile {params['ran.compile']}"
     )
+    begun = {"dataset": fingerprint, "store": redact(opening.store)}
     with track(
         data.dataset,
         job.data,
@@ -117,10 +148,18 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
         experiment=job.experiment,
         run_name=job.run_name,
         params=params,
-        tags={"metrics.version": METRICS_VERSION, **job.tags, **world.tags()},
+        tags={
+            "metrics.version": METRICS_VERSION,
+            **output_tag(job.output),
+            **job.tags,
+            **world.tags(),
+        },
         checkpoint_every=job.checkpoint_every,
         evaluated=data.evaluation_data,
+        resume=opening.run_id,
+        folder_of=lambda run_id: mine.make(run_id, **begun).path,
     ) as run:
+        folder = mine.made
         for name, evaluation in data.baselines.items():
             log_baseline(run, name, evaluation)
         with world.name_lost_workers():
@@ -129,15 +168,50 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
                 data.dataset,
                 job.train,
                 validate=validator(data.evaluation_data, data.index),
-                output=job.output,
-                resume=job.resume,
+                output=folder.best,
+                resume=folder.state.exists(),
+                save_seconds=60 * job.save_minutes or math.inf,
+                on_resume=run.on_resume,
                 on_epoch=run.on_epoch,
                 progress=job.progress,
                 world=world,
             )
         # evaluated on a CPU wherever it was trained, so that metrics compare between machines
         model = model.cpu().eval()
-        return _evaluate_and_register(run, job, model, data, fitted, log, world.device)
+        outcome = _evaluate_and_register(run, job, folder, model, data, fitted, log, world.device)
+        folder.publish()
+        log(_where_to_look(run, job, outcome.version, folder))
+    folder.finish()
+    return outcome
+
+
+def _open(job: TrainJob, mine: Claim, log: Log) -> Opening:
+    """Open the store, say what is gone on with, and clean up what killed trainings have left."""
+    record = mine.folder.record if mine.folder is not None else None
+    begun = (record["run_id"], record["store"]) if record else None
+    opening = open_store(job.output, begun, resume=job.resume)
+    if mine.folder is not None:
+        state = mine.folder.state
+        how = f"from {state}" if state.exists() else "from the start: it has no state yet"
+        log(f"--resume: run {opening.run_id} goes on {how}")
+    elif job.resume:
+        log(f"--resume: no interrupted training of {job.output} is left; a new one starts")
+    elif (left := resumable(job.output, job.asked)) is not None:
+        log(f"An interrupted training of this output is left in {left}: --resume goes on with it")
+    for run in opening.ended:
+        log(f"ended run {run.run_id} ({run.name}), which was left RUNNING: {run.reason}")
+    for path in clean(job.output.parent):
+        log(f"removed {path}, which a killed training has left")
+    return opening
+
+
+def _way_out(mine: Claim, world: World) -> str:
+    """What a person can do after a process was lost."""
+    if mine.folder is None or not mine.folder.state.exists():
+        return "there is no state to resume from yet: start again with --resume"
+    if world.may_restart:
+        return f"torchrun starts again from {mine.folder.state} while it has restarts left"
+    return f"the last state is in {mine.folder.state}: go on with --resume, any number of processes"
 
 
 def _check_and_evaluate_baselines(job: TrainJob, dataset: Dataset, log: Log) -> _Data:
@@ -155,19 +229,25 @@ def _check_and_evaluate_baselines(job: TrainJob, dataset: Dataset, log: Log) -> 
 def _evaluate_and_register(
     run: TrackedRun,
     job: TrainJob,
+    folder: RunFolder,
     model: OCPMambaLVM,
     data: _Data,
     fitted: FitResult,
     log: Log,
     device: torch.device,
 ) -> TrainOutcome:
-    """Evaluate the best epoch, train baselines if asked, log the results, register the model."""
+    """Evaluate the best epoch, train baselines if asked, log the results, register the model.
+
+    What was evaluated is what the folder's ``.pt`` holds, and only a file with its SHA-256 is
+    stored and registered.
+    """
+    saved, sha256 = _saved(folder.best, model)
     evaluation = evaluate(model, data.evaluation_data, "val", name="model", index=data.index)
     timing = inference_latency(model) | {TRAIN_MINUTES: fitted.train_minutes}
-    verdicts = _gates(job, model, data, fitted, evaluation)
+    verdicts = _gates(saved, model, data, fitted, evaluation)
     bundle = write_evidence(
-        job.output.parent / run.run_id / "bundle",
-        job.output,
+        folder.path / "bundle",
+        folder.best,
         data.evaluation_data,
         run_id=run.run_id,
         evaluation=evaluation,
@@ -175,7 +255,7 @@ def _evaluate_and_register(
         fitted=fitted,
         min_context=job.train.min_context,
     )
-    run.log_models(job.output, fitted.best_epoch, bundle)
+    run.log_models(folder.best, fitted.best_epoch, bundle, sha256)
     trained: dict[str, Evaluation] = {}
     if job.baselines == FULL:
         trained = train_and_evaluate(
@@ -185,7 +265,7 @@ def _evaluate_and_register(
             data.evaluation_data,
             data.index,
             job.train,
-            job.output,
+            folder.best,
             log=log,
             progress=job.progress,
             device=device,
@@ -208,19 +288,36 @@ def _evaluate_and_register(
         ]
     )
     report = _report(run, data, fitted, evaluation, verdicts)
-    page = log_training(run, report, data.leaks, summary, job.output.parent / run.run_id)
+    log_training(run, report, data.leaks, summary, folder.path)
     run.log_cost()
     version = run.register(fitted.best_epoch, job.model_name, alias_anyway=job.alias_anyway)
     log(f"\n{summary}")
-    log(_where_to_look(run, job, version, page))
     return TrainOutcome(run.run_id, fitted, evaluation, numbers, verdicts, version)
 
 
+def _saved(best: Path, model: OCPMambaLVM) -> tuple[Checkpoint, str]:
+    """The best epoch's file and its SHA-256, if it holds the model's weights.
+
+    Raises:
+        TrainingError: it holds others.
+    """
+    sha256 = sha256_of(best)
+    saved = load_checkpoint(best)
+    weights = model.state_dict()
+    if saved.state_dict.keys() != weights.keys() or not all(
+        torch.equal(saved.state_dict[name], weights[name]) for name in weights
+    ):
+        raise TrainingError(
+            f"{best} does not hold the weights of the best epoch: another process wrote to it; "
+            "nothing was registered"
+        )
+    return saved, sha256
+
+
 def _gates(
-    job: TrainJob, model: OCPMambaLVM, data: _Data, fitted: FitResult, evaluation: Evaluation
+    saved: Checkpoint, model: OCPMambaLVM, data: _Data, fitted: FitResult, evaluation: Evaluation
 ) -> dict[str, str]:
     """The verdicts of all gates but those of trained baselines."""
-    saved = load_checkpoint(job.output)
     return gates.evaluate_gates(
         evaluation,
         data.baselines,
@@ -273,14 +370,11 @@ def _staying(objection: str) -> str:
 
 
 def _where_to_look(
-    run: TrackedRun,
-    job: TrainJob,
-    version: ModelVersion | None,
-    page: Path,
+    run: TrackedRun, job: TrainJob, version: ModelVersion | None, folder: RunFolder
 ) -> str:
     """The paths and commands of the model file, the report, the served model and the UI."""
     link, command = ui_link(run.store, run.experiment_id)
-    lines = [f"\nmodel file   {job.output}", f"report       {page}"]
+    lines = [f"\nmodel file   {job.output}", f"report       {folder.path / 'report.html'}"]
     if version is None:
         lines.append("registered   not-run: the store did not take the model in time, see below")
     else:

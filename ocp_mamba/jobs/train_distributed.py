@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from ocp_mamba.errors import ConfigError, WorkerLostError
+from ocp_mamba.errors import ConfigError
 from ocp_mamba.jobs.common import Log
 from ocp_mamba.jobs.train import run_training
 from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.model.build import build_model
 from ocp_mamba.system.process import stop_signals
-from ocp_mamba.training.checkpointing import resume_path
 from ocp_mamba.training.distributed import World, join
+from ocp_mamba.training.run_folder import resumable
 from ocp_mamba.training.trainer import fit
 
 WORKER_SEED_STRIDE = 7_919
@@ -33,10 +33,7 @@ def run(job: TrainJob, log: Log) -> None:
         if not world.main:
             _assist(job, world)
             return
-        try:
-            run_training(job, log, world)
-        except WorkerLostError as error:
-            raise WorkerLostError(f"{error}; {_way_out(job, world)}") from error
+        run_training(job, log, world)
 
 
 def _require_enough_chains(job: TrainJob, world: World) -> None:
@@ -49,11 +46,11 @@ def _require_enough_chains(job: TrainJob, world: World) -> None:
 
 def _restarted(job: TrainJob, world: World, log: Log) -> TrainJob:
     """Resume from the last state, if there is one, under ``torchrun --max-restarts``."""
-    state = resume_path(job.output)
-    if not world.may_restart or not world.broadcast(state.exists):
+    left = world.broadcast(lambda: resumable(job.output, job.asked)) if world.may_restart else None
+    if left is None:
         return job
     if world.main:
-        log(f"restart {world.restarts} of this training by torchrun: going on from {state}")
+        log(f"restart {world.restarts} of this training by torchrun: going on from {left}")
     return replace(job, resume=True)
 
 
@@ -69,20 +66,9 @@ def _assist(job: TrainJob, world: World) -> None:
             job.train,
             validate=_no_validation,
             output=job.output,
-            resume=job.resume,
             progress=False,
             world=world,
         )
-
-
-def _way_out(job: TrainJob, world: World) -> str:
-    """What a person can do after a process was lost."""
-    state = resume_path(job.output)
-    if not state.exists():
-        return "no epoch was finished, so there is no state to resume from: start again"
-    if world.may_restart:
-        return f"torchrun starts again from {state} while it has restarts left"
-    return f"the last finished epoch is in {state}: go on with --resume, any number of processes"
 
 
 def _no_log(text: str) -> None:

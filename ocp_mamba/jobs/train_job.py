@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.analysis.sample import EvalLimits
@@ -16,7 +17,11 @@ from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.kernels.backend import resolve_device, use_backend
 from ocp_mamba.tracking.aliases import MODEL_NAME
 from ocp_mamba.tracking.session import EXPERIMENT
+from ocp_mamba.training.asked import asked_for
 from ocp_mamba.training.distributed import World
+
+SAVE_MINUTES = 10.0
+"""Minutes of training that a kill may cost, by default."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class TrainJob:
 
     Attributes:
         data: a dataset file, a folder of shards, or an older npz.
-        output: the ``.pt`` to write; reports go beside it.
+        output: the ``.pt`` to write at the end; all else is in the run's folder beside it.
         model: shape of the model.
         train: settings of the training.
         relations: whether the model takes the dataset's relations.
@@ -36,7 +41,9 @@ class TrainJob:
         run_name: of the MLflow run; None lets MLflow invent one.
         limits: sizes up to which data are evaluated whole.
         checkpoint_every: store a whole model every so many epochs; 0 for the best and the last.
-        resume: go on from the state of an interrupted training with this output.
+        resume: go on with an interrupted training of this output, if there is one.
+        save_minutes: write the state to resume from at least every so many minutes; 0 at the end
+            of epochs only.
         allow_pickle: see `open_data`.
         progress: show a progress bar.
         tags: further tags of the MLflow run.
@@ -57,11 +64,23 @@ class TrainJob:
     limits: EvalLimits = field(default_factory=EvalLimits)
     checkpoint_every: int = 0
     resume: bool = False
+    save_minutes: float = SAVE_MINUTES
     allow_pickle: bool = False
     progress: bool = True
     tags: Mapping[str, str] = field(default_factory=dict)
     model_name: str = MODEL_NAME
     alias_anyway: bool = False
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The settings that an interrupted training must have to be gone on with."""
+        return asked_for(
+            self.model,
+            self.train,
+            relations=self.relations,
+            experiment=self.experiment,
+            limits=asdict(self.limits),
+        )
 
 
 @dataclass(frozen=True)

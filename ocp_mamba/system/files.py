@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -41,6 +43,29 @@ def atomic_write(path: Path | str, *, mode: int | None = None) -> Iterator[IO[by
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def sha256_of(path: Path | str) -> str:
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_partial(folder: Path, name: str = "*") -> list[Path]:
+    """Remove the temporary files that killed calls of `atomic_write` left; returns their paths.
+
+    Args:
+        folder: where to look. No living process may write ``name`` in it.
+        name: of the file that was to be written; ``*`` for any.
+    """
+    found = list(folder.glob(f".{name if name == '*' else glob.escape(name)}.*.part"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
 
 
 def sync(file: IO[bytes]) -> None:

@@ -32,11 +32,13 @@ from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 
 from ocp_mamba.errors import RegistryError
-from ocp_mamba.serving.bundle import CHECKPOINT, digest_of
+from ocp_mamba.serving.bundle import CHECKPOINT
 from ocp_mamba.serving.pyfunc import save_pyfunc
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.registry import register_once
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST, MAX_TAG_CHARACTERS, PARENT
+from ocp_mamba.training.history import EpochRecord
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, OPERATION_TAG = "weights", "operation"
@@ -49,6 +51,33 @@ def metric_entry(
 ) -> dict[str, Any]:
     """Return a metric as JSON; ``dataset`` is (name, digest) of the split it was computed on."""
     return {"key": key, "value": value, "time": timestamp, "step": step, "dataset": dataset}
+
+
+def epoch_numbers(record: EpochRecord) -> dict[str, float]:
+    """Return an epoch's numbers by the names of their metrics; a trend of None is absent."""
+    trend, longest = record.improvement_trend, record.longest_chain
+    return {
+        **{f"val_{name}": value for name, value in record.val.items()},
+        **{_train_metric(name): value for name, value in record.losses.items()},
+        **({} if trend is None else {"improvement_trend": trend}),
+        **({} if longest is None else {"curriculum_longest_chain": float(longest)}),
+        **({} if not record.skipped_steps else {"skipped_steps": float(record.skipped_steps)}),
+        "epoch_seconds": record.seconds,
+        "learning_rate": record.lr,
+        "examples_per_second": record.examples_per_second,
+    }
+
+
+def _train_metric(name: str) -> str:
+    """The name of a training metric; that of a loss term begins with ``train_loss_``."""
+    return "train_grad_norm" if name == "grad_norm" else f"train_loss_{name}"
+
+
+def split_of_metric(name: str) -> str | None:
+    """Return the split that an epoch's metric was computed on, or None."""
+    if name.startswith(("val_", "improvement_trend")):
+        return "val"
+    return "train" if name.startswith("train_") else None
 
 
 def model_entry(
@@ -70,9 +99,9 @@ def model_entry(
         "op": "model",
         "epoch": epoch,
         "checkpoint": str(checkpoint.resolve()),
-        "sha256": digest_of(checkpoint),
+        "sha256": sha256_of(checkpoint),
         "bundle": [str(path.resolve()) for path in bundle],
-        "bundle_sha256": digest_of(bundle[-1]) if bundle else None,
+        "bundle_sha256": sha256_of(bundle[-1]) if bundle else None,
         "delete_checkpoint": delete_checkpoint,
     }
 
@@ -222,11 +251,11 @@ def _store_model(operation: Operation) -> str:
 
 def _require_unchanged(checkpoint: Path, digest: str) -> None:
     """Raise where a file is no longer the one that was evaluated: another one may lie there now."""
-    found = digest_of(checkpoint)
+    found = sha256_of(checkpoint)
     if found != digest:
         raise RegistryError(
-            f"{checkpoint} has changed since it was to be stored: its SHA-256 is {found[:12]}, "
-            f"wanted {digest[:12]}"
+            f"{checkpoint} has the SHA-256 {found[:12]}, wanted {digest[:12]}: it has changed "
+            "since it was evaluated; nothing was stored"
         )
 
 
@@ -264,6 +293,8 @@ def _child(operation: Operation) -> str:
     for other in doubled:  # made again where the answer to the first request was lost
         client.delete_run(other.info.run_id)
     child_id = child.info.run_id
+    if child.info.status == "FINISHED":
+        return child_id
     _log({**operation, "run_id": child_id})
     for path in operation.get("files", []):
         client.log_artifact(child_id, path)

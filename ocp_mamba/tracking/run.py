@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,17 +18,25 @@ from mlflow.entities import InputTag, Run
 from mlflow.entities.model_registry import ModelVersion
 
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import QueueError
+from ocp_mamba.errors import QueueError, TrackingError
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.redact import redact, redact_all
-from ocp_mamba.serving.bundle import digest_of
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking import sender
 from ocp_mamba.tracking.active_run import end_run, leave_active_run
 from ocp_mamba.tracking.aliases import MODEL_NAME
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
-from ocp_mamba.tracking.operations import apply, metric_entry, model_entry, register_entry
+from ocp_mamba.tracking.operations import (
+    apply,
+    epoch_numbers,
+    metric_entry,
+    model_entry,
+    register_entry,
+    split_of_metric,
+)
+from ocp_mamba.tracking.resumed import logged_points
 from ocp_mamba.tracking.store import is_refusal, retried
 from ocp_mamba.tracking.tags import BUNDLE, ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
@@ -67,17 +76,23 @@ class TrackedRun:
         checkpoint_every: int = 0,
         inputs: Mapping[str, str] = TRAINING_INPUTS,
         evaluated: Dataset | None = None,
+        *,
+        resumed: bool = False,
     ) -> None:
         """Wrap an active run and log splits of the dataset as its inputs, each in its context.
 
         The split that is trained on is the dataset's; the others are those of ``evaluated``, if
-        it is given.
+        it is given. A run that is ``resumed`` keeps what it holds: no metric gets a second point
+        at a step, and no param another value.
         """
         self.run_id: str = active.info.run_id
         self.experiment_id: str = active.info.experiment_id
         self.name: str = active.info.run_name
         self.store = redact(store)
-        self.queue_path = output_dir / f"{self.run_id}.queue.jsonl"
+        self.queue_path = queue_path(output_dir, self.run_id)
+        self._started: int = active.info.start_time
+        self._resumed = resumed
+        self._held = logged_points(self.run_id) if resumed else frozenset()
         self._sender = sender.Sender(
             OfflineQueue(self.queue_path, store=store), apply, store=store, is_refusal=is_refusal
         )
@@ -92,6 +107,7 @@ class TrackedRun:
         self._best: tuple[int, float] | None = None
         self._last: tuple[int, Path] | None = None
         self._stored: dict[int, str] = {}
+        self._children: Counter[str] = Counter()
         self._opened = time.perf_counter()
         self._cost = _Cost()
         logged = [
@@ -110,7 +126,7 @@ class TrackedRun:
         for key, value in params.items():
             if key not in self._logged_params:
                 new[key] = str(value)
-            elif self._logged_params[key] != str(value):
+            elif self._logged_params[key] != str(value) and not self._resumed:
                 new[f"resolved.{key}"] = str(value)
         self._logged_params |= new
         self._send({"op": "log", "params": new})
@@ -137,7 +153,16 @@ class TrackedRun:
         metrics, notes = self._entries(numbers, epoch or 0, lambda name: split)
         notes |= {f"gate.{name}": verdict for name, verdict in (gates or {}).items()}
         notes |= tags or {}
-        self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
+        self._log(metrics, notes, epoch)
+
+    def on_resume(self, results: Sequence[EpochResult]) -> None:
+        """Log those epochs of an interrupted training that the run does not hold."""
+        with self._cost:
+            for result in results:
+                if ("val_next_vec_cosine", result.epoch) not in self._held:
+                    self._log_numbers(result)
+                else:
+                    self._best = self._better(result)
 
     def on_epoch(self, result: EpochResult) -> None:
         """Log an epoch's metrics, on the run and on the epoch's row of the Models page."""
@@ -148,21 +173,23 @@ class TrackedRun:
         self._cost.training = time.perf_counter() - self._opened
 
     def _log_epoch(self, result: EpochResult) -> None:
-        self._best = self._better(result)
-        numbers = _epoch_numbers(result) | {
-            "best_epoch": self._best[0],
-            "best_val_next_vec_cosine": self._best[1],
-        }
-        metrics, notes = self._entries(numbers, result.epoch, _split_of)
-        notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
-        epoch = result.epoch if self.has_rows else None
-        self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
+        self._log_numbers(result)
         if not self.has_rows:
             return
         if self._checkpoint_every and result.epoch % self._checkpoint_every == 0:
             self._store_model(result.epoch, self._save(result), delete=True)
         elif result.is_last and not result.is_best:  # the best one's file is `log_models`'s
             self._last = (result.epoch, self._save(result))
+
+    def _log_numbers(self, result: EpochResult) -> None:
+        self._best = self._better(result)
+        numbers = epoch_numbers(result) | {
+            "best_epoch": self._best[0],
+            "best_val_next_vec_cosine": self._best[1],
+        }
+        metrics, notes = self._entries(numbers, result.epoch, split_of_metric, result.time)
+        notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
+        self._log(metrics, notes, result.epoch if self.has_rows else None)
 
     def _better(self, result: EpochResult) -> tuple[int, float]:
         """The best epoch so far, including this one, and its cosine."""
@@ -171,7 +198,11 @@ class TrackedRun:
         return self._best
 
     def log_models(
-        self, best_checkpoint: Path, best_epoch: int, bundle: Sequence[Path] = ()
+        self,
+        best_checkpoint: Path,
+        best_epoch: int,
+        bundle: Sequence[Path] = (),
+        sha256: str | None = None,
     ) -> None:
         """Store the best and the last epoch's whole models, each in its epoch's own row.
 
@@ -180,9 +211,19 @@ class TrackedRun:
                 has changed since is not stored.
             best_epoch: its epoch.
             bundle: files of `write_bundle` that belong to it; deleted when the store has them.
+            sha256: of the file that was evaluated.
+
+        Raises:
+            TrackingError: the file is no longer the one that was evaluated; nothing is stored.
         """
+        found = sha256_of(best_checkpoint)
+        if sha256 not in (None, found):
+            raise TrackingError(
+                f"{best_checkpoint} has the SHA-256 {found[:12]}, that of the evaluated model is "
+                f"{str(sha256)[:12]}: another process wrote to it; nothing was registered"
+            )
         with self._cost:
-            digest = {BUNDLE: digest_of(bundle[-1])} if bundle else {}  # before it is deleted
+            digest = {BUNDLE: sha256_of(bundle[-1])} if bundle else {}  # before it is deleted
             if bundle or best_epoch not in self._stored:
                 self._store_model(best_epoch, best_checkpoint, bundle, delete=False)
             if self._last is not None and self._last[0] in self._stored:
@@ -256,20 +297,27 @@ class TrackedRun:
             history: epochs, each logged at its own step.
             files: copied into the run's artifacts.
         """
-        metrics, notes = self._entries(numbers, 0, lambda name: None)
+        metrics, notes = self._entries(numbers, 0, lambda name: None, self._started)
         for record in history:
-            metrics += self._entries(_epoch_numbers(record), record.epoch, lambda name: None)[0]
+            metrics += self._entries(
+                epoch_numbers(record), record.epoch, lambda name: None, record.time
+            )[0]
+        self._children[name] += 1
         operation = {
             "op": "child",
-            "id": uuid.uuid4().hex,
+            "id": self._child_id(name),
             "name": name,
-            "time": _now(),
+            "time": self._started,
             "params": {key: str(value) for key, value in params.items()},
             "metrics": metrics,
             "tags": {**(tags or {}), **notes},
             "files": [str(path.resolve()) for path in files],
         }
         self._send(operation)
+
+    def _child_id(self, name: str) -> str:
+        """The same again where a run is resumed, so that a child is made once."""
+        return uuid.uuid5(uuid.UUID(self.run_id), f"{name} {self._children[name]}").hex
 
     def log_cost(self) -> dict[str, float]:
         """Log and return the time that tracking has cost so far.
@@ -284,8 +332,7 @@ class TrackedRun:
         }
         if self._cost.training:
             cost["tracking_share"] = self._cost.in_epochs / self._cost.training
-        metrics, _ = self._entries(cost, 0, lambda name: None)
-        self._send({"op": "log", "metrics": metrics})
+        self._log(*self._entries(cost, 0, lambda name: None))
         return cost
 
     def end(self, status: str, reason: str = "") -> None:
@@ -321,12 +368,19 @@ class TrackedRun:
             return self._sender.send({**operation, **shown, "run_id": self.run_id})
 
     def _entries(
-        self, numbers: Numbers, step: int, split_of: Callable[[str], str | None]
+        self,
+        numbers: Numbers,
+        step: int,
+        split_of: Callable[[str], str | None],
+        time: int = 0,
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Return the finite numbers as metrics, and a tag for each of the others."""
+        """Return the finite numbers as metrics, and a tag for each of the others.
+
+        The time is in Unix milliseconds, 0 for now.
+        """
         metrics: list[dict[str, Any]] = []
         notes: dict[str, str] = {}
-        now = _now()
+        now = time or _now()
         for name, value in numbers.items():
             if value is None:
                 notes[f"metric.{name}"] = NOT_RUN
@@ -337,6 +391,13 @@ class TrackedRun:
                 dataset = source.identity if source else None
                 metrics.append(metric_entry(name, float(value), now, step, dataset))
         return metrics, notes
+
+    def _log(
+        self, metrics: list[dict[str, Any]], tags: dict[str, str], epoch: int | None = None
+    ) -> None:
+        """Send metrics and tags, without the metrics that a resumed run holds already."""
+        new = [m for m in metrics if (m["key"], m["step"]) not in self._held]
+        self._send({"op": "log", "epoch": epoch, "metrics": new, "tags": tags})
 
     def _save(self, result: EpochResult) -> Path:
         assert isinstance(result.model, OCPMambaLVM)
@@ -378,30 +439,9 @@ class _Cost:
             self.seconds += time.perf_counter() - self._started
 
 
-def _epoch_numbers(record: EpochRecord) -> dict[str, float]:
-    """An epoch's numbers by the names of their metrics; a trend is absent where it is None."""
-    trend, longest = record.improvement_trend, record.longest_chain
-    return {
-        **{f"val_{name}": value for name, value in record.val.items()},
-        **{_train_metric(name): value for name, value in record.losses.items()},
-        **({} if trend is None else {"improvement_trend": trend}),
-        **({} if longest is None else {"curriculum_longest_chain": float(longest)}),
-        "epoch_seconds": record.seconds,
-        "learning_rate": record.lr,
-        "examples_per_second": record.examples_per_second,
-    }
-
-
-def _train_metric(name: str) -> str:
-    """The name of a training metric; that of a loss term begins with ``train_loss_``."""
-    return "train_grad_norm" if name == "grad_norm" else f"train_loss_{name}"
-
-
-def _split_of(name: str) -> str | None:
-    """The split that an epoch's metric was computed on, or None."""
-    if name.startswith(("val_", "improvement_trend")):
-        return "val"
-    return "train" if name.startswith("train_") else None
+def queue_path(folder: Path, run_id: str) -> Path:
+    """Return the file of a run's offline queue."""
+    return folder / f"{run_id}.queue.jsonl"
 
 
 def _now() -> int:

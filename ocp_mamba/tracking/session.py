@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import QueueError, TrackingError, first_line
+from ocp_mamba.errors import OcpMambaError, QueueError, TrackingError, first_line
 from ocp_mamba.redact import HIDDEN, redact, redact_all
 from ocp_mamba.system.process import (
     Killed,
@@ -26,7 +26,8 @@ from ocp_mamba.system.process import (
 from ocp_mamba.tracking.active_run import end_active_run
 from ocp_mamba.tracking.offline_queue import Operation, read_queue, replay_queue
 from ocp_mamba.tracking.operations import apply
-from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun
+from ocp_mamba.tracking.resumed import RUN_VARIABLE, reopen
+from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun, queue_path
 from ocp_mamba.tracking.store import (
     STORE_FAILURES,
     STORE_VARIABLE,
@@ -36,7 +37,6 @@ from ocp_mamba.tracking.store import (
 )
 
 EXPERIMENT = "ocp_mamba"
-RUN_VARIABLE = "MLFLOW_RUN_ID"
 VERSIONED = ("ocp-mamba", "torch", "mlflow", "numpy")
 GIT_SECONDS = 10
 PARAM_CHARACTERS = 500
@@ -72,10 +72,13 @@ def track(
     system_metrics: bool = True,
     inputs: Mapping[str, str] = TRAINING_INPUTS,
     evaluated: Dataset | None = None,
+    resume: str | None = None,
+    folder_of: Callable[[str], Path] | None = None,
 ) -> Iterator[TrackedRun]:
     """Open an MLflow run for the block and end it as FINISHED, FAILED or KILLED.
 
-    A run that ``mlflow run`` made (MLFLOW_RUN_ID) is adopted, in the experiment that it has. A run
+    A run that ``mlflow run`` made (MLFLOW_RUN_ID) is adopted, in the experiment that it has, unless
+    another one is resumed, see `resumed.reopen`. A run
     ends as KILLED by SIGTERM, by Ctrl-C, and when the ``mlflow run`` command that started this
     process ends. SIGTERM and the end of that command end the process with exit code 143.
 
@@ -92,34 +95,39 @@ def track(
         system_metrics: log CPU, memory, disk and network of this machine.
         inputs: which splits the run reads, and as what.
         evaluated: the sample that it is evaluated on, of a dataset too large to be evaluated whole.
+        resume: id of an interrupted run to go on with. What waits in its offline queue is sent
+            first, and no metric that it holds is logged again.
+        folder_of: given the run's id, returns the run's own folder, which stands for
+            ``output_dir``; called as soon as the id is known.
 
     Raises:
         TrackingError: the store cannot be used or refuses the run.
+        QueueError: what waits in a resumed run's offline queue cannot be sent.
     """
     uri = use_store(store)
     adopted = os.environ.get(RUN_VARIABLE)
     with stop_signals(mlflow_run_ancestor() if adopted else None):
         try:
-            active = mlflow.start_run(
-                experiment_id=None if adopted else open_experiment(experiment),
-                run_name=run_name,
-                tags=redact_all({**identity_tags(dataset), **(tags or {})}),
-                log_system_metrics=system_metrics,
-            )
+            given = redact_all({**identity_tags(dataset), **(tags or {})})
+            active = _start(experiment, run_name, given, system_metrics, resume)
+            folder = folder_of(active.info.run_id) if folder_of else Path(output_dir)
+            if resume is not None:
+                _send_what_waits(folder, resume, uri)
             run = TrackedRun(
                 active,
                 uri,
                 dataset,
                 data_path,
-                Path(output_dir),
+                folder,
                 checkpoint_every,
                 inputs,
                 evaluated,
+                resumed=resume is not None,
             )
         except BaseException as error:
             with undisturbed():
                 end_active_run(_outcome(error)[0])
-            if not isinstance(error, STORE_FAILURES):
+            if isinstance(error, OcpMambaError) or not isinstance(error, STORE_FAILURES):
                 raise
             raise TrackingError(
                 f"tracking store {redact(uri)}: {first_line(error)}. Start the server, or set "
@@ -133,6 +141,35 @@ def track(
                 run.end(*_outcome(error))
             raise
         run.end("FINISHED")
+
+
+def _start(
+    experiment: str,
+    run_name: str | None,
+    tags: dict[str, str],
+    system_metrics: bool,
+    resume: str | None,
+) -> mlflow.ActiveRun:
+    """Start a run, or go on with one, as MLflow's active run."""
+    known = RUN_VARIABLE in os.environ or resume is not None
+    experiment_id = None if known else open_experiment(experiment)
+    if resume is not None:
+        reopen(resume, tags)
+    return mlflow.start_run(
+        run_id=resume,
+        experiment_id=experiment_id,
+        run_name=None if resume else run_name,
+        tags=None if resume else tags,
+        log_system_metrics=system_metrics,
+    )
+
+
+def _send_what_waits(folder: Path, run_id: str, store: str) -> None:
+    """Send what the killed process of a run has left in its offline queue."""
+    queue = queue_path(folder, run_id)
+    if queue.exists():
+        replay(queue, store)
+        mlflow.MlflowClient().update_run(run_id, status="RUNNING")  # its end may have waited
 
 
 def _outcome(error: BaseException) -> tuple[str, str]:

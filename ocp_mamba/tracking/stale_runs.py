@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +51,17 @@ def find_stale_runs(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[Stal
         if not token:
             break
     return found
+
+
+def end_gone_runs(spared: Sequence[str] = ()) -> list[StaleRun]:
+    """End the runs whose process on this host has ended, and return them.
+
+    Args:
+        spared: ids of runs that are left as they are.
+    """
+    gone = [r for r in find_stale_runs(math.inf) if r.run_id not in spared]
+    end_stale_runs(gone)
+    return gone
 
 
 def end_stale_runs(runs: list[StaleRun]) -> None:

@@ -142,6 +142,16 @@ def _overfit(history: Sequence[EpochRecord], config: TrainConfig) -> str | None:
     )
 
 
+def _skipped_steps(history: Sequence[EpochRecord], config: TrainConfig) -> str | None:
+    skipped = history[-1].skipped_steps
+    if not skipped:
+        return None
+    return (
+        f"{skipped} steps so far were skipped, because their loss or gradient was not finite: "
+        "a learning rate that is too high, or bf16 where the losses need float32"
+    )
+
+
 Check = Callable[[Sequence[EpochRecord], TrainConfig], str | None]
 
 CHECKS: Mapping[tuple[str, str], Check] = {
@@ -149,6 +159,7 @@ CHECKS: Mapping[tuple[str, str], Check] = {
     (ALARM, "train_val_gap"): _train_val_gap,
     (ALARM, "loss_balance"): _loss_balance,
     (ALARM, "retrieval_falls"): _retrieval_falls,
+    (ALARM, "skipped_steps"): _skipped_steps,
     (NOTICE, "overfit"): _overfit,
 }
 """Each check reads the epochs so far and returns what is wrong now, or None."""

@@ -2,27 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import CheckpointError, ConfigError, TrainingError
+from ocp_mamba.errors import (
+    CheckpointError,
+    ConfigError,
+    OutputError,
+    ResumeError,
+    TrainingError,
+    first_line,
+)
 from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.checkpoint import load_checkpoint, save_checkpoint
+from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.training.asked import differences
+from ocp_mamba.training.history import EpochProgress, EpochRecord
+from ocp_mamba.training.run_folder import resume_path
 from ocp_mamba.training.state import TrainState
 
 STATE_KEYS = ("history", "optimizer", "step", "train_config")
-"""What ``<stem>.last.pt`` holds beside the weights."""
+"""What ``<stem>.last.pt`` holds beside the weights, in files of every version."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a state file holds, and the weights of the best epoch so far; plain values and tensors.
+
+    Attributes:
+        weights: of the last step.
+        best_weights: of the best epoch, or None before the first epoch's end.
+        history: the epochs that have ended.
+        progress: of the epoch after them, where the state was written within it.
+        optimizer: its state, or None where no step follows.
+        step: number of steps so far.
+        rng: states of torch's generators, by device; empty in files of earlier versions.
+    """
+
+    weights: dict[str, Tensor]
+    best_weights: dict[str, Tensor] | None
+    history: list[EpochRecord]
+    progress: EpochProgress | None
+    optimizer: dict[str, Any] | None
+    step: int
+    rng: dict[str, Any]
+
+    def put_into(self, state: TrainState) -> None:
+        """Set a training to this state: weights, optimizer, step, epochs, and draws.
+
+        Only rank 0 goes on with the draws of the process that wrote the state; the others begin a
+        new sequence, which differs from the one that they have had.
+        """
+        state.model.load_state_dict(self.weights)
+        if self.optimizer is not None:
+            state.optimizer.load_state_dict(self.optimizer)
+        state.history = list(self.history)
+        state.step = self.step
+        state.progress = self.progress
+        if not state.world.main:
+            torch.manual_seed(torch.initial_seed() + self.step)
+        elif self.rng:
+            torch.set_rng_state(self.rng["cpu"])
+            if self.rng["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self.rng["cuda"])
 
 
 class StateFiles:
-    """The best epoch's ``.pt`` and, until training ends, the state to resume from."""
+    """The best epoch's ``.pt``, and beside it the state to resume from.
+
+    The state is written first. A kill between the two writes leaves the state of the epoch that is
+    the best one, which has its weights: `load` then writes the best epoch's file again.
+    """
 
     def __init__(
         self, output: Path | None, model: NextVectorModel, dataset: Dataset, config: TrainConfig
@@ -36,60 +92,109 @@ class StateFiles:
             raise TrainingError(f"a {type(model).__name__} has no .pt file; leave the output out")
         self._best = output
         self._last = output and resume_path(output)
+        self._model = model
         self._fingerprint = dataset.fingerprint
         self._encoder = dict(dataset.meta.get("encoder", {}))
         self._config = config
 
     def write(self, state: TrainState) -> None:
-        """Write the last epoch's state, and its weights where it is the best one."""
-        if self._best is None or self._last is None:
-            return
-        record = state.history[-1]
-        if record.is_best:
-            self._save(self._best, state, {"epoch": record.epoch, "val": record.val})
-        if not record.is_last:
-            loop = {
-                "history": [asdict(r) for r in state.history],
-                "optimizer": state.optimizer.state_dict(),
-                "step": state.step,
-                "train_config": asdict(self._config),
-            }
-            self._save(self._last, state, loop)
-
-    def restore(self, state: TrainState) -> None:
-        """Set a state to what the file holds: weights, optimizer, step and epochs.
+        """Write the state, and at the end of an epoch that is the best one its weights.
 
         Raises:
-            TrainingError: there is no file, or it is of another training or another version.
+            OutputError: a file cannot be written; names the last good state.
         """
-        if self._last is None:
-            raise TrainingError("cannot resume without an output path")
+        if self._best is None or self._last is None:
+            return
+        record = state.history[-1] if state.history else None
+        ended = record is not None and record.is_last
+        loop = {
+            "history": [asdict(r) for r in state.history],
+            "progress": state.progress and asdict(state.progress),
+            "optimizer": None if ended else state.optimizer.state_dict(),
+            "step": state.step,
+            "train_config": asdict(self._config),
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+        self._save(self._last, state.model, loop)
+        if record is not None and record.is_best and state.progress is None:
+            self._save(self._best, state.model, {"epoch": record.epoch, "val": record.val})
+
+    def load(self) -> SavedState:
+        """Read the state and the best epoch's weights.
+
+        Raises:
+            ResumeError: there is no state, or it is of another training or another version.
+        """
+        if self._last is None or self._best is None:
+            raise ResumeError("cannot resume without an output path")
         try:
             checkpoint = load_checkpoint(self._last)
         except CheckpointError as error:
-            raise TrainingError(f"cannot resume: {error}") from error
+            raise ResumeError(f"cannot resume: {error}") from error
         loop = checkpoint.loop
         if absent := [key for key in STATE_KEYS if key not in loop]:
-            raise TrainingError(
+            raise ResumeError(
                 f"cannot resume {self._last}: it is no state of a training ({absent[0]} is missing)"
             )
-        then = self._settings_of(loop["train_config"])
-        if _comparable(then) != _comparable(self._config):
-            raise TrainingError(f"cannot resume {self._last}: it was trained with {then}")
-        assert isinstance(state.model, OCPMambaLVM)
-        if checkpoint.model_config != state.model.config:
-            raise TrainingError(
-                f"cannot resume {self._last}: its model is {checkpoint.model_config}"
-            )
-        if checkpoint.dataset_fingerprint != self._fingerprint:
-            raise TrainingError(
-                f"cannot resume {self._last}: it was trained on dataset "
-                f"{checkpoint.dataset_fingerprint[:12]}, this one is {self._fingerprint[:12]}"
-            )
-        state.history = self._epochs_of(loop["history"])
-        state.model.load_state_dict(checkpoint.state_dict)
-        state.optimizer.load_state_dict(loop["optimizer"])
-        state.step = loop["step"]
+        self._require_same(checkpoint)
+        progress = loop.get("progress")
+        history = self._epochs_of(loop["history"])
+        return SavedState(
+            checkpoint.state_dict,
+            self._best_weights(history, checkpoint),
+            history,
+            EpochProgress(**progress) if progress else None,
+            loop["optimizer"],
+            loop["step"],
+            loop.get("rng", {}),
+        )
+
+    def _best_weights(
+        self, history: list[EpochRecord], checkpoint: Checkpoint
+    ) -> dict[str, Tensor] | None:
+        """The best epoch's weights, out of its own file or, where that is older, out of the state.
+
+        Raises:
+            ResumeError: neither has them.
+        """
+        assert self._best is not None
+        best = next((r for r in reversed(history) if r.is_best), None)
+        if best is None:
+            return None
+        try:
+            saved = load_checkpoint(self._best)
+            if saved.loop.get("epoch") == best.epoch:
+                return saved.state_dict
+            found = f"{self._best} holds epoch {saved.loop.get('epoch')}"
+        except CheckpointError as error:
+            found = str(error)
+        if best is history[-1] and not checkpoint.loop.get("progress"):
+            self._model.load_state_dict(checkpoint.state_dict)
+            self._save(self._best, self._model, {"epoch": best.epoch, "val": best.val})
+            return checkpoint.state_dict
+        raise ResumeError(
+            f"cannot resume {self._last}: the best epoch so far is {best.epoch}, but {found}; "
+            "start again without --resume"
+        )
+
+    def _require_same(self, checkpoint: Checkpoint) -> None:
+        """Refuse a state of other settings, another model or other data.
+
+        Raises:
+            ResumeError: names what differs.
+        """
+        then = self._settings_of(checkpoint.loop["train_config"])
+        now: dict[str, Any] = {"train": asdict(self._config)}
+        found: dict[str, Any] = {"train": asdict(then)}
+        if isinstance(self._model, OCPMambaLVM):
+            now["model"] = asdict(self._model.config)
+            found["model"] = asdict(checkpoint.model_config)
+        now["dataset"], found["dataset"] = self._fingerprint, checkpoint.dataset_fingerprint
+        if changed := differences(found, now):
+            raise ResumeError(f"cannot resume {self._last}: {changed}")
 
     def _settings_of(self, stored: dict[str, Any]) -> TrainConfig:
         """The settings that the file was trained with."""
@@ -97,7 +202,7 @@ class StateFiles:
         try:
             return TrainConfig(**stored)
         except ConfigError as error:
-            raise TrainingError(f"cannot resume {self._last}: its settings: {error}") from error
+            raise ResumeError(f"cannot resume {self._last}: its settings: {error}") from error
 
     def _epochs_of(self, stored: list[dict[str, Any]]) -> list[EpochRecord]:
         """The epochs that the file was trained for."""
@@ -109,42 +214,33 @@ class StateFiles:
         """Refuse a file with a field that this version does not have.
 
         Raises:
-            TrainingError: names the file, the field and the way out.
+            ResumeError: names the file, the field and the way out.
         """
         unknown = sorted(set(stored) - {f.name for f in fields(kind)})
         if unknown:
-            raise TrainingError(
+            raise ResumeError(
                 f"cannot resume {self._last}: it has the {what} {', '.join(unknown)}, which this "
                 "version of ocp_mamba does not have; resume it with the version that wrote it, or "
                 "start again without --resume"
             )
 
-    def read_best(self) -> dict[str, Tensor]:
-        """Return the weights of the best epoch so far."""
-        assert self._best is not None
-        return load_checkpoint(self._best).state_dict
+    def _save(self, path: Path, model: NextVectorModel, loop: dict[str, Any]) -> None:
+        assert isinstance(model, OCPMambaLVM)
+        try:
+            save_checkpoint(
+                path,
+                model,
+                dataset_fingerprint=self._fingerprint,
+                encoder=self._encoder,
+                loop=loop,
+            )
+        except (OSError, RuntimeError) as error:  # torch's writer turns some into RuntimeError
+            raise OutputError(
+                f"cannot write {path}: {first_line(error)}; {self._kept()}"
+            ) from error
 
-    def finish(self) -> None:
-        """Remove the state to resume from: training has ended."""
-        if self._last is not None:
-            self._last.unlink(missing_ok=True)
-
-    def _save(self, path: Path, state: TrainState, loop: dict[str, Any]) -> None:
-        assert isinstance(state.model, OCPMambaLVM)
-        save_checkpoint(
-            path,
-            state.model,
-            dataset_fingerprint=self._fingerprint,
-            encoder=self._encoder,
-            loop=loop,
-        )
-
-
-def _comparable(config: TrainConfig) -> TrainConfig:
-    """The config without the settings that a resumed training may change."""
-    return replace(config, threads=0, compile="auto")
-
-
-def resume_path(output: Path) -> Path:
-    """Return the path of the state from which a training with this output is resumed."""
-    return output.with_name(f"{output.stem}.last{output.suffix}")
+    def _kept(self) -> str:
+        """What is left on the disk to go on from."""
+        if self._last is None or not self._last.exists():
+            return "no state was written before"
+        return f"the last good state is in {self._last}: free space and go on with --resume"

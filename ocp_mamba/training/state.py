@@ -9,7 +9,7 @@ import torch
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.training.alarms import Alarm
 from ocp_mamba.training.distributed import ALONE, World
-from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.training.history import EpochProgress, EpochRecord
 from ocp_mamba.training.loss import Objective
 from ocp_mamba.training.negatives import NO_NEGATIVES, NegativePool
 
@@ -28,6 +28,7 @@ class TrainState:
     """Everything that a resumed run needs beside the dataset and the configs.
 
     Nothing in it depends on the number of processes, so that any number of them can resume it.
+    ``progress`` is that of an epoch that has begun and not ended.
     """
 
     model: NextVectorModel
@@ -36,6 +37,7 @@ class TrainState:
     negative_pool: NegativePool = NO_NEGATIVES
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
+    progress: EpochProgress | None = None
     world: World = ALONE
 
     def __post_init__(self) -> None:

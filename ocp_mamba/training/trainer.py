@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,14 +19,14 @@ from ocp_mamba import stats
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch, batches
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import TrainingError
+from ocp_mamba.errors import NotFiniteError, TrainingError
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.system.malloc import freed_is_kept
 from ocp_mamba.training.alarms import Alarm, find_alarms
 from ocp_mamba.training.checkpointing import StateFiles
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.distributed import ALONE, World
-from ocp_mamba.training.history import EpochRecord
+from ocp_mamba.training.history import EpochProgress, EpochRecord, is_finite
 from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.schedule import Plan, learning_rate, make_plan, mixup_of
 from ocp_mamba.training.state import EpochResult, FitResult, TrainState
@@ -35,6 +34,9 @@ from ocp_mamba.training.state import EpochResult, FitResult, TrainState
 BETAS = (0.9, 0.95)
 EPOCH_SEED_STRIDE = 1_000_003
 SHOWN = ("next_vec_cosine", "retrieval_p1")
+MAX_SKIPPED = 10
+"""Steps in a row without finite numbers after which a training stops: it will not recover."""
+
 TERMINAL_SECONDS, LOG_SECONDS = 0.1, 10.0
 """Seconds between two drawings of the progress bar, on a terminal and in a log file."""
 
@@ -67,8 +69,8 @@ def train_step(
 ) -> dict[str, float]:
     """One optimizer step; returns the loss terms and ``grad_norm`` (before clipping).
 
-    Raises:
-        TrainingError: the loss or the gradient is not finite.
+    A step whose loss or gradient is not finite is counted, and changes no weight. All processes
+    that share the batch skip it together, because the numbers are those of all of them.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -78,12 +80,8 @@ def train_step(
     norm = _clip(state.model, config.grad_clip)
     losses = state.world.all_reduce(losses)
     values = {name: loss.item() for name, loss in losses.items()} | {"grad_norm": norm}
-    if not all(math.isfinite(v) for v in values.values()):
-        raise TrainingError(
-            f"step {state.step + 1}: {values} is not finite at learning rate {lr:g}; "
-            "lower --lr or use --precision float32"
-        )
-    state.optimizer.step()
+    if is_finite(values):
+        state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return values
@@ -109,6 +107,8 @@ def fit(
     validate: Validate,
     output: Path | None = None,
     resume: bool = False,
+    save_seconds: float = math.inf,
+    on_resume: Callable[[Sequence[EpochResult]], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_step: Callable[[], None] | None = None,
     progress: bool = True,
@@ -125,17 +125,25 @@ def fit(
         validate: evaluates the model after each epoch, in the precision of training; must give
             ``next_vec_cosine``.
         output: where the best epoch's ``.pt`` is kept; beside it ``<stem>.last.pt`` holds the
-            state to resume from until training ends. Only an `OCPMambaLVM` has such a file.
-        resume: go on from ``<stem>.last.pt``.
-        on_epoch: called after each epoch; what it raises ends training and is not caught.
+            state to resume from, which stays there. Only an `OCPMambaLVM` has such files.
+        resume: go on from ``<stem>.last.pt``, at the batch that follows it; after the last epoch
+            there is nothing left to do. What rank 0 says counts, and rank 0 alone reads the files.
+        save_seconds: write the state within an epoch too, each time so many seconds are over.
+        on_resume: called once with the epochs that the state has, before training goes on. The
+            model has the weights of the last step.
+        on_epoch: called after each epoch; what it raises ends training and is not caught. Where
+            the state was written right after an epoch, it is called for that epoch again.
         on_step: called after each optimizer step, on every rank; what it raises likewise.
         progress: show a progress bar on standard error.
         world: the processes that share each batch; all call this, and rank 0 alone validates,
             writes and calls ``on_epoch``.
 
     Raises:
-        TrainingError: the train split is empty, the loss is not finite, there is nothing to
-            resume that fits, or a model that has no ``.pt`` was given an output.
+        TrainingError: the train split is empty, or a model that has no ``.pt`` was given an output.
+        ResumeError: there is nothing to resume that fits.
+        NotFiniteError: `MAX_SKIPPED` steps in a row, all of an epoch, the weights or the
+            predictions are not finite.
+        OutputError: a file cannot be written.
     """
     if dataset.n_examples("train") == 0:
         raise TrainingError("the train split has no examples")
@@ -148,31 +156,34 @@ def fit(
     start_kernels(model, dataset, config)
     plan = make_plan(dataset, config)
     files = StateFiles(output, model, dataset, config)
-    if resume:
-        files.restore(state)
-    best_weights = files.read_best() if resume else None
+    tell = on_epoch if world.main and on_epoch is not None else _tell_nobody
+    best_weights = None
+    if world.broadcast(lambda: resume):
+        saved = world.broadcast(files.load)
+        saved.put_into(state)
+        best_weights = saved.best_weights
+        results = [_result(state, config, n) for n in range(1, len(state.history) + 1)]
+        if on_resume is not None and world.main:
+            on_resume(results)
+        if results and state.progress is None:
+            tell(results[-1])
     bar = _ProgressBar(state, plan, progress and world.main)
+    save = _Saver(files, state, save_seconds if world.main else math.inf)
     while not (state.history and state.history[-1].is_last):
-        record = _run_epoch(state, dataset, bank, config, plan, validate, bar, on_step)
+        record = _run_epoch(state, dataset, bank, config, plan, validate, bar, save, on_step)
         state.history.append(record)
-        alarms = find_alarms(state.history, config)
-        bar.validated(record.val, alarms)
+        state.progress = None
+        result = _result(state, config, len(state.history))
+        bar.validated(record.val, result.alarms)
         if record.is_best:
             best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if world.main:
-            files.write(state)
-        if on_epoch is not None and world.main:
-            on_epoch(
-                EpochResult(
-                    **vars(record), max_epochs=config.max_epochs, model=model, alarms=alarms
-                )
-            )
+            save.now()
+        tell(result)
     bar.close()
     assert best_weights is not None
     assert state.best is not None
     model.load_state_dict(best_weights)
-    if world.main:
-        files.finish()
     return FitResult(
         history=state.history,
         best_epoch=state.best.epoch,
@@ -180,6 +191,20 @@ def fit(
         stopped_early=len(state.history) < config.max_epochs,
         alarms=find_alarms(state.history, config),
     )
+
+
+def _result(state: TrainState, config: TrainConfig, epochs: int) -> EpochResult:
+    """The result of an epoch, given the number of epochs until and with it."""
+    return EpochResult(
+        **vars(state.history[epochs - 1]),
+        max_epochs=config.max_epochs,
+        model=state.model,
+        alarms=find_alarms(state.history[:epochs], config),
+    )
+
+
+def _tell_nobody(result: EpochResult) -> None:
+    """Stand in for ``on_epoch`` where there is none, and on all ranks but the first."""
 
 
 def _run_epoch(
@@ -190,15 +215,17 @@ def _run_epoch(
     plan: Plan,
     validate: Validate,
     bar: _ProgressBar,
+    save: _Saver,
     on_step: Callable[[], None] | None,
 ) -> EpochRecord:
-    """Train one pass over the train split, validate, and decide whether it is best and last."""
+    """Train one pass over the train split, validate, and decide whether it is best and last.
+
+    An epoch that was begun before goes on at the batch after the last one.
+    """
     epoch = len(state.history) + 1
     longest = plan.longest[epoch - 1]
     seed = config.seed * EPOCH_SEED_STRIDE + epoch
-    sums: Counter[str] = Counter()
-    examples, lr = 0, 0.0
-    started = time.perf_counter()
+    progress = state.progress = state.progress or EpochProgress(epoch)
     state.model.train()
     for batch in batches(
         dataset,
@@ -210,34 +237,98 @@ def _run_epoch(
         min_context=config.min_context,
         mixup=mixup_of(epoch, config),
         share=state.world.share,
+        first=progress.batches,
     ):
-        lr = learning_rate(state.step, plan.total_steps, config)
-        values = train_step(state, batch, bank, lr, config)
-        n = len(batch.all_targets)
-        sums.update({name: value * n for name, value in values.items()})
-        examples += n
+        progress.lr = learning_rate(state.step, plan.total_steps, config)
+        values = train_step(state, batch, bank, progress.lr, config)
+        progress.add(values, len(batch.all_targets))
         bar.step(epoch, values)
+        if progress.skipped_in_a_row >= MAX_SKIPPED:
+            raise _not_finite(
+                state, f"{MAX_SKIPPED} steps in a row were skipped, the last: {values}"
+            )
         if on_step is not None:
             on_step()
-    train_seconds = time.perf_counter() - started
+        save.if_due()
+    train_seconds = progress.so_far()
+    if progress.examples == 0:
+        raise _not_finite(state, f"all {progress.skipped} steps of the epoch were skipped")
     state.model.eval()
-    with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
-        val = state.world.broadcast(lambda: validate(state.model))
+    val = _validate(state, validate, bank.device)
     cosines = [r.val["next_vec_cosine"] for r in state.history] + [val["next_vec_cosine"]]
     is_best = state.best is None or cosines[-1] > state.best.val["next_vec_cosine"]
     since_best = 0 if is_best or state.best is None else epoch - state.best.epoch
     return EpochRecord(
         epoch=epoch,
-        losses={name: total / examples for name, total in sums.items()},
-        lr=lr,
-        seconds=time.perf_counter() - started,
-        examples_per_second=examples / train_seconds,
+        losses={name: total / progress.examples for name, total in progress.sums.items()},
+        lr=progress.lr,
+        seconds=progress.so_far(),
+        examples_per_second=progress.examples / train_seconds,
         val=val,
         improvement_trend=stats.slope(cosines) if epoch >= config.trend_epochs else None,
         is_best=is_best,
         is_last=epoch == config.max_epochs or 0 < config.patience <= since_best,
         longest_chain=longest,
+        time=time.time_ns() // 1_000_000,
+        skipped_steps=progress.skipped + (state.history[-1].skipped_steps if state.history else 0),
     )
+
+
+def _validate(state: TrainState, validate: Validate, device: torch.device) -> dict[str, float]:
+    """Validate on rank 0, in the precision of training.
+
+    Raises:
+        NotFiniteError: the weights, a prediction or the cosine is not finite.
+    """
+
+    def on_main() -> dict[str, float]:
+        if not weights_are_finite(state.model):
+            raise NotFiniteError("the weights are not finite")
+        val = validate(state.model)
+        if not math.isfinite(val["next_vec_cosine"]):
+            raise NotFiniteError(f"validation gave {val}")
+        return val
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=state.precision == "bf16"):
+        try:
+            return state.world.broadcast(on_main)
+        except NotFiniteError as error:
+            raise _not_finite(state, str(error)) from error
+
+
+def weights_are_finite(model: NextVectorModel) -> bool:
+    """Return whether a model has no weight that is NaN or infinite."""
+    return all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def _not_finite(state: TrainState, what: str) -> NotFiniteError:
+    progress = state.progress
+    assert progress is not None
+    return NotFiniteError(
+        f"epoch {progress.epoch}, step {state.step}: {what}, at learning rate {progress.lr:g}; "
+        "start again with a lower --lr, or with --precision float32"
+    )
+
+
+class _Saver:
+    """Writes the state of a training, whenever so many seconds are over."""
+
+    def __init__(self, files: StateFiles, state: TrainState, seconds: float) -> None:
+        self._files, self._state, self._seconds = files, state, seconds
+        self._written = time.monotonic()
+
+    def now(self) -> None:
+        self._files.write(self._state)
+        self._written = time.monotonic()
+
+    def if_due(self) -> None:
+        """Write the state within an epoch, unless it is one that no training could go on from."""
+        progress = self._state.progress
+        if progress is None or time.monotonic() - self._written < self._seconds:
+            return
+        if progress.skipped_in_a_row == 0 and weights_are_finite(self._state.model):
+            progress.so_far()
+            self.now()
 
 
 class _ProgressBar:
