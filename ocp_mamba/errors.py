@@ -62,6 +62,10 @@ class RegistryError(OcpMambaError, RuntimeError):
     """A model cannot be registered, or a registered one cannot be loaded."""
 
 
+class RequestError(OcpMambaError, ValueError):
+    """What a model is asked is not what it takes; the message says what was found and is wanted."""
+
+
 class SpaceError(ConfigError):
     """A search space file is not what a sweep can search."""
 
