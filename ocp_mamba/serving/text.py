@@ -1,21 +1,21 @@
 """Requests in words: chains of concepts in, the concepts that come next and their scores out.
 
 `TextPredictor` is the core that the command `ask`, the registered model for people and the server
-share. It knows neither HTTP nor MLflow. What it returns is plain JSON, see `Prediction`.
+share. It knows neither HTTP nor MLflow. What it returns is plain JSON, see `Prediction`. A scoring
+server imports this module in an environment that lacks what `data` and the encoders need, so they
+are imported where they are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ocp_mamba.data.build.tmd import dense
-from ocp_mamba.embeddings.encoders import Encoder
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.embeddings.vocabulary import (
     MAX_CHARACTERS,
@@ -26,6 +26,9 @@ from ocp_mamba.embeddings.vocabulary import (
 )
 from ocp_mamba.errors import EncoderError, RequestError
 from ocp_mamba.model.lvm import OCPMambaLVM
+
+if TYPE_CHECKING:
+    from ocp_mamba.embeddings.encoders import Encoder
 
 MAX_STEPS = 100
 """Most steps of a rollout: training's chains have at most 15 concepts."""
@@ -265,6 +268,8 @@ class TextPredictor:
             if codes is not None:
                 raise RequestError("codes are given, and this model takes no TMD codes")
             return None
+        from ocp_mamba.data.build.tmd import dense
+
         try:
             rows = np.asarray([[0, 0, 0]] * B if codes is None else codes, dtype=np.int64)
             if len(rows) != B:
