@@ -62,6 +62,20 @@ class RegistryError(OcpMambaError, RuntimeError):
     """A model cannot be registered, or a registered one cannot be loaded."""
 
 
+class EvidenceError(RegistryError):
+    """A registered version is not what its training wrote, or does not show what it claims.
+
+    Attributes:
+        fault: a short name that stays the same, such as ``weights-changed``; the message begins
+            with it.
+    """
+
+    def __init__(self, fault: str, message: str) -> None:
+        """Name the fault, and say what was found and what is wanted."""
+        super().__init__(f"{fault}: {message}")
+        self.fault = fault
+
+
 class RequestError(OcpMambaError, ValueError):
     """What a model is asked is not what it takes; the message says what was found and is wanted."""
 

@@ -27,6 +27,7 @@ from ocp_mamba.jobs.baselines import (
     trained_gates,
 )
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, what_ran
+from ocp_mamba.jobs.promotion.evidence import write_evidence
 from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.kernels.cpu import kernels_off
 from ocp_mamba.model.base import conditions
@@ -162,7 +163,16 @@ def _evaluate_and_register(
     evaluation = evaluate(model, data.evaluation_data, "val", name="model", index=data.index)
     timing = inference_latency(model) | {TRAIN_MINUTES: fitted.train_minutes}
     verdicts = _gates(job, model, data, fitted, evaluation)
-    model_id = run.log_models(job.output, fitted.best_epoch)
+    bundle = write_evidence(
+        job.output.parent / run.run_id / "bundle",
+        job.output,
+        data.evaluation_data,
+        run_id=run.run_id,
+        evaluation=evaluation,
+        gates=verdicts,
+        fitted=fitted,
+    )
+    model_id = run.log_models(job.output, fitted.best_epoch, bundle)
     trained: dict[str, Evaluation] = {}
     if job.baselines == FULL:
         trained = train_and_evaluate(

@@ -16,8 +16,8 @@ from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor
 from ocp_mamba.errors import CheckpointError, RegistryError, first_line
 from ocp_mamba.model.checkpoint import load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.serving.pyfunc import CHECKPOINT
-from ocp_mamba.tracking.operations import DIGEST_TAG
+from ocp_mamba.serving.bundle import CHECKPOINT
+from ocp_mamba.tracking.operations import BUNDLE_TAG, DIGEST_TAG
 
 MODEL_NAME = "ocp-mamba-lvm"
 CANDIDATE = "candidate"
@@ -76,6 +76,7 @@ def _version_tags(model: LoggedModel, run: Run) -> dict[str, str]:
         "run_id": run.info.run_id,
         "epoch": model.params.get("epoch", "unknown"),
         DIGEST_TAG: model.tags.get(DIGEST_TAG, "unknown"),
+        BUNDLE_TAG: model.tags.get(BUNDLE_TAG, "none"),
     }
     measured = {m.key: m.value for m in model.metrics or []}
     tags |= {k: f"{measured[k]:.6f}" for k in VERSION_METRICS if k in measured}
