@@ -85,7 +85,7 @@ def normalized(text: str) -> str:
 
 def quoted(text: str, longest: int = 60) -> str:
     """Return a text in quotes for a message, cut where it is long."""
-    return repr(text if len(text) <= longest else text[: longest - 1] + "…")
+    return repr(str(text) if len(text) <= longest else text[: longest - 1] + "…")
 
 
 def listing(texts: list[str]) -> str:

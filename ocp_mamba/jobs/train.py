@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from ocp_mamba.tracking.registry import CANDIDATE, ModelVersion, register_best
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 from ocp_mamba.tracking.store import ui_link
+from ocp_mamba.tracking.text_registry import register_text
 from ocp_mamba.training import alarms
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.state import FitResult
@@ -172,6 +174,7 @@ def _evaluate_and_register(
         gates=verdicts,
         fitted=fitted,
     )
+    text_id = run.log_text_model(job.output, fitted.best_epoch, bundle)
     model_id = run.log_models(job.output, fitted.best_epoch, bundle)
     trained: dict[str, Evaluation] = {}
     if job.baselines == FULL:
@@ -207,9 +210,11 @@ def _evaluate_and_register(
     report = _report(run, data, fitted, evaluation, verdicts)
     page = log_training(run, report, data.leaks, summary, job.output.parent / run.run_id)
     version = register_best(model_id) if model_id is not None else None
+    if version is not None and text_id is not None:
+        register_text(text_id, version)
     run.log_cost()
     log(f"\n{summary}")
-    log(_where_to_look(run, job, version, page))
+    log(_where_to_look(run, job, version, page, data.evaluation_data))
     return TrainOutcome(run.run_id, fitted, evaluation, numbers, verdicts, version)
 
 
@@ -260,7 +265,9 @@ def _report(
     )
 
 
-def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None, page: Path) -> str:
+def _where_to_look(
+    run: TrackedRun, job: TrainJob, version: ModelVersion | None, page: Path, dataset: Dataset
+) -> str:
     """The paths and commands of the model file, the report, the served model and the UI."""
     link, command = ui_link(run.store, run.experiment_id)
     lines = [f"\nmodel file   {job.output}", f"report       {page}"]
@@ -272,7 +279,13 @@ def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None,
             f"registered   {version.name} version {version.version}, alias {CANDIDATE}",
             f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
             f"               mlflow models serve -m {uri} --env-manager local --port 5001",
+            f"ask it       ocp-mamba ask --model {uri} {_first_words(dataset)}",
         ]
     if command:
         lines.append(f"open the UI  {command}")
     return "\n".join([*lines, f"then look at {link}"])
+
+
+def _first_words(dataset: Dataset) -> str:
+    """The first two concepts of a val chain, quoted for a shell."""
+    return shlex.join(str(dataset.texts[i]) for i in dataset.chain(dataset.chains_in("val")[0])[:2])

@@ -295,7 +295,7 @@ def require_encoder(encoder: Encoder, identity: Mapping[str, Any]) -> None:
 
 
 def _whole_number(name: str, value: object, most: int, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= most:
         found = quoted(value) if isinstance(value, str) else f"{value!r:.60}"
         raise RequestError(
             f"{name} is {found}; a whole number from 1 to {most:,} is wanted ({what})"

@@ -30,6 +30,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 
 from ocp_mamba.serving.bundle import digest_of
 from ocp_mamba.serving.pyfunc import save_pyfunc
+from ocp_mamba.serving.text_pyfunc import save_text_pyfunc
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.tags import PARENT
 
@@ -37,7 +38,9 @@ EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, DIGEST_TAG, OPERATION_TAG = "weights", "checkpoint.sha256", "operation"
 BUNDLE_TAG = "bundle.sha256"
 """On a LoggedModel and a version: SHA-256 of the bundle's manifest."""
-MODEL_TYPE = "ocp-mamba-lvm"
+MODEL_TYPE, TEXT_MODEL_TYPE = "ocp-mamba-lvm", "ocp-mamba-lvm-text"
+TEXT_ROW = "text"
+"""Name of a run's LoggedModel that is asked in words."""
 MAX_TAG_CHARACTERS = 5000
 BATCH = 100
 
@@ -75,11 +78,20 @@ def model_entry(
     }
 
 
+def text_model_entry(epoch: int, checkpoint: Path, bundle: Sequence[Path]) -> Operation:
+    """Return the operation that stores the model for people, of the same files as an epoch's model.
+
+    It must be sent before the epoch's `model_entry`, which deletes the bundle's files.
+    """
+    return {**model_entry(epoch, checkpoint, bundle), "op": "text_model"}
+
+
 def apply(operation: Operation) -> str | None:
     """Apply one operation to the current tracking store.
 
     Returns:
-        The LoggedModel's id for ``log`` with an epoch and for ``model``, the run's for ``child``.
+        The LoggedModel's id for ``log`` with an epoch, ``model`` and ``text_model``, the run's for
+        ``child``.
 
     Raises:
         MlflowException: the store refuses, cannot be reached, or knows no such operation.
@@ -188,6 +200,42 @@ def _store_model(operation: Operation) -> str:
     return row.model_id
 
 
+def _store_text_model(operation: Operation) -> str:
+    """Store a checkpoint and its bundle as a LoggedModel of the run that is asked in words."""
+    client = mlflow.MlflowClient()
+    run_id = operation["run_id"]
+    experiment_id = client.get_run(run_id).info.experiment_id
+    tags = {DIGEST_TAG: operation["sha256"], BUNDLE_TAG: operation["bundle_sha256"]}
+    found = client.search_logged_models(
+        [experiment_id], filter_string=f"name = '{TEXT_ROW}' AND source_run_id = '{run_id}'"
+    )
+    for stored in found:
+        if tags.items() <= stored.tags.items():
+            return stored.model_id
+    begun = [row for row in found if WEIGHTS_TAG not in row.tags]
+    row = (
+        begun[0]
+        if begun
+        else mlflow.initialize_logged_model(
+            name=TEXT_ROW,
+            source_run_id=run_id,
+            params={"epoch": str(operation["epoch"])},
+            model_type=TEXT_MODEL_TYPE,
+            experiment_id=experiment_id,
+        )
+    )
+    bundle = [Path(name) for name in operation["bundle"]]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        checkpoint = Path(operation["checkpoint"])
+        save_text_pyfunc(folder, checkpoint, bundle, model_id=row.model_id, run_id=run_id)
+        client.log_model_artifacts(row.model_id, str(folder))
+    client.finalize_logged_model(row.model_id, LoggedModelStatus.READY)
+    client.set_logged_model_tags(row.model_id, {WEIGHTS_TAG: "whole", **tags})
+    client.log_outputs(run_id, [LoggedModelOutput(row.model_id, operation["epoch"])])
+    return row.model_id
+
+
 def _artifact(operation: Operation) -> None:
     mlflow.MlflowClient().log_artifact(
         operation["run_id"], operation["path"], operation["artifact_path"]
@@ -233,6 +281,7 @@ def _model_input(operation: Operation) -> None:
 APPLY: dict[str, Callable[[Operation], str | None]] = {
     "log": _log,
     "model": _store_model,
+    "text_model": _store_text_model,
     "artifact": _artifact,
     "child": _child,
     "model_input": _model_input,

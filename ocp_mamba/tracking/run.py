@@ -19,7 +19,7 @@ from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
-from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
+from ocp_mamba.tracking.operations import apply, metric_entry, model_entry, text_model_entry
 from ocp_mamba.tracking.store import STORE_FAILURES
 from ocp_mamba.tracking.tags import ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
@@ -183,6 +183,17 @@ class TrackedRun:
             self._last = None
             self._send({"op": "log", "tags": {"best.epoch": str(best_epoch)}})
         return self._model_ids[best_epoch]
+
+    def log_text_model(
+        self, best_checkpoint: Path, best_epoch: int, bundle: Sequence[Path]
+    ) -> str | None:
+        """Store the model for people; to be called before `log_models`, which takes the bundle.
+
+        Returns:
+            Its LoggedModel id, or None if it waits in the offline queue.
+        """
+        sent: str | None = self._send(text_model_entry(best_epoch, best_checkpoint, bundle))
+        return sent
 
     def link_model(self, model_id: str) -> None:
         """Log a LoggedModel as the run's input, so that the UI links each to the other."""
