@@ -199,7 +199,7 @@ class TextPredictor:
         """
         self.check_counts(top_k, steps)
         answers: dict[int, list[Step]] = {}
-        for rows in _passes(chains.lengths):
+        for rows in passes(chains.lengths):
             part = self._roll_out(chains, rows, top_k, steps, return_vectors)
             answers |= dict(zip(rows.tolist(), part, strict=True))
         return [
@@ -341,8 +341,13 @@ def _no_chains(found: str) -> RequestError:
     )
 
 
-def _passes(lengths: Tensor) -> Iterator[Tensor]:
-    """Cut chains into passes of like length, of at most `MAX_POSITIONS` positions or one chain."""
+def passes(lengths: Tensor) -> Iterator[Tensor]:
+    """Yield row numbers of sequences of like length that the model reads in one pass.
+
+    Args:
+        lengths: int64 (B,). A pass has at most `MAX_POSITIONS` positions, padding included, or one
+            sequence.
+    """
     order = torch.argsort(lengths, stable=True)
     start = 0
     for end in range(1, len(order) + 1):

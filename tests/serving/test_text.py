@@ -66,9 +66,9 @@ def test_many_chains_are_answered_as_each_alone(monkeypatch: pytest.MonkeyPatch)
 
 def test_no_pass_pads_beyond_its_positions() -> None:
     lengths = torch.tensor([1000, 1, 1, 1, 500, 500, 2000, 1])
-    passes = [rows.tolist() for rows in text._passes(lengths)]
-    assert sorted(row for rows in passes for row in rows) == list(range(8))
-    for rows in passes:
+    found = [rows.tolist() for rows in text.passes(lengths)]
+    assert sorted(row for rows in found for row in rows) == list(range(8))
+    for rows in found:
         longest = int(lengths[rows].max())
         assert len(rows) == 1 or longest * len(rows) <= text.MAX_POSITIONS
 

@@ -155,6 +155,7 @@ def test_a_model_with_tmd_takes_codes(tmp_path: Path) -> None:
     assert loaded.predict(plain) == direct.predict(CHAINS[:1])
 
 
+@pytest.mark.slow
 def test_an_encoder_in_the_environment_reads_unknown_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
