@@ -14,6 +14,7 @@ COMMANDS = (
     "compare",
     "data",
     "evaluate",
+    "predict",
     "quality",
     "runs",
     "sweep",

@@ -21,11 +21,10 @@ from ocp_mamba.jobs.open_model import (
 )
 from ocp_mamba.model.checkpoint import load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.serving.bundle import EVALUATION, read_bundle, read_concepts
+from ocp_mamba.serving.bundle import CHECKPOINT, EVALUATION, MANIFEST, read_bundle, read_concepts
 from ocp_mamba.tracking.registry import (
     CANDIDATE,
     MODEL_NAME,
-    load_version,
     version_artifacts,
     version_of_alias,
 )
@@ -136,12 +135,16 @@ def open_model(address: str, data: Dataset | Path | None = None) -> OpenedModel:
     use_store()
     name, version = _name_and_version(address)
     exact = f"{MODELS_PREFIX}{name}/{version}" if version else address
-    if dataset is not None:
-        return _with_bank(OpenedModel(name, version, *load_version(exact)), dataset)
     with version_artifacts(exact) as folder:
-        checkpoint = read_bundle(folder).checkpoint
+        if dataset is not None and not (folder / MANIFEST).exists():  # of an earlier version
+            checkpoint = load_checkpoint(folder / CHECKPOINT)
+        else:
+            checkpoint = read_bundle(folder).checkpoint
+        opened = OpenedModel(name, version, checkpoint.build_model(), checkpoint.encoder)
+        if dataset is not None:
+            return _with_bank(opened, dataset)
         texts, bank = read_concepts(folder / EVALUATION)
-        return OpenedModel(name, version, checkpoint.build_model(), checkpoint.encoder, texts, bank)
+        return replace(opened, texts=texts, bank=bank)
 
 
 def _with_bank(opened: OpenedModel, dataset: Dataset) -> OpenedModel:
