@@ -86,6 +86,14 @@ class EvidenceError(RegistryError):
         self.fault, self.detail = fault, message
 
 
+class RequestError(OcpMambaError, ValueError):
+    """What a model is asked is not what it takes; the message says what was found and is wanted."""
+
+
+class ServerError(OcpMambaError, RuntimeError):
+    """A server refuses a request, does not answer, or answers something else than was asked."""
+
+
 class SpaceError(ConfigError):
     """A search space file is not what a sweep can search."""
 

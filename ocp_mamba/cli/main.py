@@ -13,9 +13,11 @@ from ocp_mamba.redact import redact, redact_console
 from ocp_mamba.system.cpu_info import widen_openblas
 
 COMMANDS = (
+    "ask",
     "compare",
     "data",
     "evaluate",
+    "predict",
     "promote",
     "quality",
     "rollback",

@@ -92,6 +92,7 @@ def batches(
     min_context: int | None = None,
     mixup: float = 0.0,
     share: tuple[int, int] = (0, 1),
+    in_order: bool = False,
     first: int = 0,
 ) -> Iterator[Batch]:
     """Pass once over the chains of a split, chains of like length together.
@@ -114,6 +115,8 @@ def batches(
         share: (rank, size): of every batch, only the chains that this one of ``size`` processes
             takes, every size-th one. Where it gets none, it holds one chain and no example.
         first: number of the first batch to give, from 0; those before it are skipped unread.
+        in_order: go through the chains in the dataset's order, `MEGABATCH` batches at a time, which
+            are sorted by length among themselves. Without a ``shuffle_seed`` only.
 
     Raises:
         ValueError: ``batch_size`` is below 1, the split unknown or the bank of another shape.
@@ -124,7 +127,7 @@ def batches(
     if tuple(bank.shape) != dataset.bank.shape:
         raise ValueError(f"bank {tuple(bank.shape)} found, {dataset.bank.shape} wanted")
     ids = _chains(dataset, split, longest)
-    order = _order(dataset.lengths[ids], batch_size, shuffle_seed)
+    order = _order(dataset.lengths[ids], batch_size, shuffle_seed, in_order)
     for rows in order[first : first + 2 * READ_AHEAD]:
         dataset.expect_ids(ids[rows])
     for rows in order[first : first + READ_AHEAD]:
@@ -150,17 +153,20 @@ def _check_size(batch_size: int) -> None:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def _order(lengths: np.ndarray, batch_size: int, seed: int | None) -> list[np.ndarray]:
+def _order(
+    lengths: np.ndarray, batch_size: int, seed: int | None, in_order: bool
+) -> list[np.ndarray]:
     """Row numbers of each batch, every row once, in 4 bytes each where they fit."""
     kind = np.int32 if len(lengths) < 2**31 else np.int64
-    if seed is None:
+    if seed is None and not in_order:
         return _cut(np.argsort(lengths, kind="stable").astype(kind), batch_size)
-    rng = np.random.default_rng(seed)
-    cut = []
-    rows = rng.permutation(np.arange(len(lengths), dtype=kind))
+    rows, cut = np.arange(len(lengths), dtype=kind), []
+    rng = None if in_order else np.random.default_rng(seed)
+    if rng is not None:
+        rows = rng.permutation(rows)
     for mega in _cut(rows, batch_size * MEGABATCH):
         cut += _cut(mega[np.argsort(lengths[mega], kind="stable")], batch_size)
-    return [cut[i] for i in rng.permutation(len(cut))]
+    return cut if rng is None else [cut[i] for i in rng.permutation(len(cut))]
 
 
 def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -70,10 +70,10 @@ def open_predictor(model: str, dataset: Dataset, cheap: Mapping[str, Predictor])
         return Opened(cheap[name], dataset.meta.get("encoder", {}))
     if model.startswith(MODELS_PREFIX):
         loaded, encoder = load_version(model)
-        _require_conditions(model, loaded, dataset)
+        require_conditions(model, loaded, dataset)
         return Opened(loaded, encoder, logged_model_id(model))
     saved = load_run_file(model) if model.startswith(RUNS_PREFIX) else load_predictor(model)
-    _require_conditions(model, saved.model, dataset)
+    require_conditions(model, saved.model, dataset)
     return Opened(saved.model, saved.encoder)
 
 
@@ -145,7 +145,7 @@ def open_object(predictor: Predictor, name: str, dataset: Dataset) -> Opened:
             "and gives a float32 torch.Tensor (B, L, 768)"
         )
     if isinstance(predictor, NextVectorModel):
-        _require_conditions(name, predictor, dataset)
+        require_conditions(name, predictor, dataset)
         return Opened(predictor)
     checked = CheckedPredictor(predictor, name)
     if checked.d_tmd and dataset.chain_tmd is None:
@@ -174,8 +174,12 @@ def require_one_encoder(model: str, trained_on: Mapping[str, object], dataset: D
         )
 
 
-def _require_conditions(model: str, loaded: NextVectorModel, dataset: Dataset) -> None:
-    """Refuse a dataset without the inputs that the model takes beside the vectors."""
+def require_conditions(model: str, loaded: NextVectorModel, dataset: Dataset) -> None:
+    """Refuse a dataset without the inputs that the model takes beside the vectors.
+
+    Raises:
+        JobError: it has no TMD vectors, or other relations than the model's.
+    """
     if loaded.d_tmd and dataset.chain_tmd is None:
         raise JobError(f"{model} takes TMD vectors, and the dataset has none (no chain_tmd)")
     known = loaded.config.relations if isinstance(loaded, OCPMambaLVM) else ()

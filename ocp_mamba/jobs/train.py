@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,7 +181,7 @@ def _run(job: TrainJob, mine: Claim, log: Log, world: World) -> TrainOutcome:
         model = model.cpu().eval()
         outcome = _evaluate_and_register(run, job, folder, model, data, fitted, log, world.device)
         folder.publish()
-        log(_where_to_look(run, job, outcome.version, folder))
+        log(_where_to_look(run, job, outcome.version, folder, data.evaluation_data))
     folder.finish()
     return outcome
 
@@ -370,7 +371,11 @@ def _staying(objection: str) -> str:
 
 
 def _where_to_look(
-    run: TrackedRun, job: TrainJob, version: ModelVersion | None, folder: RunFolder
+    run: TrackedRun,
+    job: TrainJob,
+    version: ModelVersion | None,
+    folder: RunFolder,
+    dataset: Dataset,
 ) -> str:
     """The paths and commands of the model file, the report, the served model and the UI."""
     link, command = ui_link(run.store, run.experiment_id)
@@ -386,7 +391,13 @@ def _where_to_look(
             *([_staying(objection)] if objection else []),
             f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
             f"               mlflow models serve -m {uri} --env-manager local --port 5001",
+            f"ask it       ocp-mamba ask --model {uri} {_first_words(dataset)}",
         ]
     if command:
         lines.append(f"open the UI  {command}")
     return "\n".join([*lines, f"then look at {link}"])
+
+
+def _first_words(dataset: Dataset) -> str:
+    """The first two concepts of a val chain, quoted for a shell."""
+    return shlex.join(str(dataset.texts[i]) for i in dataset.chain(dataset.chains_in("val")[0])[:2])

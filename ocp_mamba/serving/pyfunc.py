@@ -33,9 +33,9 @@ EXAMPLE_LENGTH = 3
 FLOAT = np.dtype(np.float32)
 
 
-def pip_requirements() -> list[str]:
+def pip_requirements(packages: Sequence[str] = SERVED_PACKAGES) -> list[str]:
     """Return pins of the installed versions, without local parts such as ``+cpu``."""
-    return [f"{name}=={version(name).split('+')[0]}" for name in SERVED_PACKAGES]
+    return [f"{name}=={version(name).split('+')[0]}" for name in packages]
 
 
 def signature(config: ModelConfig) -> ModelSignature:
@@ -101,18 +101,35 @@ def save_pyfunc(
         CheckpointError: the ``.pt`` cannot be read.
     """
     config = load_checkpoint(checkpoint).model_config
+    save_from_code(
+        folder,
+        checkpoint,
+        bundle,
+        python_model=str(MODEL_CODE),
+        signature=signature(config),
+        input_example=input_example(config),
+        pip_requirements=pip_requirements(),
+        mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
+    )
+
+
+def save_from_code(folder: Path, checkpoint: Path, bundle: Sequence[Path], **given: Any) -> None:
+    """Write a loadable MLflow model: a ``.pt``, its bundle, a copy of this package, an entry file.
+
+    Args:
+        folder: where to write; it does not exist yet.
+        checkpoint: the ``.pt``, which becomes the artifact ``checkpoint``.
+        bundle: files that become artifacts of their stems' names.
+        given: further arguments of `mlflow.pyfunc.save_model`, the entry file and the signature.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         named = Path(scratch) / CHECKPOINT
         shutil.copyfile(checkpoint, named)
         mlflow.pyfunc.save_model(
             path=str(folder),
-            python_model=str(MODEL_CODE),
             artifacts={"checkpoint": str(named), **{p.stem: str(p) for p in bundle}},
             code_paths=[str(PACKAGE)],
-            signature=signature(config),
-            input_example=input_example(config),
-            pip_requirements=pip_requirements(),
-            mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
+            **given,
         )
 
 

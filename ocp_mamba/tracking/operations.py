@@ -34,15 +34,19 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from ocp_mamba.errors import RegistryError
 from ocp_mamba.serving.bundle import CHECKPOINT
 from ocp_mamba.serving.pyfunc import save_pyfunc
+from ocp_mamba.serving.text_pyfunc import save_text_pyfunc
 from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.registry import register_once
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST, MAX_TAG_CHARACTERS, PARENT
+from ocp_mamba.tracking.text_registry import follow_aliases, register_text_once
 from ocp_mamba.training.history import EpochRecord
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, OPERATION_TAG = "weights", "operation"
-MODEL_TYPE = "ocp-mamba-lvm"
+MODEL_TYPE, TEXT_MODEL_TYPE = "ocp-mamba-lvm", "ocp-mamba-lvm-text"
+TEXT_ROW = "text"
+"""Name of a run's LoggedModel that is asked in words."""
 BATCH = 100
 
 
@@ -106,8 +110,16 @@ def model_entry(
     }
 
 
+def text_model_entry(epoch: int, checkpoint: Path, bundle: Sequence[Path]) -> Operation:
+    """Return the operation that stores the model for people, of the same files as an epoch's model.
+
+    It must be sent before the epoch's `model_entry`, which deletes the bundle's files.
+    """
+    return {**model_entry(epoch, checkpoint, bundle), "op": "text_model"}
+
+
 def register_entry(epoch: int, sha256: str, name: str, *, alias_anyway: bool) -> Operation:
-    """Return the operation that registers an epoch's whole model.
+    """Return the operation that registers an epoch's whole model, and the model for people.
 
     Args:
         epoch: of the row.
@@ -128,8 +140,8 @@ def apply(operation: Operation) -> Any:
     """Apply one operation to the current tracking store.
 
     Returns:
-        The LoggedModel's id for ``log`` with an epoch and for ``model``, the run's for ``child``,
-        the version for ``register``.
+        The LoggedModel's id for ``log`` with an epoch, ``model`` and ``text_model``, the run's for
+        ``child``, the version for ``register``.
 
     Raises:
         MlflowException: the store refuses, cannot be reached, or knows no such operation.
@@ -259,6 +271,47 @@ def _require_unchanged(checkpoint: Path, digest: str) -> None:
         )
 
 
+def _store_text_model(operation: Operation) -> str:
+    """Store a checkpoint and its bundle as a LoggedModel of the run that is asked in words."""
+    client = mlflow.MlflowClient()
+    run_id = operation["run_id"]
+    experiment_id = client.get_run(run_id).info.experiment_id
+    tags = {DIGEST: operation["sha256"], BUNDLE: operation["bundle_sha256"]}
+    found = _text_rows(run_id, experiment_id)
+    for stored in found:
+        if tags.items() <= stored.tags.items():
+            return stored.model_id
+    begun = [row for row in found if WEIGHTS_TAG not in row.tags]
+    row = (
+        begun[0]
+        if begun
+        else mlflow.initialize_logged_model(
+            name=TEXT_ROW,
+            source_run_id=run_id,
+            params={"epoch": str(operation["epoch"])},
+            model_type=TEXT_MODEL_TYPE,
+            experiment_id=experiment_id,
+        )
+    )
+    bundle = [Path(name) for name in operation["bundle"]]
+    checkpoint = Path(operation["checkpoint"])
+    _require_unchanged(checkpoint, operation["sha256"])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        save_text_pyfunc(folder, checkpoint, bundle, model_id=row.model_id, run_id=run_id)
+        client.log_model_artifacts(row.model_id, str(folder))
+    client.finalize_logged_model(row.model_id, LoggedModelStatus.READY)
+    client.set_logged_model_tags(row.model_id, {WEIGHTS_TAG: "whole", **tags})
+    client.log_outputs(run_id, [LoggedModelOutput(row.model_id, operation["epoch"])])
+    return row.model_id
+
+
+def _text_rows(run_id: str, experiment_id: str) -> list[LoggedModel]:
+    """The LoggedModels of a run that are asked in words, stored or begun."""
+    wanted = f"name = '{TEXT_ROW}' AND source_run_id = '{run_id}'"
+    return list(mlflow.MlflowClient().search_logged_models([experiment_id], filter_string=wanted))
+
+
 def _artifact(operation: Operation) -> None:
     run_id, path, folder = (operation[key] for key in ("run_id", "path", "artifact_path"))
     client = mlflow.MlflowClient()
@@ -316,20 +369,27 @@ def _model_input(operation: Operation) -> None:
 
 
 def _register(operation: Operation) -> ModelVersion:
-    """Register an epoch's whole model, unless an earlier try has done so."""
-    row = _epoch_row(operation["run_id"], operation["epoch"])
-    return register_once(
+    """Register an epoch's whole model, and that for people, unless an earlier try has done so."""
+    run_id, digest = operation["run_id"], operation["sha256"]
+    row = _epoch_row(run_id, operation["epoch"])
+    version = register_once(
         row.model_id,
-        operation["run_id"],
-        operation["sha256"],
+        run_id,
+        digest,
         operation["name"],
         alias_anyway=operation["alias_anyway"],
     )
+    for text in _text_rows(run_id, row.experiment_id):
+        if text.tags.get(DIGEST) == digest:
+            register_text_once(text.model_id, version)
+    follow_aliases(version.name)
+    return version
 
 
 APPLY: dict[str, Callable[[Operation], Any]] = {
     "log": _log,
     "model": _store_model,
+    "text_model": _store_text_model,
     "artifact": _artifact,
     "child": _child,
     "model_input": _model_input,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.serving.bundle import CHECKPOINT
 from ocp_mamba.tracking.aliases import CANDIDATE, MODEL_NAME, set_alias
 from ocp_mamba.tracking.candidate import move_candidate
+from ocp_mamba.tracking.store import STORE_FAILURES
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST
 
 REGISTERED, BEGUN, WHOLE = "registration", "begun", "whole"
@@ -177,12 +179,49 @@ def load_version(uri: str) -> tuple[OCPMambaLVM, dict[str, Any]]:
     Raises:
         RegistryError: there is no such version, or it holds no weights that can be read.
     """
+    with version_artifacts(uri) as folder:
+        try:
+            checkpoint = load_checkpoint(folder / CHECKPOINT)
+            return checkpoint.build_model(), checkpoint.encoder
+        except CheckpointError as error:
+            raise RegistryError(f"{uri}: no model to load: {first_line(error)}") from error
+
+
+@contextmanager
+def version_artifacts(uri: str) -> Iterator[Path]:
+    """Copy the files of a registered version or a LoggedModel, for as long as the block lasts.
+
+    Args:
+        uri: as `load_version`.
+
+    Yields:
+        The folder of its artifacts, which holds ``model.pt`` and, of a version that a training
+        registered, its bundle.
+
+    Raises:
+        RegistryError: there is no such version, or it cannot be read.
+    """
     if not uri.startswith("models:/"):
         raise RegistryError(f"{uri}: wanted models:/NAME@ALIAS, models:/NAME/VERSION or models:/ID")
     with tempfile.TemporaryDirectory() as scratch:
         try:
             folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)
-            checkpoint = load_checkpoint(Path(folder) / "artifacts" / CHECKPOINT)
-            return checkpoint.build_model(), checkpoint.encoder
-        except (MlflowException, OSError, CheckpointError) as error:
+        except (MlflowException, OSError) as error:
             raise RegistryError(f"{uri}: no model to load: {first_line(error)}") from error
+        yield Path(folder) / "artifacts"
+
+
+def version_of_alias(alias: str, name: str = MODEL_NAME) -> str | None:
+    """Return the number of the version that has an alias, or None where none has it.
+
+    Raises:
+        RegistryError: the store cannot be read.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        if not client.search_registered_models(f"name = '{name}'"):
+            return None
+        version = client.get_registered_model(name).aliases.get(alias)
+    except STORE_FAILURES as error:
+        raise RegistryError(f"{name}@{alias}: {first_line(error)}") from error
+    return None if version is None else str(version)

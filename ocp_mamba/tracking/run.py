@@ -35,6 +35,7 @@ from ocp_mamba.tracking.operations import (
     model_entry,
     register_entry,
     split_of_metric,
+    text_model_entry,
 )
 from ocp_mamba.tracking.resumed import logged_points
 from ocp_mamba.tracking.store import is_refusal, retried
@@ -211,6 +212,7 @@ class TrackedRun:
                 has changed since is not stored.
             best_epoch: its epoch.
             bundle: files of `write_bundle` that belong to it; deleted when the store has them.
+                With them, the model for people is stored too.
             sha256: of the file that was evaluated.
 
         Raises:
@@ -224,6 +226,8 @@ class TrackedRun:
             )
         with self._cost:
             digest = {BUNDLE: sha256_of(bundle[-1])} if bundle else {}  # before it is deleted
+            if bundle:
+                self._send(text_model_entry(best_epoch, best_checkpoint, bundle))
             if bundle or best_epoch not in self._stored:
                 self._store_model(best_epoch, best_checkpoint, bundle, delete=False)
             if self._last is not None and self._last[0] in self._stored:
