@@ -17,6 +17,7 @@ from typing import Any
 
 from ocp_mamba.errors import QueueError, first_line
 from ocp_mamba.system.files import atomic_write
+from ocp_mamba.system.parsing import json_lines
 
 Operation = dict[str, Any]
 Apply = Callable[[Operation], Any]
@@ -131,29 +132,18 @@ def read_queue(path: Path) -> tuple[str, list[Operation]]:
     Raises:
         QueueError: the file is missing, or a line is not what an offline queue holds.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QueueError(f"offline queue {path}: {error}") from error
-    parsed = []
-    for number, line in enumerate(lines, 1):
-        try:
-            parsed.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise QueueError(f"offline queue {path}, line {number}: not JSON ({error})") from error
-        if not isinstance(parsed[-1], dict):
-            raise QueueError(f"offline queue {path}, line {number}: wanted a JSON object")
-    header = parsed[0] if parsed else {}
+    lines = list(json_lines(path, QueueError, "offline queue"))
+    header = lines[0][1] if lines else {}
     version = header.get(VERSION_KEY, header.get(OLD_VERSION_KEY))
-    if version != QUEUE_VERSION or "store" not in header:
+    if version != QUEUE_VERSION or not isinstance(header.get("store"), str):
         raise QueueError(
             f"offline queue {path}, line 1: wanted an object with {VERSION_KEY} {QUEUE_VERSION} "
             "and store"
         )
-    for number, operation in enumerate(parsed[1:], 2):
+    for number, operation in lines[1:]:
         if not isinstance(operation.get("op"), str):
             raise QueueError(f"offline queue {path}, line {number}: key op is missing")
-    return header["store"], parsed[1:]
+    return header["store"], [operation for _, operation in lines[1:]]
 
 
 def replay_queue(

@@ -48,7 +48,7 @@ def test_what_was_tried_is_counted_and_written(monkeypatch, capsys):
     text = page.PAGE.read_text()
     assert "| epoch  | 2       | 2          | 0         | 0      |" in text
     assert "A1, 2 cores" in text
-    assert "| outage     | not-run |" in text
+    assert "| outage      | not-run |" in text
 
 
 @pytest.mark.parametrize("outcome", ["survived", "lost"])

@@ -111,7 +111,11 @@ HEADER = json.dumps({"queue_version": 1, "store": STORE})
         ('{"spool_version": 2, "store": "x"}', "line 1: wanted an object with queue_version 1"),
         ('{"queue_version": 1}', "line 1: wanted an object with queue_version 1 and store"),
         (HEADER + '\n{"op": "lo', "line 2: not JSON"),
-        (HEADER + "\n[1]", "line 2: wanted a JSON object"),
+        (HEADER + "\n[1]", "line 2: JSON list found, an object wanted"),
+        (HEADER + "\n" + "[" * 100_000, "line 2: not JSON that can be read: it is nested too"),
+        (HEADER + '\n{"op": "log", "n": ' + "9" * 5000 + "}", "line 2: not JSON .*5000 digits"),
+        (HEADER + '\n{"op": "\\udfff"}', "line 2: .* half a surrogate pair"),
+        ('{"queue_version": 1, "store": ["x"]}', "line 1: wanted an object with queue_version 1"),
         (HEADER + '\n{"n": 1}', "line 2: key op is missing"),
     ],
 )
