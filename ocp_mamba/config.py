@@ -37,6 +37,8 @@ LARGEST: Mapping[str, int] = {
     "d_vector": 1 << 16,
     "d_relation": 1 << 16,
     "n_memory": 1 << 24,
+    "width": 1 << 16,
+    "hidden": 1 << 18,
     "min_context": 255,
     "threads": 4096,
     "seed": (1 << 63) - 1,

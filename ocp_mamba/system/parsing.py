@@ -21,6 +21,8 @@ MAX_SETTINGS_BYTES, MAX_SETTINGS_LINE = 1 << 16, 4096
 """Size of a file of settings, and of a line in it. Parsers of TOML and YAML take minutes for some
 texts of a megabyte."""
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 T = TypeVar("T")
 Failure = type[OcpMambaError]
 
@@ -58,6 +60,11 @@ def json_object(text: str, error: Failure, place: str) -> dict[str, Any]:
     return parsed
 
 
+def json_line(line: bytes, error: Failure, place: str) -> dict[str, Any]:
+    """Return the JSON object in a line of UTF-8; arguments and errors are those of `parse`."""
+    return json_object(_decoded(line, error, place), error, place)
+
+
 def json_lines(path: Path, error: Failure, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the JSON object of each line of a file; blank lines are skipped.
 
@@ -76,9 +83,9 @@ def json_lines(path: Path, error: Failure, name: str) -> Iterator[tuple[int, dic
                 place = f"{name} {path}, line {number}"
                 if len(line) > MAX_LINE_BYTES:
                     raise error(f"{place}: longer than {MAX_LINE_BYTES:,} bytes")
-                text = _decoded(line, error, place).removeprefix("\ufeff" if number == 1 else "")
-                if text.strip():
-                    yield number, json_object(text, error, place)
+                line = line.removeprefix(BYTE_ORDER_MARK if number == 1 else b"")
+                if line.strip():
+                    yield number, json_line(line, error, place)
     except (OSError, ValueError) as failure:
         if isinstance(failure, OcpMambaError):
             raise
