@@ -166,16 +166,16 @@ def markdown(content: dict[str, Any]) -> str:
     parts = [_conditions(content)]
     if content["goals"]:
         parts.append(
-            _table([
+            table([
                 {"goal": g["what"], "measured": g["measured"], REMARK: _verdict(g["met"])}
                 for g in content["goals"]
             ])
         )  # fmt: skip
-    for table in content["tables"]:
-        parts.append(f"**{table['title']}**")
-        parts.append(_table([{k: shown(v) for k, v in row.items()} for row in table["rows"]]))
-        if table["note"]:
-            parts.append(table["note"])
+    for part in content["tables"]:
+        parts.append(f"**{part['title']}**")
+        parts.append(table([{k: shown(v) for k, v in row.items()} for row in part["rows"]]))
+        if part["note"]:
+            parts.append(part["note"])
     parts += [f"![{name}]({name})" for name in content["figures"]]
     return "\n\n".join(parts)
 
@@ -201,7 +201,7 @@ def _verdict(met: bool | None) -> str:
     return "met" if met else "**not met**"
 
 
-def _table(rows: list[dict[str, str]]) -> str:
+def table(rows: list[dict[str, str]]) -> str:
     """Return rows as a table; the remarks come last, and a cell that is not known stays empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     columns.sort(key=lambda column: column == REMARK)
@@ -221,9 +221,9 @@ def render() -> None:
     for content in results:
         section = f"### {named(content['machine'])}\n\n{markdown(content)}"
         sections.setdefault(content["benchmark"], []).append(section)
-    page = _between(page, SUMMARY, side_by_side(results))
+    page = between(PAGE, page, SUMMARY, side_by_side(results))
     for name, parts in sections.items():
-        page = _between(page, name, "\n\n".join(parts))
+        page = between(PAGE, page, name, "\n\n".join(parts))
     PAGE.write_text(page, encoding="utf-8")
 
 
@@ -235,13 +235,17 @@ def side_by_side(results: list[dict[str, Any]]) -> str:
             row = rows.setdefault(goal["what"], {"goal": goal["what"]})
             verdict = _verdict(goal["met"])
             row[named(content["machine"])] = f"{goal['measured']} {verdict}".rstrip()
-    return _table(list(rows.values()))
+    return table(list(rows.values()))
 
 
-def _between(page: str, name: str, text: str) -> str:
-    """Return the page with a text between the markers of a name."""
+def between(path: Path, page: str, name: str, text: str) -> str:
+    """Return a page with a text between the markers of a name; ``path`` is the page's file.
+
+    Raises:
+        SystemExit: the page does not have these markers once.
+    """
     begin, end = (f"<!-- {name}: {side} -->" for side in ("begin", "end"))
     if page.count(begin) != 1 or page.count(end) != 1:
-        raise SystemExit(f"{PAGE}: one {begin} and one {end} wanted")
+        raise SystemExit(f"{path}: one {begin} and one {end} wanted")
     before, rest = page.split(begin)
     return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"

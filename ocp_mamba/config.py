@@ -6,14 +6,12 @@ modules that write it into files: they must not import the package that imports 
 
 from __future__ import annotations
 
-import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
-from ocp_mamba.errors import ConfigError
+from ocp_mamba.errors import ConfigError, shown
 
 __version__ = "0.1.0"
 
@@ -29,6 +27,27 @@ MIN_CONTEXT = 2
 DEFAULT_PATIENCE = 3
 """Epochs without a better validation cosine after which early stopping ends, by default."""
 
+LARGEST: Mapping[str, int] = {
+    "d_model": 1 << 16,
+    "n_layers": 1024,
+    "d_state": 4096,
+    "d_conv": 64,
+    "expand": 64,
+    "headdim": 4096,
+    "d_vector": 1 << 16,
+    "d_relation": 1 << 16,
+    "n_memory": 1 << 24,
+    "width": 1 << 16,
+    "hidden": 1 << 18,
+    "min_context": 255,
+    "threads": 4096,
+    "seed": (1 << 63) - 1,
+}
+"""Greatest values of whole numbers; `LARGEST_NUMBER` for all others. A config may come from a file
+that somebody forged, and a model of 10**9 layers must be refused before any layer is made."""
+
+LARGEST_NUMBER, LARGEST_FLOAT = (1 << 31) - 1, 1e30
+
 T = TypeVar("T")
 
 
@@ -37,12 +56,38 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_finite(config: object) -> None:
-    for name, value in vars(config).items():
-        _require(
-            not isinstance(value, float) or math.isfinite(value),
-            f"{name} must be a finite number, got {value}",
-        )
+def check_type(name: str, kind: str, value: Any) -> None:
+    """Refuse a setting's value of another type than its field's, and numbers that are too large.
+
+    Args:
+        name: of the setting.
+        kind: type of its field, as it is written: int, float, str, or a tuple of str.
+        value: what was given for it.
+
+    Raises:
+        ConfigError: names the setting, what was found and what is wanted.
+    """
+    is_number = isinstance(value, Integral if kind == "int" else Real)
+    if kind == "int":
+        most = LARGEST.get(name, LARGEST_NUMBER)
+        fits, wanted = is_number and -most <= value <= most, f"a whole number, {most:,} at most"
+    elif kind == "float":
+        fits = is_number and -LARGEST_FLOAT < value < LARGEST_FLOAT
+        wanted = "a finite number"
+    elif kind == "str":
+        fits, wanted = isinstance(value, str), "text"
+    else:
+        fits = isinstance(value, tuple | list) and all(isinstance(v, str) for v in value)
+        wanted = "a list of names"
+    _require(
+        fits and not (is_number and isinstance(value, bool)),
+        f"{name} must be {wanted}, got {shown(value)}",
+    )
+
+
+def _check_types(config: Any) -> None:
+    for f in fields(config):
+        check_type(f.name, str(f.type), getattr(config, f.name))
 
 
 @dataclass(frozen=True)
@@ -79,8 +124,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a shape that no model can have."""
+        _check_types(self)
         object.__setattr__(self, "relations", tuple(self.relations))
-        _require_finite(self)
         for name in (
             "d_model", "n_layers", "d_state", "d_conv", "expand", "headdim", "chunk_size",
             "d_relation", "members",
@@ -186,8 +231,8 @@ class TrainConfig:
         return {"cosine": 1.0} | ({"infonce": w} if (w := self.infonce_weight) else {})
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for a value outside its range."""
-        _require_finite(self)
+        """Raise `ConfigError` for a value of another type or outside its range."""
+        _check_types(self)
         for name in ("batch_size", "max_epochs", "min_context"):
             _require(
                 getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
@@ -270,19 +315,3 @@ def with_stopping(config: TrainConfig, early: bool | None, patience: int | None)
     if patience is not None:
         return replace(config, patience=patience)
     return replace(config, patience=config.patience or DEFAULT_PATIENCE) if early else config
-
-
-def read_config_file(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the ``[model]`` and ``[train]`` tables of a TOML file; a missing table is empty.
-
-    Raises:
-        ConfigError: the file cannot be read, is no TOML, or has another table.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"config file {path}: {error}") from error
-    unknown = sorted(set(content) - {"model", "train"})
-    if unknown:
-        raise ConfigError(f"config file {path}: unknown tables {unknown}; known: [model], [train]")
-    return {"model": content.get("model", {}), "train": content.get("train", {})}

@@ -6,6 +6,8 @@ command line catches `OcpMambaError` and prints the message without a traceback.
 
 from __future__ import annotations
 
+import reprlib
+
 from ocp_mamba.redact import redact
 
 LONGEST_LINE = 300
@@ -124,6 +126,21 @@ class VariantsError(OcpMambaError, RuntimeError):
 
 class WorkerLostError(OcpMambaError, RuntimeError):
     """Another process of the training has ended, or can no longer be reached."""
+
+
+def shown(value: object, longest: int = 100) -> str:
+    """Return a value out of a file as an error shows it: short, and never an error itself."""
+    try:
+        text = _SHORT.repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 8
+_SHORT.maxlevel = 3
 
 
 def first_line(error: BaseException) -> str:

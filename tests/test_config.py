@@ -6,7 +6,6 @@ from ocp_mamba.config import (
     TrainConfig,
     model_config,
     override,
-    read_config_file,
 )
 from ocp_mamba.errors import ConfigError
 
@@ -56,15 +55,22 @@ def test_a_value_out_of_range_is_named(make, message):
         make()
 
 
-def test_config_file_is_read_and_its_faults_are_named(tmp_path):
-    path = tmp_path / "run.toml"
-    path.write_text("[model]\nn_layers = 3\n[train]\nlr = 0.01\n")
-    assert read_config_file(path) == {"model": {"n_layers": 3}, "train": {"lr": 0.01}}
-    path.write_text("[optimizer]\nlr = 0.01\n")
-    with pytest.raises(ConfigError, match=r"run\.toml: unknown tables \['optimizer'\]"):
-        read_config_file(path)
-    path.write_text("lr = = 1")
-    with pytest.raises(ConfigError, match=r"run\.toml"):
-        read_config_file(path)
-    with pytest.raises(ConfigError, match=r"absent\.toml"):
-        read_config_file(tmp_path / "absent.toml")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(n_layers="6"), "n_layers must be a whole number, .* got '6'"),
+        (lambda: ModelConfig(n_layers=True), "n_layers must be a whole number"),
+        (lambda: ModelConfig(n_layers=10**5000), "n_layers must be .* got a very large int"),
+        (lambda: ModelConfig(d_model=10**9), "d_model must be a whole number, 65,536 at most"),
+        (lambda: ModelConfig(relations="isa"), "relations must be a list of names"),
+        (lambda: ModelConfig(dropout=None), "dropout must be a finite number, got None"),
+        (lambda: TrainConfig(lr=float("inf")), "lr must be a finite number, got inf"),
+        (lambda: TrainConfig(lr=float("nan")), "lr must be a finite number, got nan"),
+        (lambda: TrainConfig(lr=10**400), "lr must be a finite number"),
+        (lambda: TrainConfig(batch_size=1.5), r"batch_size must be a whole number, .* got 1\.5"),
+        (lambda: TrainConfig(precision=["bf16"]), "precision must be text"),
+    ],
+)
+def test_a_value_of_another_type_is_named(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

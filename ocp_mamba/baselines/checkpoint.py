@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ocp_mamba.baselines.neural import BASELINE_CLASSES
-from ocp_mamba.errors import CheckpointError
+from ocp_mamba.config import check_type
+from ocp_mamba.errors import CheckpointError, first_line, shown
 from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.checkpoint import LVM_KINDS, load_checkpoint, read_checkpoint, write_checkpoint
+from ocp_mamba.model.checkpoint import (
+    LVM_KINDS,
+    check_weights,
+    load_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -70,22 +77,15 @@ def load_predictor(path: Path | str) -> SavedPredictor:
             its settings.
     """
     content = read_checkpoint(path)
-    kind = str(content["kind"])
+    kind = content["kind"]
     if kind in LVM_KINDS:
         checkpoint = load_checkpoint(path)
         model: NextVectorModel = checkpoint.build_model()
     elif kind in BASELINE_CLASSES:
-        try:
-            model = BASELINE_CLASSES[kind](**content["settings"])
-            model.load_state_dict(content["state_dict"], strict=True)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"checkpoint {path}: its kind is {kind!r}, but its content does not fit that "
-                f"baseline: {error}"
-            ) from error
+        model = _baseline(path, kind, content)
     else:
         raise CheckpointError(
-            f"checkpoint {path}: kind {kind!r} is unknown; this version reads "
+            f"checkpoint {path}: kind {shown(kind)} is unknown; this version reads "
             f"{', '.join([*LVM_KINDS, *BASELINE_CLASSES])}"
         )
     return SavedPredictor(
@@ -95,3 +95,25 @@ def load_predictor(path: Path | str) -> SavedPredictor:
         content["encoder"],
         content.get("loop", {}),
     )
+
+
+def _baseline(path: Path | str, kind: str, content: Mapping[str, Any]) -> NextVectorModel:
+    """Build a trained baseline, once its weights are known to fit its settings."""
+    settings, weights = content["settings"], content["state_dict"]
+    place = f"checkpoint {path}: its kind is {kind!r}, but its content does not fit that baseline"
+
+    def build(**changed: Any) -> NextVectorModel:
+        return BASELINE_CLASSES[kind](**{**settings, **changed})
+
+    try:
+        for name in ("width", "hidden", "n_layers"):
+            check_type(name, "int", settings.get(name, 1))
+        one_layer = {"n_layers": 1} if "n_layers" in settings else {}
+        check_weights(place, weights, lambda: build(**one_layer), settings.get("n_layers", 1))
+        model = build()
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{place}: key 'settings': {first_line(error)}") from error
+    model.load_state_dict(weights, strict=True)
+    return model

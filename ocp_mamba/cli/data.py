@@ -24,7 +24,8 @@ from ocp_mamba.data.build.wordnet_relations import RELATIONS, relation_chains
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.legacy.importer import import_legacy
 from ocp_mamba.data.load import load_dataset
-from ocp_mamba.data.shards.convert import shard, unshard
+from ocp_mamba.data.shards.convert import shard, unshard, verify_shards
+from ocp_mamba.data.shards.mapped import MappedDataset
 from ocp_mamba.embeddings.encoders import SentenceTransformerEncoder
 from ocp_mamba.errors import DatasetError, EncoderError
 
@@ -258,15 +259,17 @@ def check(
 ) -> None:
     """Report leaks between the splits of FILE, and faults of its bank; log them as a run.
 
-    FILE is a dataset file, a folder of `data shard`, or an older .npz, which is imported for the
-    check only. Train counts as all prefixes of its chains, the most that any training learns. If
-    there is more data than the limits allow, a sample is compared with all chains. docs/import.md
-    explains every number.
+    FILE is a dataset file, a folder of `data shard`, whose whole content is read and compared with
+    its fingerprint, or an older .npz, which is imported for the check only. Train counts as all
+    prefixes of its chains, the most that any training learns. If there is more data than the limits
+    allow, a sample is compared with all chains. docs/import.md explains every number.
     """
     if json_path is not None and not json_path.parent.is_dir():
         raise InputError(f"--json {json_path}: the folder {json_path.parent} does not exist")
     try:
         dataset = load_dataset(file, allow_pickle, lambda text: click.echo(f"{text}\n"))
+        if isinstance(dataset, MappedDataset):
+            verify_shards(dataset, file)
         evaluated = evaluation_part(dataset, eval_limits(limits), progress=True)
         report = check_leaks(evaluated, min_context=LEARN_ALL)
         if json_path is not None:

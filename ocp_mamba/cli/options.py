@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +15,14 @@ from ocp_mamba.config import (
     MODEL_SIZES,
     ModelConfig,
     TrainConfig,
+    check_type,
     model_config,
     override,
-    read_config_file,
     with_stopping,
 )
-from ocp_mamba.errors import OcpMambaError, WorkerLostError
+from ocp_mamba.errors import ConfigError, OcpMambaError, WorkerLostError, shown
 from ocp_mamba.presets import BASE, preset
+from ocp_mamba.system.parsing import parse, read_settings
 
 if TYPE_CHECKING:
     from ocp_mamba.data.analysis.sample import EvalLimits
@@ -109,24 +112,73 @@ TRAIN_FLAGS = (
 )  # fmt: skip
 
 
+TABLES = {"model": ModelConfig, "train": TrainConfig}
+
+
+def read_config_file(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the ``[model]`` and ``[train]`` tables of a TOML file; a missing table is empty.
+
+    Raises:
+        ConfigError: the file cannot be read, is no TOML, or has a table or a setting that is
+            unknown or of the wrong type; names the file and the setting.
+    """
+    name = f"config file {path}"
+    text = read_settings(path, ConfigError, "config file")
+    content = parse(tomllib.loads, text, "TOML", ConfigError, name)
+    if unknown := sorted(set(content) - set(TABLES)):
+        raise ConfigError(f"{name}: unknown tables {shown(unknown)}; known: [model], [train]")
+    return {table: _table(content.get(table, {}), table, name) for table in TABLES}
+
+
+def _table(found: Any, table: str, name: str) -> dict[str, Any]:
+    """One table of a config file, once its settings are known and of their types."""
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}: {table} must be a table, got {shown(found)}")
+    kinds = {f.name: str(f.type) for f in fields(TABLES[table])}
+    for setting, value in found.items():
+        if setting not in kinds:
+            raise ConfigError(
+                f"{name}: [{table}] has no setting {shown(setting)}; it has {sorted(kinds)}"
+            )
+        try:
+            check_type(setting, kinds[setting], value)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: [{table}] {error}") from error
+    return found
+
+
 def merged_settings(flags: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
     """Merge defaults, preset, config file and flags (any may be absent); the later one wins.
 
     Args:
         flags: values by name; None for a flag that was not given.
+
+    Raises:
+        ConfigError: a value is unknown or out of range; names the config file, if there is one.
     """
     path = flags.get("config_file")
     tables = read_config_file(path) if path else {"model": {}, "train": {}}
+    try:
+        return _merged(flags, tables)
+    except ConfigError as error:
+        raise ConfigError(f"config file {path}: {error}" if path else str(error)) from error
+
+
+def _merged(
+    flags: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]
+) -> tuple[ModelConfig, TrainConfig]:
     chosen = {k: flags.get(k) for k in MODEL_FLAGS}
     if flags.get("tmd") is not None:
         chosen["d_tmd"] = D_TMD if flags["tmd"] else 0
     variant = preset(flags.get("preset_name", BASE))
     model = model_config(
-        flags["model_size"], **dict(variant.model) | tables["model"] | _given(chosen)
+        flags["model_size"], **dict(variant.model) | dict(tables["model"]) | _given(chosen)
     )
     settings = override(
         TrainConfig(),
-        **dict(variant.train) | tables["train"] | _given({k: flags.get(k) for k in TRAIN_FLAGS}),
+        **dict(variant.train)
+        | dict(tables["train"])
+        | _given({k: flags.get(k) for k in TRAIN_FLAGS}),
     )
     return model, with_stopping(settings, flags["early_stopping"], flags.get("patience"))
 

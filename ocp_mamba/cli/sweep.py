@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ocp_mamba.cli.options import InputError, with_errors
-from ocp_mamba.config import MODEL_SIZES, TrainConfig, model_config, override, read_config_file
+from ocp_mamba.cli.options import InputError, read_config_file, with_errors
+from ocp_mamba.config import MODEL_SIZES, TrainConfig, model_config, override
 from ocp_mamba.errors import ConfigError
 from ocp_mamba.presets import BASE, CODES, PRESETS, preset
 from ocp_mamba.sweep.defaults import (

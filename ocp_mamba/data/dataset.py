@@ -7,7 +7,6 @@ whether they come from a file or from code, so that an invalid dataset does not 
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +17,10 @@ import numpy as np
 from ocp_mamba.config import MIN_CONTEXT
 from ocp_mamba.data.arrays import DatasetArrays
 from ocp_mamba.data.fingerprint import fingerprint_of
-from ocp_mamba.data.npz import npz_keys, write_npz
-from ocp_mamba.data.validation import check_dataset
-from ocp_mamba.errors import DatasetError
+from ocp_mamba.data.npz import Npz, npz_keys, write_npz
+from ocp_mamba.data.validation import check_characters, check_dataset
+from ocp_mamba.errors import DatasetError, shown
+from ocp_mamba.system.parsing import json_object
 
 SCHEMA_VERSION = 1
 """Version of the file's keys; a file with another one is refused."""
@@ -219,8 +219,9 @@ class Dataset(DatasetArrays):
 
         Raises:
             DatasetError: no such file, not an `.npz`, truncated, pickles in it, a key that is
-                missing, unknown, or of another dtype, shape or range than wanted, or a content
-                whose fingerprint is not the one stored in the file.
+                missing, unknown, or of another dtype, shape or range than wanted, a content whose
+                fingerprint is not the one stored in the file, or a size beyond the limit (see
+                `data.npz`).
         """
         arrays = _read_npz(Path(path))
         try:
@@ -247,7 +248,8 @@ class Dataset(DatasetArrays):
             )
             if wanted not in (None, dataset.fingerprint):
                 raise DatasetError(
-                    f"content has the fingerprint {dataset.fingerprint}, key 'meta' says {wanted}: "
+                    f"content has the fingerprint {dataset.fingerprint}, key 'meta' says "
+                    f"{shown(wanted)}: "
                     "the file was damaged or edited; copy or build it again"
                 )
             return dataset
@@ -306,34 +308,27 @@ def is_dataset_file(path: str | Path) -> bool:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a dataset file, once its list of keys is right."""
-    keys = npz_keys(path)
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    missing = sorted(set(REQUIRED_KEYS) - set(keys))
-    unknown = sorted(set(keys) - set(REQUIRED_KEYS) - set(OPTIONAL_KEYS))
-    if twice:
-        raise DatasetError(f"dataset file {path}: holds the keys {twice} more than once")
+    file = Npz(path)
+    missing = sorted(set(REQUIRED_KEYS) - set(file.keys))
+    unknown = sorted(set(file.keys) - set(REQUIRED_KEYS) - set(OPTIONAL_KEYS))
     if missing:
         raise DatasetError(
-            f"dataset file {path}: lacks the keys {missing}; it holds {sorted(keys)}. "
+            f"dataset file {path}: lacks the keys {missing}; it holds {shown(sorted(file.keys))}. "
             "Build it again with `ocp-mamba data build`, or turn an older file into a dataset "
             "file with `ocp-mamba data import`"
         )
     if unknown:
         raise DatasetError(
-            f"dataset file {path}: holds unknown keys {unknown}; "
+            f"dataset file {path}: holds unknown keys {shown(unknown)}; "
             f"known: {[*REQUIRED_KEYS, *OPTIONAL_KEYS]}"
         )
-    arrays = {}
-    for key in keys:
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-                arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
-                member.read()  # to the end, where the checksum is compared
-        except Exception as error:  # a damaged member makes numpy and zipfile raise anything
+    for key in file.keys:
+        if file.header(key).dtype.hasobject:
             raise DatasetError(
-                f"dataset file {path}: key {key!r} cannot be read: {error}"
-            ) from error
-    return arrays
+                f"dataset file {path}: key {key!r} is an object array, which is stored as a "
+                "pickle; a dataset file holds none"
+            )
+    return {key: file.array(key) for key in file.keys}
 
 
 def parse_meta(array: np.ndarray) -> dict[str, Any]:
@@ -346,10 +341,5 @@ def parse_meta(array: np.ndarray) -> dict[str, Any]:
         raise DatasetError(
             f"key 'meta': {array.dtype} {array.shape} found, one unicode string of JSON wanted"
         )
-    try:
-        meta = json.loads(str(array))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"key 'meta': is no JSON: {error}") from error
-    if not isinstance(meta, dict):
-        raise DatasetError(f"key 'meta': JSON {type(meta).__name__} found, an object wanted")
-    return meta
+    check_characters("meta", array)
+    return json_object(str(array), DatasetError, "key 'meta'")

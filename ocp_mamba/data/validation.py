@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
 
 from ocp_mamba.config import D_TMD, D_VECTOR
 from ocp_mamba.data.arrays import DatasetArrays
-from ocp_mamba.errors import DatasetError
+from ocp_mamba.errors import DatasetError, shown
 
 UNIT_TOLERANCE = 2e-3
 """How far a bank row's norm may be from 1; float16 rounding alone stays below 5e-4."""
@@ -21,8 +22,17 @@ def check_dataset(data: DatasetArrays, schema_version: int, n_splits: int) -> No
     Raises:
         DatasetError: names the key, what was found and what is wanted.
     """
-    _check_meta(data.meta, schema_version)
-    _check_bank(data.bank, data.texts, data.bank_dtype)
+    check_meta(data.meta, schema_version, data.chain_relation is not None)
+    check_bank(data.bank, data.texts, data.bank_dtype)
+    check_chains(data, n_splits)
+
+
+def check_chains(data: DatasetArrays, n_splits: int) -> None:
+    """Check all arrays of a dataset but the bank and its texts.
+
+    Raises:
+        DatasetError: as `check_dataset`.
+    """
     _check_chains(data.chain_values, data.chain_offsets, len(data.bank))
     n = len(data.chain_offsets) - 1
     _check_array("split", data.split, (np.uint8,), (n,))
@@ -47,19 +57,12 @@ def check_dataset(data: DatasetArrays, schema_version: int, n_splits: int) -> No
 def _check_relations(data: DatasetArrays) -> None:
     """Check relations and confidences of the steps, where there are any."""
     relation, confidence = data.chain_relation, data.chain_confidence
-    names = data.meta.get("relations")
     if relation is None:
-        if confidence is not None or names is not None:
-            found = "chain_confidence" if confidence is not None else "relations in 'meta'"
-            raise DatasetError(f"key 'chain_relation': absent, but there is {found}: give both")
+        if confidence is not None:
+            raise DatasetError("key 'chain_relation': absent, but there is chain_confidence")
         return
-    if names is None or not _different_names(names):
-        raise DatasetError(
-            f"key 'meta': relations {names!r:.100} found, a list of one or more different names "
-            "wanted, as there is a chain_relation"
-        )
     _check_array("chain_relation", relation, (np.uint16,), data.chain_values.shape)
-    _check_range("chain_relation", relation, 0, len(names))
+    _check_range("chain_relation", relation, 0, len(data.meta["relations"]))
     _check_step("chain_relation", relation != 0, data.chain_offsets[:-1], "0 at a chain's start")
     if confidence is None:
         return
@@ -111,32 +114,78 @@ def _check_finite(key: str, array: np.ndarray) -> None:
         raise DatasetError(f"key '{key}': NaN or infinity in {len(rows)} rows, first row {rows[0]}")
 
 
-def _check_meta(meta: Any, schema_version: int) -> None:
+def check_meta(meta: Any, schema_version: int, has_relations: bool) -> None:
+    """Check the object that a dataset keeps beside its arrays.
+
+    Args:
+        meta: the object.
+        schema_version: the version that it must have.
+        has_relations: whether the dataset has a ``chain_relation``.
+
+    Raises:
+        DatasetError: names what was found and what is wanted.
+    """
     if not isinstance(meta, dict):
         raise DatasetError(f"key 'meta': {type(meta).__name__} found, dict wanted")
     found = meta.get("schema_version")
     if found != schema_version or isinstance(found, bool):
         raise DatasetError(
-            f"key 'meta': schema_version {found!r} found, {schema_version} wanted; "
+            f"key 'meta': schema_version {shown(found)} found, {schema_version} wanted; "
             "the file was written by another version of ocp-mamba: build or import it again"
         )
     encoder = meta.get("encoder")
-    if not isinstance(encoder, dict) or not {"name", "weight_hash"} <= set(encoder):
+    if not isinstance(encoder, dict) or not all(
+        isinstance(encoder.get(key), str) for key in ("name", "weight_hash")
+    ):
         raise DatasetError(
-            f"key 'meta': encoder {encoder!r} found, an object with name and weight_hash wanted"
+            f"key 'meta': encoder {shown(encoder)} found, an object with the texts name and "
+            "weight_hash wanted"
         )
     sources = meta.get("sources")
     if not _different_names(sources):
         raise DatasetError(
-            f"key 'meta': sources {sources!r} found, a list of one or more different names wanted"
+            f"key 'meta': sources {shown(sources)} found, a list of one or more different names "
+            "wanted"
+        )
+    relations = meta.get("relations")
+    if has_relations and not _different_names(relations):
+        raise DatasetError(
+            f"key 'meta': relations {shown(relations)} found, a list of one or more different "
+            "names wanted, as there is a chain_relation"
+        )
+    if not has_relations and relations is not None:
+        raise DatasetError(
+            "key 'chain_relation': absent, but there is relations in 'meta': give both"
         )
     try:
         json.dumps(meta)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DatasetError(f"key 'meta': cannot be written as JSON: {error}") from error
 
 
-def _check_bank(bank: np.ndarray, texts: np.ndarray, bank_dtype: str) -> None:
+def check_characters(key: str, texts: np.ndarray) -> None:
+    """Refuse numbers in a unicode array that are no characters.
+
+    Raises:
+        DatasetError: names the key.
+    """
+    if not texts.dtype.itemsize:
+        return
+    codes = np.ascontiguousarray(texts).reshape(-1).view(texts.dtype.str[0] + "u4")
+    wrong = np.flatnonzero((codes > sys.maxunicode) | ((codes >= 0xD800) & (codes <= 0xDFFF)))
+    if len(wrong):
+        text = wrong[0] // (texts.dtype.itemsize // 4)
+        raise DatasetError(
+            f"key '{key}': 0x{codes[wrong[0]]:x} found in text {text}, which is no character"
+        )
+
+
+def check_bank(bank: np.ndarray, texts: np.ndarray, bank_dtype: str) -> None:
+    """Check rows of the bank ``(n, 768)`` and their texts.
+
+    Raises:
+        DatasetError: as `check_dataset`.
+    """
     if bank_dtype not in ("float16", "float32"):
         raise DatasetError(f"bank_dtype {bank_dtype!r} found, float16 or float32 wanted")
     _check_array("bank", bank, (np.float32,), (-1, D_VECTOR))
@@ -157,6 +206,7 @@ def _check_bank(bank: np.ndarray, texts: np.ndarray, bank_dtype: str) -> None:
             else type(texts).__name__
         )
         raise DatasetError(f"key 'texts': {found} found, unicode ({len(bank)},) wanted")
+    check_characters("texts", texts)
 
 
 def _check_chains(values: np.ndarray, offsets: np.ndarray, n_concepts: int) -> None:
@@ -169,6 +219,7 @@ def _check_chains(values: np.ndarray, offsets: np.ndarray, n_concepts: int) -> N
             f"key 'chain_offsets': runs from {offsets[0]} to {offsets[-1]}, "
             f"from 0 to {len(values)} (the length of chain_values) wanted"
         )
+    _check_range("chain_offsets", offsets, 0, len(values))
     lengths = np.diff(offsets)
     short = np.flatnonzero(lengths < 2)
     if len(short):

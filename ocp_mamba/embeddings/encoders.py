@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ocp_mamba.config import D_VECTOR
 from ocp_mamba.errors import EncoderError
 from ocp_mamba.system.files import atomic_write
+from ocp_mamba.system.parsing import parse, read_text
 
 SHARD = 512
 """Texts per file of the encoding cache: what a killed run loses at most."""
@@ -144,9 +145,14 @@ def weight_hash(folder: Path) -> str:
         EncoderError: there is no weights file.
     """
     modules = folder / "modules.json"
-    listed = (
-        json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else [{"path": ""}]
-    )
+    listed = [{"path": ""}]
+    if modules.is_file():
+        text = read_text(modules, EncoderError, "encoder file", 1 << 20)
+        listed = parse(json.loads, text, "JSON", EncoderError, f"encoder file {modules}")
+        if not isinstance(listed, list) or not all(
+            isinstance(module, dict) and isinstance(module.get("path"), str) for module in listed
+        ):
+            raise EncoderError(f"encoder file {modules}: a list of objects with a path wanted")
     files = []
     for module in listed:
         place = folder / module["path"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections import Counter
@@ -10,16 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
-import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from ocp_mamba.data.npz import Npz
 from ocp_mamba.errors import CompareError, first_line
 from ocp_mamba.reports.ranking import Candidate
+from ocp_mamba.system.parsing import json_object, read_text
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 FIGURES, NUMBERS = "reports/evaluation.json", "reports/per_example.npz"
 LISTED = 5
+MAX_FIGURES_BYTES = 1 << 24
 
 
 def load_candidates(words: Sequence[str]) -> list[Candidate]:
@@ -79,9 +80,10 @@ def _candidate(run: Run, *, alone: bool) -> Candidate:
                 )
                 for path in (FIGURES, NUMBERS)
             )
-            evaluation = json.loads(figures.read_text(encoding="utf-8"))
-            with np.load(numbers) as arrays:
-                per_example = dict(arrays)
+            text = read_text(figures, CompareError, "artifact", MAX_FIGURES_BYTES)
+            evaluation = json_object(text, CompareError, f"artifact {FIGURES}")
+            file = Npz(numbers)
+            per_example = {key: file.array(key) for key in file.keys}
         except (MlflowException, OSError, ValueError) as error:
             raise CompareError(
                 f"run {name} ({run_id}) has no evaluation to compare, {FIGURES} and {NUMBERS}: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,8 +16,9 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from ocp_mamba.config import ModelConfig, TrainConfig, override
-from ocp_mamba.errors import ConfigError, SpaceError
+from ocp_mamba.config import LARGEST_FLOAT, ModelConfig, TrainConfig, override
+from ocp_mamba.errors import ConfigError, SpaceError, shown
+from ocp_mamba.system.parsing import parse, read_settings
 
 TABLES = {"model": ModelConfig, "train": TrainConfig}
 DEFAULT_SPACE = Path(__file__).with_name("space.yaml")
@@ -79,7 +79,7 @@ class Space:
             for value in values:
                 refused = [self._refusal({**rest, name: value}, model, train) for rest in others]
                 if all(refused):
-                    raise SpaceError(f"{self.name}: {name}: {value!r}: {refused[0]}")
+                    raise SpaceError(f"{self.name}: {name}: {shown(value)}: {refused[0]}")
 
     def _refusal(
         self, params: Mapping[str, Any], model: ModelConfig, train: TrainConfig
@@ -98,11 +98,22 @@ def load_space(path: Path = DEFAULT_SPACE) -> Space:
         SpaceError: the file cannot be read or is not a search space; names the key, what was found
             and what is wanted.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"search space {path}: {error}") from error
+    text = read_settings(path, SpaceError, "search space")
     return parse_space(text, f"search space {path}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, by which a text of 1 KB can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1}: an alias found, which is not read")
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def parse_space(text: str, name: str) -> Space:
@@ -111,18 +122,17 @@ def parse_space(text: str, name: str) -> Space:
     Raises:
         SpaceError: as `load_space`.
     """
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpaceError(f"{name}: not YAML: {error}") from error
+    content = parse(_parse_yaml, text, "YAML", SpaceError, name)
     if not isinstance(content, dict) or not content:
-        raise SpaceError(f"{name}: found {content!r}, wanted the tables model and train")
+        raise SpaceError(f"{name}: found {shown(content)}, wanted the tables model and train")
     found: dict[str, BaseDistribution] = {}
     for table, entries in content.items():
         if table not in TABLES:
-            raise SpaceError(f"{name}: table {table!r} is unknown, wanted model or train")
+            raise SpaceError(f"{name}: table {shown(table)} is unknown, wanted model or train")
         if not isinstance(entries, dict):
-            raise SpaceError(f"{name}: {table}: found {entries!r}, wanted settings and their types")
+            raise SpaceError(
+                f"{name}: {table}: found {shown(entries)}, wanted settings and their types"
+            )
         for field, entry in entries.items():
             found[f"{table}.{field}"] = _distribution(table, field, entry, name)
     if not found:
@@ -131,21 +141,23 @@ def parse_space(text: str, name: str) -> Space:
 
 
 def _distribution(table: str, field: str, entry: Any, name: str) -> BaseDistribution:
-    where = f"{name}: {table}.{field}"
+    where = f"{name}: {table}.{field if isinstance(field, str) else shown(field)}"
     types = {f.name: str(f.type) for f in fields(TABLES[table])}
     if field not in types:
         raise SpaceError(
             f"{where} is no setting of {TABLES[table].__name__}, wanted one of {sorted(types)}"
         )
-    if not isinstance(entry, dict) or entry.get("type") not in KEYS:
-        raise SpaceError(f"{where}: found {entry!r}, wanted {{type: float|int|categorical, ...}}")
-    kind = entry["type"]
+    kind = entry.get("type") if isinstance(entry, dict) else None
+    if not isinstance(kind, str) or kind not in KEYS:
+        raise SpaceError(
+            f"{where}: found {shown(entry)}, wanted {{type: float|int|categorical, ...}}"
+        )
     needed, allowed = KEYS[kind]
     given = set(entry) - {"type"}
     if not needed <= given <= needed | allowed:
         raise SpaceError(
-            f"{where}: found the keys {sorted(given)}, a {kind} wants {sorted(needed)}"
-            + (f" and may have {sorted(allowed)}" if allowed else "")
+            f"{where}: found the keys {shown(sorted(map(str, given)))}, a {kind} wants "
+            f"{sorted(needed)}" + (f" and may have {sorted(allowed)}" if allowed else "")
         )
     if kind == "categorical":
         return CategoricalDistribution(_choices(entry["choices"], types[field], where))
@@ -156,10 +168,10 @@ def _distribution(table: str, field: str, entry: Any, name: str) -> BaseDistribu
 
 def _choices(values: Any, wanted: str, where: str) -> list[Any]:
     if not isinstance(values, list) or not values:
-        raise SpaceError(f"{where}: choices: found {values!r}, wanted a list of {wanted}")
+        raise SpaceError(f"{where}: choices: found {shown(values)}, wanted a list of {wanted}")
     chosen = [_value(v, wanted, f"{where}: choices") for v in values]
     if len(set(chosen)) < len(chosen):
-        raise SpaceError(f"{where}: choices: found {values!r}, wanted each value once")
+        raise SpaceError(f"{where}: choices: found {shown(values)}, wanted each value once")
     return chosen
 
 
@@ -167,14 +179,14 @@ def _range(entry: Mapping[str, Any], kind: str, where: str) -> BaseDistribution:
     """An Optuna distribution, which itself refuses low > high, a log below 0, log with a step."""
     log = entry.get("log", False)
     if not isinstance(log, bool):
-        raise SpaceError(f"{where}: log: found {log!r}, wanted true or false")
+        raise SpaceError(f"{where}: log: found {shown(log)}, wanted true or false")
     numbers = {k: _value(entry[k], kind, f"{where}: {k}") for k in ("low", "high", "step")
                if k in entry}  # fmt: skip
     make = FloatDistribution if kind == "float" else IntDistribution
     try:
         return make(log=log, **numbers)
-    except ValueError as error:
-        raise SpaceError(f"{where}: found {dict(entry)}: {error}") from error
+    except (ValueError, ArithmeticError) as error:
+        raise SpaceError(f"{where}: found {shown(dict(entry))}: {error}") from error
 
 
 def _value(value: Any, wanted: str, where: str) -> Any:
@@ -184,13 +196,13 @@ def _value(value: Any, wanted: str, where: str) -> Any:
             value = float(value)
     is_bool = isinstance(value, bool)
     fits = {
-        "int": isinstance(value, int) and not is_bool,
-        "float": isinstance(value, int | float) and not is_bool and math.isfinite(value),
+        "int": isinstance(value, int) and not is_bool and abs(value) < LARGEST_FLOAT,
+        "float": isinstance(value, int | float) and not is_bool and abs(value) < LARGEST_FLOAT,
         "str": isinstance(value, str),
         "bool": is_bool,
     }
     if not fits.get(wanted, False):
-        raise SpaceError(f"{where}: found {value!r}, wanted {wanted}")
+        raise SpaceError(f"{where}: found {shown(value)}, wanted {wanted}")
     return float(value) if wanted == "float" else value
 
 

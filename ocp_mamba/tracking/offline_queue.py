@@ -20,6 +20,7 @@ from typing import IO, Any
 from ocp_mamba.errors import QueueError, first_line
 from ocp_mamba.redact import redact
 from ocp_mamba.system.files import atomic_write
+from ocp_mamba.system.parsing import json_line
 
 Operation = dict[str, Any]
 Apply = Callable[[Operation], Any]
@@ -181,10 +182,10 @@ def read_queue(path: Path) -> tuple[str, list[Operation]]:
     except OSError as error:
         raise QueueError(f"offline queue {path}: {error.strerror or error}") from error
     cut_off = lines.pop()  # b"" where the last line has its end
-    parsed = [_parse(line, f"offline queue {path}, line {n}") for n, line in enumerate(lines, 1)]
+    parsed = [_parse(line, path, n) for n, line in enumerate(lines, 1)]
     if cut_off:
         with suppress(QueueError):
-            parsed.append(_parse(cut_off, f"offline queue {path}, line {len(lines) + 1}"))
+            parsed.append(_parse(cut_off, path, len(lines) + 1))
     header = parsed[0] if parsed else {}
     version = header.get(VERSION_KEY, header.get(OLD_VERSION_KEY))
     if version != QUEUE_VERSION or not isinstance(header.get("store"), str):
@@ -239,14 +240,8 @@ def said_by(error: Exception) -> str:
     return f"{type(error).__name__} {line}" if isinstance(error, LookupError) else line
 
 
-def _parse(line: bytes, place: str) -> Operation:
-    try:
-        parsed = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise QueueError(f"{place}: not JSON ({first_line(error)})") from error
-    if not isinstance(parsed, dict):
-        raise QueueError(f"{place}: wanted a JSON object")
-    return parsed
+def _parse(line: bytes, path: Path, number: int) -> Operation:
+    return json_line(line, QueueError, f"offline queue {path}, line {number}")
 
 
 def _header(store: str) -> bytes:

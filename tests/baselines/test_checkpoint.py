@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoint_files import rewrite
 
 from ocp_mamba.baselines.checkpoint import load_predictor, save_baseline
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
@@ -45,7 +46,7 @@ def test_the_model_comes_back_by_the_same_door(tmp_path):
     found = load_predictor(tmp_path / "m.pt")
     assert found.kind == "OCPMambaLVM"
     assert isinstance(found.model, OCPMambaLVM)
-    older = torch.load(tmp_path / "m.pt", weights_only=True)
+    older = torch.load(tmp_path / "m.pt", weights_only=True) | {"format_version": 2}
     del older["kind"]
     torch.save(older, tmp_path / "older.pt")
     assert load_predictor(tmp_path / "older.pt").kind == "OCPMambaLVM"
@@ -57,15 +58,21 @@ def test_the_model_comes_back_by_the_same_door(tmp_path):
         ({"kind": "lstm"}, "kind 'lstm' is unknown; this version reads OCPMambaLVM, Ens"),
         ({"kind": "transformer"}, "its kind is 'transformer', but its content"),
         ({"settings": {"width": 3, "depth": 1}}, "its kind is 'gru'"),
-        ({"settings": {"width": 7, "dropout": 0.0}}, "does not fit that baseline: .*size mismatch"),
-        ({"settings": None}, "does not fit that baseline"),
-        ({"kind": ["gru"]}, "is unknown"),
+        ({"settings": {"width": 7, "dropout": 0.0}}, r"that baseline: .*\(21, 768\) wanted"),
+        ({"settings": {"width": 10**9}}, r"that baseline: .*settings.*width must be a whole"),
+        ({"settings": {"width": 0}}, "that baseline: key 'settings': "),
+        ({"settings": {"width": "7"}}, "that baseline: key 'settings': width must be"),
+        ({"settings": {"width": 7, "memory_head": {"n_memory": "x"}}}, "n_memory must be a whole"),
+        ({"settings": {"width": 7, "memory_head": 3}}, "that baseline: key 'settings': "),
+        ({"settings": {"width": 7, "dropout": "x"}}, "that baseline: key 'settings': "),
+        ({"settings": None}, "key 'settings': None found, dict wanted"),
+        ({"kind": ["gru"]}, r"key 'kind': \['gru'\] found, str wanted"),
     ],
 )
 def test_what_says_one_thing_and_holds_another_is_refused(changed, words, tmp_path):
     path = tmp_path / "b.pt"
     saved("gru", path)
-    torch.save(torch.load(path, weights_only=True) | changed, path)
+    rewrite(path, **changed)
     with pytest.raises(CheckpointError, match=rf"(?s)b\.pt: .*{words}"):
         load_predictor(path)
 

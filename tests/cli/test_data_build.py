@@ -98,7 +98,10 @@ def test_input_errors_are_one_line_and_exit_code_2(encoder, chain_file, tmp_path
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{}\n")
     cases = [
-        (["--chains", bad, "--encoder", encoder, "--out", out], "bad.jsonl:1: key 'concepts'"),
+        (
+            ["--chains", bad, "--encoder", encoder, "--out", out],
+            "bad.jsonl, line 1: key",
+        ),
         (["--chains", chain_file, "--encoder", tmp_path, "--out", out], "lacks config.json"),
         (["--wordnet", tmp_path, "--encoder", encoder, "--out", out], "data.noun cannot be read"),
         (

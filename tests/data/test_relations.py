@@ -126,7 +126,7 @@ def test_chain_files_carry_them(tmp_path):
 def test_bad_lines_are_named(tmp_path, keys, message):
     path = tmp_path / "c.jsonl"
     path.write_text(line(**keys))
-    with pytest.raises(DatasetError, match=rf"c\.jsonl:1: .*{message}"):
+    with pytest.raises(DatasetError, match=rf"c\.jsonl, line 1: .*{message}"):
         read_chains([path])
 
 

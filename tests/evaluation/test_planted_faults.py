@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoint_files import rewrite
 from data_maker import fields_of, make_dataset
 from encoder_maker import CountingEncoder
 
@@ -222,12 +223,11 @@ def test_a_baseline_in_the_models_place_is_not_promoted(data, tmp_path):
     for promote in (load_checkpoint, load_model, lambda p: save_pyfunc(tmp_path / "served", p)):
         with pytest.raises(CheckpointError, match=both):
             promote(path)
-    forged = torch.load(path, weights_only=True) | {"kind": "OCPMambaLVM"}
-    torch.save(forged, path)
+    rewrite(path, kind="OCPMambaLVM")
     with pytest.raises(CheckpointError, match="keys \\['model_config'\\] are missing"):
         load_model(path)
-    torch.save(forged | {"model_config": asdict(MODEL)}, path)
-    with pytest.raises(CheckpointError, match="the weights do not fit the checkpoint's config"):
+    rewrite(path, "settings", model_config=asdict(MODEL))
+    with pytest.raises(CheckpointError, match="key 'state_dict': the weights do not fit the conf"):
         load_model(path)
 
 

@@ -50,7 +50,7 @@ FAULTS = {
     "train: {lr: {type: float, low: 1, high: 2, lgo: true}}": "'lgo'",
     "train: {lr: {type: float, low: a, high: 2}}": "low: found 'a', wanted float",
     "train: {lr: {type: float, low: .nan, high: 2}}": "low: found nan, wanted float",
-    "train: {lr: {type: float, low: 3, high: 2}}": "train.lr: found {'type': 'float', 'low': 3",
+    "train: {lr: {type: float, low: 3, high: 2}}": "train.lr: found {'high': 2, 'low': 3",
     "train: {lr: {type: float, low: 0, high: 2, log: true}}": "train.lr: found",
     "train: {lr: {type: float, low: 1, high: 2, log: yes please}}": "log: found 'yes please'",
     "train: {batch_size: {type: float, low: 1, high: 2}}": "but the setting is int",
@@ -60,10 +60,24 @@ FAULTS = {
     "train: {batch_size: {type: categorical, choices: [8, 8]}}": "wanted each value once",
     "train: {batch_size: {type: categorical, choices: [8, x]}}": "found 'x', wanted int",
     "train: {batch_size: {type: categorical, choices: [true]}}": "found True, wanted int",
+    "train: {lr: {type: [float], low: 1, high: 2}}": "train.lr: found {",
+    "train: {lr: {type: float, low: 1, high: " + "9" * 400 + "}}": "high: found 999",
+    "train: {lr: {type: float, low: 0, high: 1, step: 1.0e-320}}": "train.lr: found",
+    "train: {3: {type: float, low: 1, high: 2}}": "train.3 is no setting of TrainConfig",
+    "train: {? [a] : 1}": "not YAML",
+    "train: &a {lr: *a}": "line 1: an alias found, which is not read",
+    "train: {lr: !!python/object/apply:os.getcwd []}": "not YAML",
+    "train: {lr: !!int ''}": "not YAML",
+    "train: {lr: !!timestamp x}": "not YAML",
+    "train: " + "[" * 2000: "not YAML that can be read: it is nested too deeply",
+    "train: {lr: {type: int, low: 1, high: " + "\n" + "9" * 4000 + "}}": "wanted",
+    "train: {lr: {type: int, low: 1, high: 0x" + "F" * 3800 + "}}": "wanted",
+    "# a\n" * 20_000: "longer than 65,536 bytes",
+    "train: {lr: " + "9" * 5000 + "}": "line 1: longer than 4,096 characters",
 }
 
 
-@pytest.mark.parametrize("text", FAULTS)
+@pytest.mark.parametrize("text", FAULTS, ids=range(len(FAULTS)))
 def test_a_fault_is_named_with_file_key_found_and_wanted(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)

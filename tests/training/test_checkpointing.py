@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checkpoint_files import rewrite
 from data_maker import make_dataset
 from trainings import QUICK, seeded
 
@@ -88,9 +89,9 @@ def test_a_state_of_another_version_is_refused_by_name(
     data, validate, interrupted, change, message
 ):
     state = resume_path(interrupted)
-    content = torch.load(state, weights_only=True)
-    change(content["loop"])
-    torch.save(content, state)
+    loop = torch.load(state, weights_only=True)["loop"]
+    change(loop)
+    rewrite(state, loop=loop)
     with pytest.raises(TrainingError, match=message) as refused:
         fit(seeded(), data, QUICK, validate=validate, output=interrupted, resume=True,
             progress=False)  # fmt: skip

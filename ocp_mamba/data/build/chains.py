@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ocp_mamba.data.build.tmd import UNKNOWN, Codes, codes
-from ocp_mamba.errors import DatasetError
+from ocp_mamba.errors import DatasetError, shown
+from ocp_mamba.system.parsing import json_lines
 
 MIN_CHAIN, MAX_CHAIN = 3, 15
 """Fewest and most concepts of a chain."""
@@ -122,30 +122,20 @@ def read_chains(paths: Sequence[str | Path]) -> list[Chain]:
 
 
 def _read_file(path: Path) -> Iterator[Chain]:
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _parse_line(line, f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"chain file {path} cannot be read: {error}") from error
+    for number, row in json_lines(path, DatasetError, "chain file"):
+        yield _chain(row, f"chain file {path}, line {number}")
 
 
-def _parse_line(line: str, place: str) -> Chain:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{place}: is no JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DatasetError(f"{place}: JSON {type(row).__name__} found, an object wanted")
+def _chain(row: dict[str, Any], place: str) -> Chain:
     concepts = _concepts(row, place)
     source = row.get("source")
     if not isinstance(source, str) or not source.strip():
-        raise DatasetError(f"{place}: key 'source': {source!r} found, a name wanted")
+        raise DatasetError(f"{place}: key 'source': {shown(source)} found, a name wanted")
     length = row.get("chain_length", len(concepts))
     if length != len(concepts):
         raise DatasetError(
-            f"{place}: key 'chain_length': {length!r} found, but there are {len(concepts)} concepts"
+            f"{place}: key 'chain_length': {shown(length)} found, but there are {len(concepts)} "
+            "concepts"
         )
     relations = _relations(row, len(concepts) - 1, place)
     return Chain(
@@ -160,7 +150,7 @@ def _parse_line(line: str, place: str) -> Chain:
 def _concepts(row: dict[str, Any], place: str) -> tuple[str, ...]:
     found = row.get("concepts")
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise DatasetError(f"{place}: key 'concepts': {found!r:.100} found, a list of texts wanted")
+        raise DatasetError(f"{place}: key 'concepts': {shown(found)} found, a list of texts wanted")
     concepts = tuple(clean_text(text) for text in found)
     if "" in concepts:
         raise DatasetError(f"{place}: key 'concepts': concept {concepts.index('')} is blank")
@@ -177,7 +167,7 @@ def _relations(row: dict[str, Any], steps: int, place: str) -> tuple[str | None,
     )
     if not named or len(found) != steps:
         raise DatasetError(
-            f"{place}: key 'relations': {found!r:.100} found, a list of {steps} names or null "
+            f"{place}: key 'relations': {shown(found)} found, a list of {steps} names or null "
             "wanted, one for each concept but the first"
         )
     return tuple(name and name.strip() for name in found)
@@ -197,7 +187,7 @@ def _confidences(
     )
     if not is_valid or len(found) != len(relations):
         raise DatasetError(
-            f"{place}: key 'confidences': {found!r:.100} found, a list of {len(relations)} numbers "
+            f"{place}: key 'confidences': {shown(found)} found, a list of {len(relations)} numbers "
             "from 0 to 1 wanted, one for each relation"
         )
     return tuple(map(float, found))
@@ -205,7 +195,7 @@ def _confidences(
 
 def _codes(metadata: Any, place: str) -> Codes:
     if not isinstance(metadata, dict):
-        raise DatasetError(f"{place}: key 'metadata': {metadata!r:.100} found, an object wanted")
+        raise DatasetError(f"{place}: key 'metadata': {shown(metadata)} found, an object wanted")
     try:
         return codes(metadata.get("lexname"), metadata.get("pos"))
     except (ValueError, TypeError) as error:

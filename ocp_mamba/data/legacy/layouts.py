@@ -6,7 +6,6 @@ the keys and the arrays' headers alone; `LegacyFile.read` then gives one split a
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from ocp_mamba.config import D_TMD, D_VECTOR
 from ocp_mamba.data.dataset import SPLITS, is_dataset_file
 from ocp_mamba.data.legacy.padding import D_FUSED, ROW_SHAPE, ragged_rows, unpad_mask, unpad_zeros
-from ocp_mamba.data.npz import npz_keys
+from ocp_mamba.data.npz import Header, Npz
 from ocp_mamba.errors import DatasetError
 
 MAX_CONTEXT = 255
@@ -56,18 +55,6 @@ WINDOWS = Layout("fixed windows", "context_sequences", "target_vectors", None, "
 PLAIN_WINDOWS = Layout("fixed windows", "contexts", "targets", None, "none")
 LAYOUTS = (PADDED, MASKED, WINDOWS, PLAIN_WINDOWS)
 TMD = "tmd"
-
-
-@dataclass(frozen=True)
-class Header:
-    """Shape and dtype of an array, read without its content."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    def __str__(self) -> str:
-        """Dtype and shape, for messages."""
-        return f"{self.dtype} {self.shape}"
 
 
 @dataclass
@@ -111,7 +98,8 @@ class LegacyFile:
         if is_dataset_file(path):
             raise DatasetError("this already is a dataset file; it needs no import")
         self.path = path
-        keys = npz_keys(path)
+        self._file = Npz(path)
+        keys = self._file.keys
         self.layout = _recognize(keys)
         prefixes = _prefixes(keys, self.layout)
         self.splits = tuple(
@@ -122,7 +110,7 @@ class LegacyFile:
         stems = self.layout.stems + ((TMD,) if self.has_tmd else ())
         wanted = [_key(p, stem) for p in prefixes for stem in stems]
         self.ignored = sorted(set(keys) - set(wanted))
-        self._headers = _read_headers(path, wanted)
+        self._headers = {key: self._file.header(key) for key in wanted}
         self.pickled = [key for key in wanted if self._headers[key].dtype.hasobject]
         if self.pickled and not allow_pickle:
             raise DatasetError(f"key {self.pickled[0]!r}: {PICKLE_HELP}")
@@ -170,13 +158,14 @@ class LegacyFile:
         return unpad_mask(key, self._load(key), context, notes)
 
     def _load(self, key: str) -> np.ndarray:
+        if key not in self.pickled:
+            return self._file.array(key)
         try:
-            with np.load(self.path, allow_pickle=key in self.pickled) as npz:
+            with np.load(self.path, allow_pickle=True) as npz:
                 array: np.ndarray = npz[key]
-        except Exception as error:  # damaged members and foreign pickles raise anything
-            kind = "its pickle" if key in self.pickled else "its data"
+        except Exception as error:  # a foreign pickle raises anything
             raise DatasetError(
-                f"key {key!r}: {kind} cannot be read ({type(error).__name__}: {error}); "
+                f"key {key!r}: its pickle cannot be read ({type(error).__name__}: {error}); "
                 "the file is damaged: copy or make it again"
             ) from error
         return array
@@ -271,32 +260,6 @@ def _has_tmd(keys: list[str], prefixes: Sequence[str]) -> bool:
             f"all TMD arrays out. Keys found: {sorted(keys)}"
         )
     return not lacking
-
-
-def _read_headers(path: Path, keys: list[str]) -> dict[str, Header]:
-    headers = {}
-    with zipfile.ZipFile(path) as archive:
-        for key in keys:
-            try:
-                headers[key] = _read_header(archive, f"{key}.npy")
-            except Exception as error:  # a damaged member makes numpy and zipfile raise anything
-                raise DatasetError(
-                    f"key {key!r}: its header cannot be read ({type(error).__name__}: {error}); "
-                    "the file is damaged: copy or make it again"
-                ) from error
-    return headers
-
-
-def _read_header(archive: zipfile.ZipFile, member: str) -> Header:
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-    return Header(shape, dtype)
 
 
 def _check_header(key: str, found: Header, shape: tuple[int | str, ...], why: str = "") -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,21 +15,24 @@ from typing import Any
 import numpy as np
 
 from ocp_mamba.config import MIN_CONTEXT
-from ocp_mamba.data.dataset import is_dataset_file, parse_meta, to_float16, unit_rows
+from ocp_mamba.data.dataset import SPLITS, is_dataset_file, parse_meta, to_float16, unit_rows
 from ocp_mamba.data.fingerprint import chunks, fingerprint_of
-from ocp_mamba.data.npz import npz_keys
+from ocp_mamba.data.npz import Header, Npz
 from ocp_mamba.data.shards.mapped import (
     ARRAYS,
     FORMAT,
     HEADER,
     META,
     OLD_FORMAT,
+    MappedDataset,
+    checksum,
     file_name,
     is_shards,
     open_shards,
     read_meta,
 )
-from ocp_mamba.errors import DatasetError
+from ocp_mamba.data.validation import check_bank, check_chains
+from ocp_mamba.errors import DatasetError, first_line, shown
 from ocp_mamba.system.files import atomic_write, sync, sync_folder
 
 WRITE_BYTES = 1 << 16
@@ -101,10 +103,15 @@ def write_shards(
         listed["arrays"] = {name: _write_array(part, name, arrays[name]) for name in arrays}
         listed["fingerprint"] = ""
         (part / META).write_text(json.dumps(listed), encoding="utf-8")
-        found = fingerprint_of(open_shards(part), _stored(bank_dtype))
+        written = open_shards(part)
+        check_content(written)
+        found = fingerprint_of(written, _stored(bank_dtype))
         if fingerprint not in (None, found):
-            raise DatasetError(f"content has the fingerprint {found}, {fingerprint} was stated")
+            raise DatasetError(
+                f"content has the fingerprint {found}, {shown(fingerprint)} was stated"
+            )
         listed["fingerprint"] = found
+        listed["checksum"] = checksum(listed)
         with atomic_write(part / META) as file:
             file.write(json.dumps(listed, indent=1).encode())
         umask = os.umask(0)
@@ -152,21 +159,35 @@ def shard(source: Path, folder: Path, progress: Progress = lambda done: None) ->
             f"{source}: an older layout; turn it into a dataset file first, with "
             "`ocp-mamba data import`"
         )
-    keys = npz_keys(source)
-    meta = parse_meta(next(read_member(source, "meta")))
-    fingerprint = meta.pop("fingerprint", None)
-    arrays = {
-        name: _counted(read_member(source, name), progress) for name in ARRAYS if name in keys
-    }
-    if "chain_first" not in keys:
-        arrays["chain_first"] = (
-            np.full(len(chunk), MIN_CONTEXT, np.uint8) for chunk in read_member(source, "split")
-        )
-    bank_dtype = str(next(read_member(source, "bank")).dtype)
     try:
-        return write_shards(folder, arrays, meta, bank_dtype=bank_dtype, fingerprint=fingerprint)
+        return _shard(Npz(source), folder, progress)
     except DatasetError as error:
         raise DatasetError(f"dataset file {source}: {error}") from error
+
+
+def _shard(file: Npz, folder: Path, progress: Progress) -> str:
+    meta = parse_meta(file.array("meta"))
+    fingerprint = meta.pop("fingerprint", None)
+    names = [name for name in ARRAYS if name in file.keys]
+    for name in names:
+        _check_header(name, file.header(name))
+    arrays = {name: _counted(file.chunks(name), progress) for name in names}
+    if "chain_first" not in names:
+        arrays["chain_first"] = (
+            np.full(len(chunk), MIN_CONTEXT, np.uint8) for chunk in file.chunks("split")
+        )
+    bank_dtype = str(file.header("bank").dtype)
+    return write_shards(folder, arrays, meta, bank_dtype=bank_dtype, fingerprint=fingerprint)
+
+
+def _check_header(name: str, header: Header) -> None:
+    """Refuse an array of a dtype or of rows that the folder's array cannot have."""
+    dtypes, row = ARRAYS[name]
+    if name == "bank":
+        dtypes = ("<f2", *dtypes)
+    if not header.dtype.str.startswith(dtypes) or header.shape[1:] != row or not header.shape:
+        wanted = ", ".join(("n", *map(str, row)))
+        raise DatasetError(f"key {name!r}: {header} found, {' or '.join(dtypes)} ({wanted}) wanted")
 
 
 def _renew(source: Path, folder: Path, progress: Progress) -> str:
@@ -176,12 +197,15 @@ def _renew(source: Path, folder: Path, progress: Progress) -> str:
         raise DatasetError(f"{source}: is such a folder already")
 
     def parts(name: str) -> Iterator[np.ndarray]:
-        for number in range(len(listed["arrays"][name]["rows"])):
+        rows = listed["arrays"][name].get("rows")
+        if not isinstance(rows, list):
+            raise DatasetError(f"{source / META}: array {name!r}: a list of rows wanted")
+        for number in range(len(rows)):
             path = source / f"{name}-{number:05d}.npy"
             try:
-                yield from chunks(np.load(path, mmap_mode="r"))
-            except (OSError, ValueError, EOFError) as error:
-                raise DatasetError(f"{path} cannot be read: {error}") from error
+                yield from chunks(np.lib.format.open_memmap(path, mode="r"))
+            except Exception as error:  # a damaged header makes numpy raise anything
+                raise DatasetError(f"{path} cannot be read: {first_line(error)}") from error
 
     arrays = {name: _counted(parts(name), progress) for name in listed["arrays"] if name in ARRAYS}
     return write_shards(
@@ -191,6 +215,40 @@ def _renew(source: Path, folder: Path, progress: Progress) -> str:
         bank_dtype=listed["bank_dtype"],
         fingerprint=listed["fingerprint"],
     )
+
+
+def verify_shards(data: MappedDataset, folder: Path) -> None:
+    """Read the whole content of a folder, a chunk at a time, and check it.
+
+    Raises:
+        DatasetError: a value is not valid, or the content has another fingerprint than the folder's
+            ``meta.json`` says.
+    """
+    try:
+        check_content(data)
+        found = fingerprint_of(data, _stored(data.bank_dtype))
+        if found != data.fingerprint:
+            raise DatasetError(
+                f"content has the fingerprint {found}, {META} says {data.fingerprint}: the folder "
+                "was damaged or edited; copy it or write it again"
+            )
+    except DatasetError as error:
+        raise DatasetError(f"dataset folder {folder}: {error}") from error
+
+
+def check_content(data: MappedDataset) -> None:
+    """Check every array of a folder as those of a file are checked.
+
+    Raises:
+        DatasetError: names the key, what was found and what is wanted.
+    """
+    start = 0
+    for rows in chunks(data.bank):
+        check_bank(rows, data.texts[start : start + len(rows)], data.bank_dtype)
+        start += len(rows)
+        data.release()
+    check_chains(data, len(SPLITS))
+    data.release()
 
 
 def _counted(parts: Iterator[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
@@ -207,6 +265,7 @@ def unshard(folder: Path, out: Path, progress: Progress = lambda done: None) -> 
         OSError: the file cannot be written.
     """
     data = open_shards(folder)
+    verify_shards(data, folder)
     stored = _stored(data.bank_dtype)
     keys = [name for name in ARRAYS if getattr(data, name) is not None]
     if all((chunk == MIN_CONTEXT).all() for chunk in chunks(data.chain_first)):
@@ -228,34 +287,6 @@ def unshard(folder: Path, out: Path, progress: Progress = lambda done: None) -> 
         with archive.open("meta.npy", "w") as member:
             np.lib.format.write_array(member, np.array(meta))
     return data.fingerprint
-
-
-def read_member(path: Path, key: str) -> Iterator[np.ndarray]:
-    """Chunks of one array of an `.npz`, along its first axis; its checksum is compared at the end.
-
-    Raises:
-        DatasetError: the member is missing, damaged, or no plain array.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-            version = np.lib.format.read_magic(member)
-            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-                version, np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read(member)
-            if dtype.hasobject or (fortran and len(shape) > 1):
-                raise ValueError(f"{dtype} in {'Fortran' if fortran else 'C'} order found")
-            row = shape[1:]
-            row_bytes = dtype.itemsize * int(np.prod(row, dtype=np.int64))
-            left = shape[0] if shape else 1
-            while left:
-                rows = min(left, max(1, (1 << 25) // max(1, row_bytes)))
-                data = member.read(rows * row_bytes)
-                yield np.frombuffer(data, dtype).reshape((rows, *row) if shape else ())
-                left -= rows
-            member.read()  # to the end, where the checksum is compared
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path}: key {key!r} cannot be read: {error}") from error
 
 
 def _write_header(member: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:

@@ -7,8 +7,10 @@ bank is stored as float32 unit rows, ready for use.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +21,9 @@ import numpy as np
 
 from ocp_mamba.config import D_TMD, D_VECTOR
 from ocp_mamba.data.dataset import SCHEMA_VERSION, Dataset
-from ocp_mamba.errors import DatasetError
+from ocp_mamba.data.validation import check_meta
+from ocp_mamba.errors import DatasetError, shown
+from ocp_mamba.system.parsing import json_object, read_text
 
 META = "meta.json"
 FORMAT = "ocp_mamba shards 2"
@@ -50,6 +54,17 @@ ARRAYS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 }
 """Arrays of the folder: the dtypes that each may have, and the shape of its rows."""
 
+KEYS: dict[str, type] = {
+    "format": str,
+    "meta": dict,
+    "bank_dtype": str,
+    "fingerprint": str,
+    "arrays": dict,
+}
+"""Keys of ``meta.json``. It has a ``checksum`` too, unless an earlier version wrote it."""
+
+MAX_META_BYTES = 1 << 24
+
 OPTIONAL = ("chain_tmd", "chain_relation", "chain_confidence")
 
 
@@ -74,9 +89,7 @@ class MappedDataset(Dataset):
         Raises:
             DatasetError: the arrays do not belong together.
         """
-        if self.meta.get("schema_version") != SCHEMA_VERSION:
-            found = self.meta.get("schema_version")
-            raise DatasetError(f"schema_version {found!r} found, {SCHEMA_VERSION} wanted")
+        check_meta(self.meta, SCHEMA_VERSION, self.chain_relation is not None)
         wanted = {"texts": len(self.bank), "split": len(self.chain_offsets) - 1}
         wanted |= dict.fromkeys(("chain_source", "chain_first", "chain_tmd"), wanted["split"])
         wanted |= dict.fromkeys(("chain_relation", "chain_confidence"), len(self.chain_values))
@@ -177,20 +190,44 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """Read the ``meta.json`` of a folder, of today's format or the older one.
 
     Raises:
-        DatasetError: it cannot be read, or is not that of a dataset folder.
+        DatasetError: it cannot be read, or is not that of a dataset folder; names key or array.
     """
-    try:
-        listed = json.loads((folder / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{META} cannot be read: {error}") from error
-    keys = {"format", "meta", "bank_dtype", "fingerprint", "arrays"}
+    text = read_text(folder / META, DatasetError, "list of arrays", MAX_META_BYTES)
+    listed = json_object(text, DatasetError, META)
     formats = (FORMAT, OLD_FORMAT)
-    if not isinstance(listed, dict) or listed.get("format") not in formats or keys - set(listed):
+    if listed.get("format") not in formats or KEYS.keys() - set(listed):
         raise DatasetError(
-            f"{META}: an object with format {FORMAT!r} and {sorted(keys)} wanted; write the "
+            f"{META}: an object with format {FORMAT!r} and {sorted(KEYS)} wanted; write the "
             "folder again with `ocp-mamba data shard`"
         )
+    for key, kind in KEYS.items():
+        if not isinstance(listed[key], kind):
+            raise DatasetError(
+                f"{META}: key {key!r}: {shown(listed[key])} found, {kind.__name__} wanted"
+            )
+    for name, entry in listed["arrays"].items():
+        if not isinstance(entry, dict):
+            raise DatasetError(f"{META}: array {shown(name)}: {shown(entry)} found, object wanted")
+    if listed["bank_dtype"] not in ("float16", "float32"):
+        raise DatasetError(
+            f"{META}: bank_dtype {shown(listed['bank_dtype'])} found, float16 or float32 wanted"
+        )
+    stated = listed.pop("checksum", None)
+    if stated not in (None, checksum(listed)):
+        raise DatasetError(
+            f"{META}: the file was damaged or edited: its checksum is not {shown(stated)}; copy it "
+            "or write the folder again"
+        )
     return listed
+
+
+def checksum(listed: dict[str, Any]) -> str:
+    """Return the SHA-256 of what ``meta.json`` holds beside its checksum, hex."""
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
+TEXT = re.compile(r"<U[1-9][0-9]{0,6}\Z")
+"""Dtype of an array of texts, by its longest text."""
 
 
 def _array(
@@ -202,13 +239,17 @@ def _array(
             return None
         raise DatasetError(f"{META} lists no array {name!r}")
     entry = listed["arrays"][name]
-    dtype, row, rows = np.dtype(entry["dtype"]), tuple(entry["row"]), entry["rows"]
-    dtypes, wanted_row = ARRAYS[name]
-    if not dtype.str.startswith(dtypes) or row != wanted_row:
+    kind, found_row, rows = entry.get("dtype"), entry.get("row"), entry.get("rows")
+    dtypes, row = ARRAYS[name]
+    known = isinstance(kind, str) and (kind in dtypes or ("<U" in dtypes and TEXT.match(kind)))
+    if not known or found_row != list(row):
         raise DatasetError(
-            f"array {name!r}: {dtype.str} rows of {row} found, {' or '.join(dtypes)} rows of "
-            f"{wanted_row} wanted"
+            f"array {name!r}: {shown(kind)} rows of {shown(found_row)} found, "
+            f"{' or '.join(dtypes)} rows of {list(row)} wanted"
         )
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0:
+        raise DatasetError(f"array {name!r}: {shown(rows)} rows found, a number wanted")
+    dtype = np.dtype(kind)
     path = folder / file_name(name)
     size = HEADER + rows * dtype.itemsize * int(np.prod(row, dtype=np.int64))
     found = path.stat().st_size if path.is_file() else None

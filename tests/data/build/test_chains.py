@@ -46,7 +46,11 @@ def test_files_are_read_in_order_with_spaces_and_codes(write):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ('{"concepts": [', "is no JSON"),
+        ('{"concepts": [', "not JSON"),
+        ("[" * 100_000, "not JSON that can be read: it is nested too deeply"),
+        ('{"chain_length": ' + "9" * 5000 + "}", "not JSON .*5000 digits"),
+        ('{"concepts": ["a", "\\ud800", "c"]}', "holds half a surrogate pair"),
+        ('{"metadata": {"pos": 1e999}, "source": "x", "concepts": ["a"]}', "key 'metadata'"),
         ("[1, 2]", "JSON list found, an object wanted"),
         (row(concepts="a b c"), "key 'concepts': 'a b c' found, a list of texts wanted"),
         (row(concepts=["a", 2, "c"]), "key 'concepts'"),
@@ -63,15 +67,15 @@ def test_files_are_read_in_order_with_spaces_and_codes(write):
 )
 def test_bad_lines_are_named_by_file_and_number(write, bad, message):
     path = write(row(), "", bad)
-    with pytest.raises(DatasetError, match=rf"c\.jsonl:3: .*{message}"):
+    with pytest.raises(DatasetError, match=rf"c\.jsonl, line 3: .*{message}"):
         read_chains([path])
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(DatasetError, match=r"absent\.jsonl cannot be read"):
+    with pytest.raises(DatasetError, match=r"absent\.jsonl: cannot be read"):
         read_chains([tmp_path / "absent.jsonl"])
-    (tmp_path / "b.jsonl").write_bytes(b'{"concepts": ["\xff"]}')
-    with pytest.raises(DatasetError, match=r"b\.jsonl cannot be read: 'utf-8'"):
+    (tmp_path / "b.jsonl").write_bytes(b'\n{"concepts": ["\xff"]}')
+    with pytest.raises(DatasetError, match=r"b\.jsonl, line 2: not UTF-8 text"):
         read_chains([tmp_path / "b.jsonl"])
 
 

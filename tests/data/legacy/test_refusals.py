@@ -237,7 +237,7 @@ def test_damage_inside_a_whole_zip(tmp_path: Path) -> None:
     at = content.find(VECTORS[rows_by_split()["val"][3][1]].tobytes())
     content[at + 9] ^= 0xFF
     file.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"its data cannot be read \(BadZipFile"):
+    with pytest.raises(DatasetError, match=r"it cannot be read \(BadZipFile"):
         import_legacy(file)
     np.savez(tmp_path / "short.npz", context=np.zeros((2, 1, 768)), target=np.zeros((2, 768)))
     short = tmp_path / "short.npz"
@@ -246,7 +246,10 @@ def test_damage_inside_a_whole_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(short, "w") as archive:
         archive.writestr("context.npy", members["context.npy"][:-100])
         archive.writestr("target.npy", members["target.npy"])
-    with pytest.raises(DatasetError, match="'context': its data cannot be read"):
+    with pytest.raises(
+        DatasetError,
+        match=r"'context': .*12,288 bytes, and the member has 12,188",
+    ):
         import_legacy(short)
     start = content.find(b"\x93NUMPY")
     content[start : start + 6] = b"NUMPTY"
