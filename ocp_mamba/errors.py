@@ -62,6 +62,20 @@ class RegistryError(OcpMambaError, RuntimeError):
     """A model cannot be registered, or a registered one cannot be loaded."""
 
 
+class RequestError(OcpMambaError, ValueError):
+    """A request to the service cannot be answered as it is.
+
+    Attributes:
+        status: the HTTP status that says so, 4xx.
+        retry_after: seconds after which the same request may be answered, or None.
+    """
+
+    def __init__(self, message: str, status: int = 400, retry_after: int | None = None) -> None:
+        """Keep what is answered: the message, the status, and when to ask again."""
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+
+
 class SpaceError(ConfigError):
     """A search space file is not what a sweep can search."""
 
