@@ -63,10 +63,10 @@ class RegistryError(OcpMambaError, RuntimeError):
 
 
 class RequestError(OcpMambaError, ValueError):
-    """A request to the service cannot be answered as it is.
+    """What a model is asked is not what it takes; the message says what was found and is wanted.
 
     Attributes:
-        status: the HTTP status that says so, 4xx.
+        status: the HTTP status by which a server says so, 4xx, or 503 when it stops.
         retry_after: seconds after which the same request may be answered, or None.
     """
 

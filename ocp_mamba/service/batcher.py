@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ocp_mamba.errors import RequestError
-from ocp_mamba.service.version import Context, Version
+from ocp_mamba.service.version import Chain, Predicted, Version
 
 T = TypeVar("T")
 RATE_MEMORY = 0.8
@@ -29,29 +29,12 @@ RATE_MEMORY = 0.8
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """The answer to some sequences.
-
-    Attributes:
-        version: that computed it.
-        vectors: unit rows float32 ``(B, steps, 768)``.
-        scores: cosines float32 ``(B, steps, top_k)`` to the nearest concepts; None without them.
-        rows: bank rows int64 ``(B, steps, top_k)``; None without them.
-    """
-
-    version: Version
-    vectors: np.ndarray
-    scores: np.ndarray | None
-    rows: np.ndarray | None
-
-
 @dataclass(eq=False)
 class _Work:
     """Sequences of one request that wait."""
 
     version: Version
-    contexts: Sequence[Context]
+    chains: Sequence[Chain]
     steps: int
     top_k: int
     future: asyncio.Future[Any]
@@ -111,24 +94,24 @@ class Batcher:
             self._thread.join()
 
     async def predict(
-        self, version: Version, contexts: Sequence[Context], steps: int = 1, top_k: int = 0
+        self, version: Version, chains: Sequence[Chain], steps: int = 1, top_k: int = 0
     ) -> Predicted:
         """Return what follows some sequences.
 
         Args:
             version: computes all of them.
-            contexts: 1 or more; more than a batch holds are computed in several.
+            chains: 1 or more; more than a batch holds are computed in several.
             steps: vectors ahead.
             top_k: concepts to name for each; 0 for none.
 
         Raises:
             RequestError: too many wait already (429), or there are more than may ever wait (413).
         """
-        parts = [contexts[i : i + self.max_batch] for i in range(0, len(contexts), self.max_batch)]
+        parts = [chains[i : i + self.max_batch] for i in range(0, len(chains), self.max_batch)]
         loop = asyncio.get_running_loop()
         works = [_Work(version, part, steps, top_k, loop.create_future()) for part in parts]
         with self._changed:
-            self._admit(len(contexts))
+            self._admit(len(chains))
             self._works.extend(works)
             self._changed.notify()
         if len(works) == 1:
@@ -179,7 +162,7 @@ class Batcher:
                     return
                 calls, self._calls = self._calls, deque()
                 works = self._next_batch()
-                self._waiting -= len(calls) + sum(len(work.contexts) for work in works)
+                self._waiting -= len(calls) + sum(len(work.chains) for work in works)
             for function, future in calls:
                 _deliver([(future, _outcome(function, future))])
             if works:
@@ -194,9 +177,9 @@ class Batcher:
         left: deque[_Work] = deque()
         for work in self._works:
             alike = work.version is first.version and work.steps == first.steps
-            if alike and len(work.contexts) <= room:
+            if alike and len(work.chains) <= room:
                 taken.append(work)
-                room -= len(work.contexts)
+                room -= len(work.chains)
             else:
                 left.append(work)
         self._works = left
@@ -219,7 +202,7 @@ class Batcher:
 
     def _tell(self, works: list[_Work], results: list[Any], begun: float) -> None:
         seconds = time.perf_counter() - begun
-        sequences = sum(len(work.contexts) for work in works)
+        sequences = sum(len(work.chains) for work in works)
         now = sequences / max(seconds, 1e-6)
         self._rate = RATE_MEMORY * self._rate + (1 - RATE_MEMORY) * now if self._rate else now
         if self._on_batch is None:
@@ -230,7 +213,7 @@ class Batcher:
             if isinstance(result, Predicted) and result.scores is not None
             for score in result.scores[:, 0, 0]
         ]
-        lengths = (len(c.values) for work in works for c in work.contexts)
+        lengths = (len(c.vectors) for work in works for c in work.chains)
         waited = begun - min(work.since for work in works)
         self._on_batch(
             BatchDone(
@@ -241,29 +224,13 @@ class Batcher:
 
 def _predict_all(works: Sequence[_Work]) -> list[Predicted]:
     """The predictions of works of one version and number of steps, computed together."""
-    version, steps = works[0].version, works[0].steps
-    vectors = version.predict([c for work in works for c in work.contexts], steps)
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"{version.name} version {version.version} gave numbers not finite")
-    most = max(work.top_k for work in works)
-    scores = rows = None
-    if most and version.concepts is not None:
-        scores, rows = version.concepts.nearest(vectors.reshape(-1, vectors.shape[-1]), most)
-        scores, rows = (a.reshape(*vectors.shape[:2], -1) for a in (scores, rows))
-    results, at = [], 0
+    chains = [chain for work in works for chain in work.chains]
+    together = works[0].version.predict(chains, works[0].steps, max(w.top_k for w in works))
+    parts, at = [], 0
     for work in works:
-        part = slice(at, at + len(work.contexts))
-        at = part.stop
-        named = scores is not None and rows is not None and work.top_k
-        results.append(
-            Predicted(
-                version,
-                vectors[part],
-                scores[part, :, : work.top_k] if named else None,  # type: ignore[index]
-                rows[part, :, : work.top_k] if named else None,  # type: ignore[index]
-            )
-        )
-    return results
+        parts.append(together.part(slice(at, at + len(work.chains)), work.top_k))
+        at += len(work.chains)
+    return parts
 
 
 def _joined(parts: Sequence[Predicted]) -> Predicted:
