@@ -9,7 +9,7 @@ import click
 from ocp_mamba.config import __version__
 from ocp_mamba.system.cpu_info import widen_openblas
 
-COMMANDS = ("compare", "data", "evaluate", "quality", "runs", "sweep", "train", "variants")
+COMMANDS = ("compare", "data", "evaluate", "quality", "runs", "serve", "sweep", "train", "variants")
 """Each is a function in the module of the same name."""
 
 

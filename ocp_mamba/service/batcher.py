@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,14 +25,14 @@ from ocp_mamba.service.version import Chain, Predicted, Version
 
 T = TypeVar("T")
 RATE_MEMORY = 0.8
-"""Share of the former rate of sequences in the estimate of the current one."""
+"""Share of the former rate of chains in the estimate of the current one."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class _Work:
-    """Sequences of one request that wait."""
+    """Chains of one request that wait."""
 
     version: Version
     chains: Sequence[Chain]
@@ -47,7 +48,7 @@ class BatchDone:
 
     version: Version
     requests: int
-    sequences: int
+    chains: int
     positions: int
     seconds: float
     waited: float
@@ -63,8 +64,8 @@ class Batcher:
         """Prepare; `start` begins to compute.
 
         Args:
-            max_batch: sequences computed at once, at most.
-            max_queue: sequences and calls that may wait.
+            max_batch: chains computed at once, at most.
+            max_queue: chains and calls that may wait.
             on_batch: called in the thread after each batch.
         """
         self.max_batch, self.max_queue = max_batch, max_queue
@@ -78,7 +79,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Sequences and calls that wait."""
+        """Chains and calls that wait."""
         return self._waiting
 
     def start(self) -> None:
@@ -96,7 +97,7 @@ class Batcher:
     async def predict(
         self, version: Version, chains: Sequence[Chain], steps: int = 1, top_k: int = 0
     ) -> Predicted:
-        """Return what follows some sequences.
+        """Return what follows some chains.
 
         Args:
             version: computes all of them.
@@ -137,14 +138,14 @@ class Batcher:
             raise RequestError("the service stops; it takes no more requests", 503, 5)
         if n > self.max_queue:
             raise RequestError(
-                f"the request holds {n:,} sequences, at most {self.max_queue:,} can be taken at "
+                f"the request holds {n:,} chains, at most {self.max_queue:,} can be taken at "
                 "once; send it in parts",
                 413,
             )
         if self._waiting + n > self.max_queue:
             seconds = math.ceil(self._waiting / self._rate) if self._rate else 1
             raise RequestError(
-                f"{self._waiting:,} sequences wait already, and at most {self.max_queue:,} may; "
+                f"{self._waiting:,} chains wait already, and at most {self.max_queue:,} may; "
                 "ask again later",
                 429,
                 min(max(seconds, 1), 60),
@@ -196,14 +197,14 @@ class Batcher:
             log.exception("a batch of %d requests failed", len(wanted))
             results = [error]
             if len(wanted) > 1:  # none fails because of another's
-                results = [_outcome(lambda w=w: _predict_all([w])[0], w.future) for w in wanted]
+                results = [_outcome(partial(_predict_one, work), work.future) for work in wanted]
         _deliver(list(zip((work.future for work in wanted), results, strict=True)))
         self._tell(wanted, results, begun)
 
     def _tell(self, works: list[_Work], results: list[Any], begun: float) -> None:
         seconds = time.perf_counter() - begun
-        sequences = sum(len(work.chains) for work in works)
-        now = sequences / max(seconds, 1e-6)
+        chains = sum(len(work.chains) for work in works)
+        now = chains / max(seconds, 1e-6)
         self._rate = RATE_MEMORY * self._rate + (1 - RATE_MEMORY) * now if self._rate else now
         if self._on_batch is None:
             return
@@ -216,9 +217,7 @@ class Batcher:
         lengths = (len(c.vectors) for work in works for c in work.chains)
         waited = begun - min(work.since for work in works)
         self._on_batch(
-            BatchDone(
-                works[0].version, len(works), sequences, sum(lengths), seconds, waited, scores
-            )
+            BatchDone(works[0].version, len(works), chains, sum(lengths), seconds, waited, scores)
         )
 
 
@@ -231,6 +230,10 @@ def _predict_all(works: Sequence[_Work]) -> list[Predicted]:
         parts.append(together.part(slice(at, at + len(work.chains)), work.top_k))
         at += len(work.chains)
     return parts
+
+
+def _predict_one(work: _Work) -> Predicted:
+    return _predict_all([work])[0]
 
 
 def _joined(parts: Sequence[Predicted]) -> Predicted:

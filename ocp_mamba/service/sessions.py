@@ -123,9 +123,7 @@ class Sessions:
             return session
         if name in self._ended:
             raise RequestError(f"the session has ended: {self._ended[name]}; begin a new one", 410)
-        raise RequestError(
-            f"there is no session {name[:40]!r}; POST /v1/sessions begins one", 404
-        )
+        raise RequestError(f"there is no session {name[:40]!r}; POST /v1/sessions begins one", 404)
 
     def seconds_left(self, session: Session) -> float:
         """Return the seconds after which a session ends if it is not used."""

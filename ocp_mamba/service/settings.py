@@ -18,9 +18,9 @@ class ServiceSettings:
         host: the address to listen on.
         port: the port to listen on; 0 takes a free one.
         token: the bearer token that requests must bear; None for none.
-        max_batch: sequences that the model computes at once, at most.
-        max_queue: sequences that may wait; further requests get status 429.
-        max_positions: concepts or vectors of one request, all its sequences together.
+        max_batch: chains that the model computes at once, at most.
+        max_queue: chains that may wait; further requests get status 429.
+        max_positions: concepts or vectors of one request, all its chains together.
         max_steps: steps of a request to predict, or of a rollout.
         max_top_k: concepts that an answer names for each step.
         body_limit: bytes of a request's body.
@@ -67,7 +67,9 @@ class ServiceSettings:
             least = 0 if field.name in ("port", "threads") else 1
             if field.name.endswith("_seconds") or field.name.startswith("session_"):
                 least = 0
-            if value < least or (least == 0 and value <= 0 and field.name not in ("port", "threads")):
+            if value < least or (
+                least == 0 and value <= 0 and field.name not in ("port", "threads")
+            ):
                 raise ConfigError(f"{field.name}={value} found, more than {least} wanted")
         if self.token is not None and not self.token.strip():
             raise ConfigError("the token is empty; leave it out, or give one of 16 letters or more")

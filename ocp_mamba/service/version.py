@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mlflow.pyfunc import PyFuncModel
+from mlflow.models import Model
 from torch import Tensor
 
 from ocp_mamba.errors import RequestError
@@ -81,14 +81,14 @@ class Version:
         version: of the registered model, or the first digits of the file's digest.
         model: computes on the CPU.
         text: the model with its bank, or None where only vectors can be sent.
-        pyfunc: what MLflow's scoring protocol is answered from; its signature is the version's.
+        meta: its MLflow model, whose signature says what ``/invocations`` takes.
     """
 
     name: str
     version: str
     model: OCPMambaLVM
     text: TextPredictor | None = None
-    pyfunc: PyFuncModel | None = None
+    meta: Model | None = None
 
     @property
     def identity(self) -> dict[str, str]:

@@ -1,0 +1,43 @@
+"""A service of a tiny model, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from data_maker import TINY, make_dataset
+from fastapi.testclient import TestClient
+
+from ocp_mamba.config import ModelConfig
+from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.model.build import build_model
+from ocp_mamba.model.checkpoint import save_checkpoint
+from ocp_mamba.service.routes.app import create_app
+from ocp_mamba.service.settings import ServiceSettings
+from ocp_mamba.service.source import FileSource
+from ocp_mamba.service.state import Service
+
+ENCODER = {"name": "random", "weight_hash": "0" * 64}
+
+
+def dataset_of(**given: Any) -> Dataset:
+    return make_dataset(n_chains=40, n_concepts=30, seed=1, **given)
+
+
+def write_model(folder: Path, config: ModelConfig | None = None, seed: int = 0) -> FileSource:
+    """A ``.pt`` of drawn weights, and the dataset file of its concepts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = build_model(config or ModelConfig(**TINY))
+    save_checkpoint(folder / "tiny.pt", model, dataset_fingerprint="f", encoder=ENCODER)
+    dataset_of().save(folder / "data.npz")
+    return FileSource(folder / "tiny.pt", folder / "data.npz")
+
+
+def client_of(source: Any, **settings: Any) -> TestClient:
+    """A client of a service in this process; use it in a ``with`` block."""
+    service = Service(source, ServiceSettings(**settings))
+    client = TestClient(create_app(service), raise_server_exceptions=False)
+    client.service = service
+    return client
