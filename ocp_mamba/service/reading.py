@@ -187,6 +187,8 @@ def _chains_of_vectors(version: Version, body: PredictBody) -> list[Chain]:
         unit, checked, lengths = read_request(given, body.lengths, config)
     except MlflowException as error:
         raise RequestError(str(error.message).replace("seq_vectors", "vectors")) from None
+    except OverflowError:
+        raise RequestError("lengths has a number that no chain is as long as") from None
     rows, codes_of = unit.numpy(), None if checked is None else checked.numpy()
     return [
         Chain(rows[b, :length], None if codes_of is None else codes_of[b])

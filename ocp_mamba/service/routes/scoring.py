@@ -7,7 +7,7 @@ stand the checks that it lacks, and its messages lose what they repeat of the re
 from __future__ import annotations
 
 import asyncio
-import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_EXHAUSTED
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_EXHAUSTED
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from mlflow.pyfunc.model import PythonModelContext
 from mlflow.version import VERSION
@@ -36,8 +36,6 @@ MAX_CELLS = 10_000_000
 """Numbers of a Parquet body, which may unpack to far more than its size."""
 
 NO_CONTEXT = PythonModelContext({}, {})
-
-log = logging.getLogger(__name__)
 
 
 def routes(service: Service) -> APIRouter:
@@ -117,26 +115,32 @@ class _OnModelThread:
         try:
             return asyncio.run_coroutine_threadsafe(call, self._loop).result()
         except RequestError as error:
-            raise MlflowException(str(error), RESOURCE_EXHAUSTED) from error
-        except MlflowException:
-            raise
+            full = error.status in (429, 503)
+            code = RESOURCE_EXHAUSTED if full else INVALID_PARAMETER_VALUE
+            raise MlflowException(str(error), code) from error
         except Exception as error:
             raise MlflowException(
                 "the service failed on this request; its log has the reason", INTERNAL_ERROR
             ) from error
 
     def _answer(self, model_input: Any, params: dict[str, Any] | None) -> Any:
-        return self._served.predict(NO_CONTEXT, model_input, params)
+        try:
+            return self._served.predict(NO_CONTEXT, model_input, params)
+        except MlflowException as error:
+            raise RequestError(str(error.message)) from error
 
 
 def _check_json(body: Any, serving: Version) -> None:
-    """Refuse what MLflow would answer with 200: names in ``params`` that the model does not know.
+    """Refuse what MLflow answers with 200, or by repeating it.
 
     Raises:
-        RequestError: there are such.
+        RequestError: the body has none of MLflow's forms, or its ``params`` an unknown name.
     """
-    if not isinstance(body, dict):
-        return
+    forms = sorted(scoring_server.SUPPORTED_FORMATS)
+    if not isinstance(body, dict) or len(set(body) & set(forms)) != 1:
+        raise RequestError(
+            f"a JSON object with exactly one of the input fields {', '.join(forms)} is wanted"
+        )
     params = body.get(scoring_server.SERVING_PARAMS_KEY)
     if params is None:
         return
@@ -175,8 +179,9 @@ def _check_parquet(body: bytes) -> None:
 
 def _told(error: MlflowException) -> str:
     """MLflow's message without the request that it repeats: what follows the last 'Error:'."""
-    message = str(error.message)
+    message = str(error.message).split("Input: ")[0]
     for mark in ("\nError: ", "Error: "):
         if mark in message:
             message = message.rsplit(mark, 1)[1]
-    return " ".join(message.split())[:600] or error.error_code
+    message = re.sub(r"`[^`]{60,}`", "`…`", " ".join(message.split()))
+    return message[:600] or str(error.error_code)
