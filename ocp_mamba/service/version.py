@@ -21,7 +21,7 @@ from ocp_mamba.serving.text import TextPredictor
 WARM_UP = ((1, 3), (1, 10), (16, 5))
 """Shapes ``(B, L)`` that a new version computes before it answers requests."""
 
-PADDED_SHARE = 0.15
+PADDED_SHARE = 0.25
 """Chains of different lengths are computed together while no more of the positions is padding."""
 
 MAX_POSITIONS = 1_024
