@@ -20,6 +20,7 @@ from ocp_mamba.jobs.evaluate import EvaluationJob, EvaluationOutcome, evaluate_o
 from ocp_mamba.jobs.train import TrainJob, TrainOutcome, run_training
 from ocp_mamba.presets import BASE
 from ocp_mamba.presets import preset as preset_named
+from ocp_mamba.tracking.aliases import MODEL_NAME
 from ocp_mamba.tracking.session import EXPERIMENT
 
 IN_MEMORY = Path("dataset")
@@ -121,6 +122,8 @@ def train(
     device: str = "auto",
     experiment: str = EXPERIMENT,
     run_name: str | None = None,
+    model_name: str = MODEL_NAME,
+    alias_anyway: bool = False,
     limits: EvalLimits | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -141,6 +144,8 @@ def train(
         device: "auto", "cpu" or "cuda".
         experiment: of the MLflow run.
         run_name: of the MLflow run; MLflow invents one for None.
+        model_name: the registered model that gets a new version.
+        alias_anyway: move the alias ``candidate`` to it whatever its gates say.
         limits: up to what size data are evaluated whole; None for the defaults.
         resume: go on with an interrupted training of this output.
         progress: show a progress bar.
@@ -176,6 +181,8 @@ def train(
         baselines=baselines,
         experiment=experiment,
         run_name=run_name,
+        model_name=model_name,
+        alias_anyway=alias_anyway,
         limits=limits or EvalLimits(),
         resume=resume,
         progress=progress,

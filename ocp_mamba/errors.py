@@ -76,6 +76,20 @@ class RequestError(OcpMambaError, ValueError):
         self.status, self.retry_after = status, retry_after
 
 
+class EvidenceError(RegistryError):
+    """A registered version is not what its training wrote, or does not show what it claims.
+
+    Attributes:
+        fault: a short name that stays the same, such as ``weights-changed``.
+        detail: what was found and what is wanted; the message is both, with a colon between.
+    """
+
+    def __init__(self, fault: str, message: str) -> None:
+        """Name the fault, and say what was found and what is wanted."""
+        super().__init__(f"{fault}: {message}")
+        self.fault, self.detail = fault, message
+
+
 class SpaceError(ConfigError):
     """A search space file is not what a sweep can search."""
 

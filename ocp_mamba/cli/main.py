@@ -9,8 +9,21 @@ import click
 from ocp_mamba.config import __version__
 from ocp_mamba.system.cpu_info import widen_openblas
 
-COMMANDS = ("compare", "data", "evaluate", "quality", "runs", "serve", "sweep", "train", "variants")
-"""Each is a function in the module of the same name."""
+COMMANDS = (
+    "compare",
+    "data",
+    "evaluate",
+    "promote",
+    "quality",
+    "rollback",
+    "runs",
+    "serve",
+    "sweep",
+    "train",
+    "variants",
+)
+MODULES = {"rollback": "promote"}
+"""The module that a command's function stands in, where that is not the one of its own name."""
 
 
 class LazyGroup(click.Group):
@@ -21,10 +34,11 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command out of the module of its name, or None."""
+        """Return a command out of its module, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(f"ocp_mamba.cli.{cmd_name}"), cmd_name)
+        module = MODULES.get(cmd_name, cmd_name)
+        command = getattr(import_module(f"ocp_mamba.cli.{module}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 

@@ -110,6 +110,9 @@ SMALL, DEFAULTS = MODEL_SIZES["small"], TrainConfig()
               help="Store the whole model every N epochs, beside the best and last.")  # fmt: skip
 @click.option("--experiment", default="ocp_mamba", show_default=True, help="Of the MLflow run.")
 @click.option("--run-name", help="Name of the MLflow run; MLflow invents one if not given.")
+@click.option("--model-name", default="ocp-mamba-lvm", show_default=True,
+              help="Registered model that gets a new version.")  # fmt: skip
+@flag("--alias-anyway", "Move the alias candidate to the version whatever its gates say.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(**flags: Any) -> None:
@@ -139,6 +142,8 @@ def _train_job(flags: dict[str, Any]) -> TrainJob:
         limits=eval_limits(flags),
         checkpoint_every=flags["checkpoint_every"],
         resume=flags["resume"],
+        model_name=flags["model_name"],
+        alias_anyway=bool(flags["alias_anyway"]),
         allow_pickle=flags["allow_pickle"],
         progress=not flags["quiet"],
     )

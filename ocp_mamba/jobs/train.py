@@ -27,6 +27,8 @@ from ocp_mamba.jobs.baselines import (
     trained_gates,
 )
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, what_ran
+from ocp_mamba.jobs.promotion.candidate import move_candidate
+from ocp_mamba.jobs.promotion.evidence import write_evidence
 from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.kernels.cpu import kernels_off
 from ocp_mamba.model.base import conditions
@@ -36,7 +38,8 @@ from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
 from ocp_mamba.system.malloc import give_back_freed
-from ocp_mamba.tracking.registry import CANDIDATE, ModelVersion, register_best
+from ocp_mamba.tracking.aliases import CANDIDATE
+from ocp_mamba.tracking.registry import ModelVersion, register_best
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 from ocp_mamba.tracking.store import ui_link
@@ -162,7 +165,17 @@ def _evaluate_and_register(
     evaluation = evaluate(model, data.evaluation_data, "val", name="model", index=data.index)
     timing = inference_latency(model) | {TRAIN_MINUTES: fitted.train_minutes}
     verdicts = _gates(job, model, data, fitted, evaluation)
-    model_id = run.log_models(job.output, fitted.best_epoch)
+    bundle = write_evidence(
+        job.output.parent / run.run_id / "bundle",
+        job.output,
+        data.evaluation_data,
+        run_id=run.run_id,
+        evaluation=evaluation,
+        gates=verdicts,
+        fitted=fitted,
+        min_context=job.train.min_context,
+    )
+    model_id = run.log_models(job.output, fitted.best_epoch, bundle)
     trained: dict[str, Evaluation] = {}
     if job.baselines == FULL:
         trained = train_and_evaluate(
@@ -196,10 +209,10 @@ def _evaluate_and_register(
     )
     report = _report(run, data, fitted, evaluation, verdicts)
     page = log_training(run, report, data.leaks, summary, job.output.parent / run.run_id)
-    version = register_best(model_id) if model_id is not None else None
+    version, objection = _register(job, model_id)
     run.log_cost()
     log(f"\n{summary}")
-    log(_where_to_look(run, job, version, page))
+    log(_where_to_look(run, job, version, objection, page))
     return TrainOutcome(run.run_id, fitted, evaluation, numbers, verdicts, version)
 
 
@@ -250,16 +263,42 @@ def _report(
     )
 
 
-def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None, page: Path) -> str:
+def _register(job: TrainJob, model_id: str | None) -> tuple[ModelVersion | None, str | None]:
+    """The new version, and why the alias ``candidate`` does not move to it; None where it does."""
+    if model_id is None:
+        return None, None
+    version = register_best(model_id, name=job.model_name, alias=None)
+    return version, move_candidate(version, anyway=job.alias_anyway)
+
+
+def _staying(objection: str) -> str:
+    """Why the alias was not moved, and what to do where it should have been."""
+    return (
+        f"             {CANDIDATE} was not moved: {objection}\n"
+        "             --alias-anyway moves it all the same; --model-name registers under another "
+        "name"
+    )
+
+
+def _where_to_look(
+    run: TrackedRun,
+    job: TrainJob,
+    version: ModelVersion | None,
+    objection: str | None,
+    page: Path,
+) -> str:
     """The paths and commands of the model file, the report, the served model and the UI."""
     link, command = ui_link(run.store, run.experiment_id)
     lines = [f"\nmodel file   {job.output}", f"report       {page}"]
     if version is None:
         lines.append("registered   not-run: the store did not take the model, see below")
     else:
-        uri = f"models:/{version.name}@{CANDIDATE}"
+        name, number = version.name, version.version
+        uri = f"models:/{name}/{number}" if objection else f"models:/{name}@{CANDIDATE}"
         lines += [
-            f"registered   {version.name} version {version.version}, alias {CANDIDATE}",
+            f"registered   {name} version {number}, "
+            + (f"without the alias {CANDIDATE}" if objection else f"alias {CANDIDATE}"),
+            *([_staying(objection)] if objection else []),
             f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
             f"               mlflow models serve -m {uri} --env-manager local --port 5001",
         ]

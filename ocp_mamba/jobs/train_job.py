@@ -14,6 +14,7 @@ from ocp_mamba.jobs.baselines import CHEAP
 from ocp_mamba.jobs.common import Log, open_data
 from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.kernels.backend import resolve_device, use_backend
+from ocp_mamba.tracking.aliases import MODEL_NAME
 from ocp_mamba.tracking.session import EXPERIMENT
 from ocp_mamba.training.distributed import World
 
@@ -39,6 +40,8 @@ class TrainJob:
         allow_pickle: see `open_data`.
         progress: show a progress bar.
         tags: further tags of the MLflow run.
+        model_name: the registered model that gets a new version.
+        alias_anyway: move the alias ``candidate`` to it whatever its gates say.
     """
 
     data: Path
@@ -57,6 +60,8 @@ class TrainJob:
     allow_pickle: bool = False
     progress: bool = True
     tags: Mapping[str, str] = field(default_factory=dict)
+    model_name: str = MODEL_NAME
+    alias_anyway: bool = False
 
 
 @dataclass(frozen=True)

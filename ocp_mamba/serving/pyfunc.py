@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,8 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.model.checkpoint import load_checkpoint, load_model
+from ocp_mamba.serving.bundle import CHECKPOINT
 from ocp_mamba.serving.request import read_relations, read_request
-
-CHECKPOINT = "model.pt"
-"""Name of the ``.pt`` inside the model's ``artifacts`` folder."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MODEL_CODE = Path(__file__).with_name("pyfunc_entry.py")
@@ -81,13 +80,20 @@ def input_example(config: ModelConfig) -> np.ndarray | dict[str, np.ndarray]:
 
 
 def save_pyfunc(
-    folder: Path, checkpoint: Path, *, model_id: str | None = None, run_id: str | None = None
+    folder: Path,
+    checkpoint: Path,
+    bundle: Sequence[Path] = (),
+    *,
+    model_id: str | None = None,
+    run_id: str | None = None,
 ) -> None:
     """Write a loadable MLflow model into a folder that does not exist yet.
 
     Args:
         folder: where to write.
         checkpoint: the ``.pt`` that it serves.
+        bundle: files of `bundle.write_bundle`, each of which becomes an artifact of its stem's
+            name: ``context.artifacts["evaluation"]`` is the path of ``evaluation.npz``.
         model_id: the LoggedModel it belongs to, if any.
         run_id: the run that trained it, if any.
 
@@ -101,7 +107,7 @@ def save_pyfunc(
         mlflow.pyfunc.save_model(
             path=str(folder),
             python_model=str(MODEL_CODE),
-            artifacts={"checkpoint": str(named)},
+            artifacts={"checkpoint": str(named), **{p.stem: str(p) for p in bundle}},
             code_paths=[str(PACKAGE)],
             signature=signature(config),
             input_example=input_example(config),

@@ -8,9 +8,9 @@ as an *external* model, which MLflow refuses to load or serve, registered or not
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 
+from ocp_mamba.serving.bundle import digest_of
 from ocp_mamba.serving.pyfunc import save_pyfunc
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.tags import PARENT
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, DIGEST_TAG, OPERATION_TAG = "weights", "checkpoint.sha256", "operation"
+BUNDLE_TAG = "bundle.sha256"
+"""On a LoggedModel and a version: SHA-256 of the bundle's manifest."""
 MODEL_TYPE = "ocp-mamba-lvm"
 MAX_TAG_CHARACTERS = 5000
 BATCH = 100
@@ -46,13 +49,28 @@ def metric_entry(
     return {"key": key, "value": value, "time": timestamp, "step": step, "dataset": dataset}
 
 
-def model_entry(epoch: int, checkpoint: Path, *, delete_checkpoint: bool = False) -> Operation:
-    """Return the operation that turns an epoch's row into a whole model, from a ``.pt``."""
+def model_entry(
+    epoch: int,
+    checkpoint: Path,
+    bundle: Sequence[Path] = (),
+    *,
+    delete_checkpoint: bool = False,
+) -> Operation:
+    """Return the operation that turns an epoch's row into a whole model, from a ``.pt``.
+
+    Args:
+        epoch: of the row.
+        checkpoint: the ``.pt``.
+        bundle: files of `write_bundle`, the manifest last; deleted when the store has them.
+        delete_checkpoint: delete the ``.pt`` when the store has it.
+    """
     return {
         "op": "model",
         "epoch": epoch,
         "checkpoint": str(checkpoint.resolve()),
-        "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "sha256": digest_of(checkpoint),
+        "bundle": [str(path.resolve()) for path in bundle],
+        "bundle_sha256": digest_of(bundle[-1]) if bundle else None,
         "delete_checkpoint": delete_checkpoint,
     }
 
@@ -142,24 +160,31 @@ def _mark_weightless(row: LoggedModel) -> None:
 
 
 def _store_model(operation: Operation) -> str:
-    """Put a checkpoint's weights, code and schema into its epoch's LoggedModel."""
+    """Put a checkpoint's weights, code, schema and bundle into its epoch's LoggedModel."""
     client = mlflow.MlflowClient()
     run_id, digest = operation["run_id"], operation["sha256"]
     checkpoint = Path(operation["checkpoint"])
+    bundle = [Path(name) for name in operation.get("bundle", [])]
+    tags = {DIGEST_TAG: digest}
+    if bundle:
+        tags[BUNDLE_TAG] = operation["bundle_sha256"]
     row = _epoch_row(run_id, operation["epoch"])
-    if row.tags.get(DIGEST_TAG) != digest:
+    if not tags.items() <= row.tags.items():
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
-            save_pyfunc(folder, checkpoint, model_id=row.model_id, run_id=run_id)
+            save_pyfunc(folder, checkpoint, bundle, model_id=row.model_id, run_id=run_id)
             client.log_model_artifacts(row.model_id, str(folder))
         client.finalize_logged_model(row.model_id, LoggedModelStatus.READY)
         if EXTERNAL_TAG in row.tags:
             client.delete_logged_model_tag(row.model_id, EXTERNAL_TAG)
     client.set_logged_model_tags(
-        row.model_id, {WEIGHTS_TAG: "whole", DIGEST_TAG: digest, **operation.get("tags", {})}
+        row.model_id, {WEIGHTS_TAG: "whole", **tags, **operation.get("tags", {})}
     )
-    if operation.get("delete_checkpoint"):
-        checkpoint.unlink(missing_ok=True)
+    for path in [*bundle, *([checkpoint] if operation.get("delete_checkpoint") else [])]:
+        path.unlink(missing_ok=True)
+    if bundle:
+        with suppress(OSError):  # other files are in it
+            bundle[0].parent.rmdir()
     return row.model_id
 
 

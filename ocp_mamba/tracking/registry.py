@@ -16,11 +16,9 @@ from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor
 from ocp_mamba.errors import CheckpointError, RegistryError, first_line
 from ocp_mamba.model.checkpoint import load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.serving.pyfunc import CHECKPOINT
-from ocp_mamba.tracking.operations import DIGEST_TAG
-
-MODEL_NAME = "ocp-mamba-lvm"
-CANDIDATE = "candidate"
+from ocp_mamba.serving.bundle import CHECKPOINT
+from ocp_mamba.tracking.aliases import CANDIDATE, MODEL_NAME, set_alias
+from ocp_mamba.tracking.operations import BUNDLE_TAG, DIGEST_TAG
 
 VERSION_METRICS = ("next_vec_cosine", "val_next_vec_cosine", "faiss_retrieval_p1")
 RUN_TAGS = ("dataset.fingerprint", "encoder.name", "encoder.weight_hash", "git.commit")
@@ -30,10 +28,10 @@ def register_best(
     model_id: str,
     *,
     name: str = MODEL_NAME,
-    alias: str = CANDIDATE,
+    alias: str | None = CANDIDATE,
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """Register a LoggedModel as the next version of a registered model and give it an alias.
+    """Register a LoggedModel as the next version of a registered model; it may get an alias.
 
     The version's tags hold its cosine, epoch, run, dataset, encoder and gates, because on an SQL
     store MLflow 3.17 keeps neither the LoggedModel's id nor its metrics with the version.
@@ -41,7 +39,7 @@ def register_best(
     Args:
         model_id: a LoggedModel with whole weights, as `TrackedRun.log_models` returns it.
         name: the registered model, made where it does not exist.
-        alias: moved to the new version.
+        alias: moved to the new version; None moves none.
         tags: further tags of the version.
 
     Raises:
@@ -66,7 +64,8 @@ def register_best(
     version = mlflow.register_model(
         f"models:/{model_id}", name, tags={**_version_tags(model, run), **(tags or {})}
     )
-    client.set_registered_model_alias(name, alias, version.version)
+    if alias is not None:
+        set_alias(name, alias, version.version)
     return client.get_model_version(name, version.version)
 
 
@@ -76,6 +75,7 @@ def _version_tags(model: LoggedModel, run: Run) -> dict[str, str]:
         "run_id": run.info.run_id,
         "epoch": model.params.get("epoch", "unknown"),
         DIGEST_TAG: model.tags.get(DIGEST_TAG, "unknown"),
+        BUNDLE_TAG: model.tags.get(BUNDLE_TAG, "none"),
     }
     measured = {m.key: m.value for m in model.metrics or []}
     tags |= {k: f"{measured[k]:.6f}" for k in VERSION_METRICS if k in measured}

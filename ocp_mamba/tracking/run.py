@@ -17,9 +17,10 @@ from mlflow.entities import InputTag, Run
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.serving.bundle import digest_of
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
-from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
+from ocp_mamba.tracking.operations import BUNDLE_TAG, apply, metric_entry, model_entry
 from ocp_mamba.tracking.store import STORE_FAILURES
 from ocp_mamba.tracking.tags import ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
@@ -150,7 +151,7 @@ class TrackedRun:
         if not self.has_rows:
             return
         if self._checkpoint_every and result.epoch % self._checkpoint_every == 0:
-            self._store_model(result.epoch, self._save(result), delete=True)
+            self._store_model(result.epoch, self._save(result), (), delete=True)
         elif result.is_last:
             self._last = (result.epoch, self._save(result))
 
@@ -160,21 +161,30 @@ class TrackedRun:
             return result.epoch, result.val["next_vec_cosine"]
         return self._best
 
-    def log_models(self, best_checkpoint: Path, best_epoch: int) -> str | None:
+    def log_models(
+        self, best_checkpoint: Path, best_epoch: int, bundle: Sequence[Path] = ()
+    ) -> str | None:
         """Store the best and the last epoch's whole models, each in its epoch's own row.
+
+        Args:
+            best_checkpoint: the ``.pt``.
+            best_epoch: its epoch.
+            bundle: files of `write_bundle` that belong to it; deleted when the store has them.
 
         Returns:
             The best one's LoggedModel id, or None if it waits in the offline queue.
         """
         with self._cost:
-            if best_epoch not in self._model_ids:
-                self._store_model(best_epoch, best_checkpoint, delete=False)
+            digest = {BUNDLE_TAG: digest_of(bundle[-1])} if bundle else {}  # before it is deleted
+            if bundle or best_epoch not in self._model_ids:
+                self._store_model(best_epoch, best_checkpoint, bundle, delete=False)
             if self._last is not None and self._last[0] in self._model_ids:
                 self._last[1].unlink(missing_ok=True)
             elif self._last is not None:
-                self._store_model(*self._last, delete=True)
+                self._store_model(*self._last, (), delete=True)
             self._last = None
-            self._send({"op": "log", "tags": {"best.epoch": str(best_epoch)}})
+            tags = {"best.epoch": str(best_epoch), **digest}
+            self._send({"op": "log", "tags": tags})
         return self._model_ids[best_epoch]
 
     def link_model(self, model_id: str) -> None:
@@ -285,8 +295,10 @@ class TrackedRun:
         )
         return path
 
-    def _store_model(self, epoch: int, checkpoint: Path, *, delete: bool) -> None:
-        operation = model_entry(epoch, checkpoint, delete_checkpoint=delete)
+    def _store_model(
+        self, epoch: int, checkpoint: Path, bundle: Sequence[Path], *, delete: bool
+    ) -> None:
+        operation = model_entry(epoch, checkpoint, bundle, delete_checkpoint=delete)
         self._model_ids[epoch] = self._send(operation)
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
+
+from ocp_mamba.errors import TrackingError, first_line
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 UI_PORT = 5000
@@ -45,6 +49,19 @@ def use_store(uri: str | None = None) -> str:
     uri = uri or os.environ.get(STORE_VARIABLE) or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
     return uri
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn the failures of a tracking store within the block into one line for a person.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    try:
+        yield
+    except STORE_FAILURES as error:
+        raise TrackingError(f"tracking store {uri}: {first_line(error)}") from error
 
 
 def ui_link(
