@@ -29,6 +29,7 @@ class Follower:
         self,
         source: Source,
         serving: str,
+        load: Callable[[str], Version],
         on_version: Callable[[Version], None],
         poll_seconds: float,
     ) -> None:
@@ -36,6 +37,7 @@ class Follower:
 
         Args:
             source: is asked.
+            load: returns a version, loaded and warm.
             serving: the version that serves already.
             on_version: called in the thread with each further version, loaded and warm.
             poll_seconds: between two questions.
@@ -43,7 +45,7 @@ class Follower:
         self.problem: str | None = None
         self.failures = 0
         self._source, self._serving = source, serving
-        self._on_version, self._poll_seconds = on_version, poll_seconds
+        self._load, self._on_version, self._poll_seconds = load, on_version, poll_seconds
         self._failed: tuple[str, float] = ("", 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
@@ -80,7 +82,7 @@ class Follower:
         if wanted == failed and time.monotonic() < at + RETRY_SECONDS:
             return
         try:
-            version = self._source.load(wanted)
+            version = self._load(wanted)
         except Exception:
             self._failed = (wanted, time.monotonic())
             raise

@@ -15,21 +15,21 @@ import mlflow
 import numpy as np
 from mlflow.models import Model
 
-from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.embeddings.encoders import Encoder
-from ocp_mamba.errors import CheckpointError, JobError, RegistryError, first_line
+from ocp_mamba.errors import CheckpointError, EvidenceError, JobError, RegistryError, first_line
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.service.version import Version
-from ocp_mamba.serving.pyfunc import CHECKPOINT, signature
+from ocp_mamba.serving.bundle import CHECKPOINT, EVALUATION, MANIFEST, read_bundle, read_concepts
+from ocp_mamba.serving.pyfunc import signature
 from ocp_mamba.serving.text import TextPredictor
 from ocp_mamba.tracking.store import STORE_FAILURES
 
 PREFIX = "models:/"
-BANK = "evaluation.npz"
-"""Name of a version's dataset file, with bank and texts, beside its ``.pt``."""
+Concepts = tuple[np.ndarray, np.ndarray]
+"""Texts ``(n,)`` and their unit rows, float32 ``(n, 768)``."""
 
-LOAD_FAILURES: tuple[type[Exception], ...] = (CheckpointError, *STORE_FAILURES)
+LOAD_FAILURES: tuple[type[Exception], ...] = (CheckpointError, EvidenceError, *STORE_FAILURES)
 
 DIGITS = 12
 """Of a file's digest, which stand for its version."""
@@ -110,7 +110,10 @@ class RegisteredSource:
         try:
             found = mlflow.MlflowClient().get_model_version_by_alias(self.name, alias)
         except STORE_FAILURES as error:
-            raise RegistryError(f"{self.uri}: {first_line(error)}") from error
+            raise RegistryError(
+                f"{self.uri}: {first_line(error)}. `ocp-mamba promote` makes a champion; "
+                f"{PREFIX}{self.name}@candidate is the last training"
+            ) from error
         return str(found.version)
 
     def load(self, version: str) -> Version:
@@ -120,13 +123,20 @@ class RegisteredSource:
             try:
                 fetched = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)
                 folder = Path(fetched) / "artifacts"
+                if (folder / MANIFEST).is_file():  # not in those of earlier versions
+                    read_bundle(folder)  # compares each file with its digest
                 checkpoint = load_checkpoint(folder / CHECKPOINT)
                 meta = Model.load(str(fetched))
             except LOAD_FAILURES as error:
                 raise RegistryError(f"{uri}: no model to load: {first_line(error)}") from error
-            bundled = folder / BANK
-            dataset = _dataset(bundled if bundled.is_file() else self.data, uri, checkpoint)
-            return _version(self.name, version, checkpoint, dataset, self.encoder, meta)
+            concepts = self._concepts(folder, checkpoint)
+            return _version(self.name, version, checkpoint, concepts, self.encoder, meta)
+
+    def _concepts(self, folder: Path, checkpoint: Checkpoint) -> Concepts | None:
+        """The bank of a version: that of the dataset file given, else its own."""
+        if self.data is None and (folder / EVALUATION).is_file():
+            return read_concepts(folder / EVALUATION)
+        return _concepts_of(self.data, str(self), checkpoint)
 
 
 @dataclass(frozen=True)
@@ -153,13 +163,13 @@ class FileSource:
     def load(self, version: str) -> Version:
         """Return the file's model; see `Source.load`."""
         checkpoint = load_checkpoint(self.path)
-        dataset = _dataset(self.data, str(self.path), checkpoint)
+        concepts = _concepts_of(self.data, str(self.path), checkpoint)
         meta = Model(signature=signature(checkpoint.model_config))
-        return _version(self.path.stem, version, checkpoint, dataset, self.encoder, meta)
+        return _version(self.path.stem, version, checkpoint, concepts, self.encoder, meta)
 
 
-def _dataset(path: Path | None, uri: str, checkpoint: Checkpoint) -> Dataset | None:
-    """The dataset file with a model's bank, if there is one.
+def _concepts_of(path: Path | None, uri: str, checkpoint: Checkpoint) -> Concepts | None:
+    """The texts and vectors of a dataset file, if one is given.
 
     Raises:
         DatasetError: it cannot be read.
@@ -176,26 +186,24 @@ def _dataset(path: Path | None, uri: str, checkpoint: Checkpoint) -> Dataset | N
             f"{str(trained)[:12]}, the bank of {path.name} has those of {str(bank)[:12]}; what is "
             "near to a prediction would mean nothing"
         )
-    return dataset
+    return dataset.texts, np.ascontiguousarray(dataset.bank, dtype=np.float32)
 
 
 def _version(
     name: str,
     version: str,
     checkpoint: Checkpoint,
-    dataset: Dataset | None,
+    concepts: Concepts | None,
     encoder: Encoder | None,
     meta: Model,
 ) -> Version:
     """A loaded and warm version."""
     model = checkpoint.build_model()
     text = None
-    if dataset is not None:
-        identity = dataset.meta.get("encoder", {})
-        bank = np.ascontiguousarray(dataset.bank, dtype=np.float32)
-        text = TextPredictor(
-            model, bank, dataset.texts, encoder=encoder, identity=identity, index="auto"
-        )
+    if concepts is not None:
+        texts, bank = concepts
+        identity = checkpoint.encoder
+        text = TextPredictor(model, bank, texts, encoder=encoder, identity=identity)
     loaded = Version(name, version, model, text, meta)
     try:
         loaded.warm_up()

@@ -56,7 +56,7 @@ class Service:
         )
         self.sessions = Sessions(self.settings)
         self.follower = Follower(
-            source, self.serving.version, self._take, self.settings.poll_seconds
+            source, self.serving.version, self._load, self._take, self.settings.poll_seconds
         )
         self.metrics.model.labels(**self.serving.identity).set(1)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -82,6 +82,13 @@ class Service:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.sessions.end_old()
+
+    def _load(self, number: str) -> Version:
+        """Return a version; the one before is still in memory, so that a rollback takes no time."""
+        before = self._before
+        if before is not None and before.version == number:
+            return before
+        return self.source.load(number)
 
     def _take(self, version: Version) -> None:
         """Let another version serve; called in the follower's thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import torch
 from data_maker import TINY, make_dataset
 from fastapi.testclient import TestClient
@@ -17,6 +18,8 @@ from ocp_mamba.service.routes.app import create_app
 from ocp_mamba.service.settings import ServiceSettings
 from ocp_mamba.service.source import FileSource
 from ocp_mamba.service.state import Service
+from ocp_mamba.serving.bundle import write_bundle
+from ocp_mamba.serving.pyfunc import save_pyfunc
 
 ENCODER = {"name": "random", "weight_hash": "0" * 64}
 
@@ -41,3 +44,24 @@ def client_of(source: Any, **settings: Any) -> TestClient:
     client = TestClient(create_app(service), raise_server_exceptions=False)
     client.service = service
     return client
+
+
+def register(folder: Path, name: str = "tiny", seed: int = 0, **given: Any) -> str:
+    """Register a model of drawn weights with its bundle in the store in use; returns its version.
+
+    Its predictions differ from those of another seed.
+    """
+    source = write_model(folder, seed=seed)
+    facts = {"run_id": "r", "epoch": 1, "metrics_version": 1, "pool_size": 30, "metrics": {},
+             "gates": {}}  # fmt: skip
+    bundle = write_bundle(folder / "bundle", source.path, dataset_of(), facts)
+    save_pyfunc(folder / "pyfunc", source.path, bundle, **given)
+    client = mlflow.MlflowClient()
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    return str(client.create_model_version(name, str(folder / "pyfunc")).version)
+
+
+def point(alias: str, version: str, name: str = "tiny") -> None:
+    """Move an alias."""
+    mlflow.MlflowClient().set_registered_model_alias(name, alias, version)

@@ -32,6 +32,9 @@ from ocp_mamba.serving.pyfunc import ServedLVM
 THREADS = 32
 """Requests that MLflow's code reads at once; the model computes one after the other."""
 
+CONCEPTS, CODES = "concepts", "codes"
+"""Columns of a request in words; the second one only of a model with TMD."""
+
 MAX_CELLS = 10_000_000
 """Numbers of a Parquet body, which may unpack to far more than its size."""
 
@@ -105,7 +108,7 @@ class _OnModelThread:
     """What MLflow's code calls: computes on the model's thread, and names errors as MLflow does."""
 
     def __init__(self, service: Service, version: Version, loop: asyncio.AbstractEventLoop) -> None:
-        self._service, self._loop = service, loop
+        self._service, self._version, self._loop = service, version, loop
         self._served = ServedLVM()
         self._served.model = version.model
 
@@ -124,10 +127,17 @@ class _OnModelThread:
             ) from error
 
     def _answer(self, model_input: Any, params: dict[str, Any] | None) -> Any:
+        if CONCEPTS in getattr(model_input, "columns", ()):
+            return self._in_words(model_input, params or {})
         try:
             return self._served.predict(NO_CONTEXT, model_input, params)
         except MlflowException as error:
             raise RequestError(str(error.message)) from error
+
+    def _in_words(self, rows: Any, params: dict[str, Any]) -> Any:
+        """The answer of a version whose signature takes texts; ``rows`` is a pandas DataFrame."""
+        codes = rows[CODES].tolist() if CODES in rows.columns else None
+        return self._version.words.predict(rows[CONCEPTS].tolist(), codes=codes, **params)
 
 
 def _check_json(body: Any, serving: Version) -> None:
