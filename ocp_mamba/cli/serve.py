@@ -64,7 +64,7 @@ def serve(**flags: Any) -> None:
         import torch
 
         from ocp_mamba.service.routes.app import create_app
-        from ocp_mamba.service.server import serve as run_server
+        from ocp_mamba.service.server import server_of
         from ocp_mamba.service.settings import MIB, ServiceSettings
         from ocp_mamba.service.state import Service
         from ocp_mamba.tracking.store import use_store
@@ -95,7 +95,7 @@ def serve(**flags: Any) -> None:
             v = service.serving
             click.echo(f"serving {v.name} version {v.version} at {address}  (Ctrl-C stops)")
 
-        run_server(create_app(service), settings, told)
+        server_of(create_app(service), settings, told).run()
 
     with_errors(run)
 

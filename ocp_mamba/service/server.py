@@ -83,16 +83,15 @@ class Server(uvicorn.Server):
             self._captured_signals.clear()  # it was obeyed: the process need not end by it
 
 
-def serve(app: FastAPI, settings: ServiceSettings, on_start: Callable[[str], None]) -> None:
-    """Serve an app until SIGTERM or Ctrl-C; those requests that were taken are answered.
+def server_of(app: FastAPI, settings: ServiceSettings, on_start: Callable[[str], None]) -> Server:
+    """Return a server of an app; its `run` ends by SIGTERM or Ctrl-C.
+
+    What was taken by then is answered.
 
     Args:
         app: of `routes.app.create_app`.
         settings: address and limits.
         on_start: called with the address once it listens.
-
-    Raises:
-        SystemExit: the port cannot be listened on.
     """
     config = uvicorn.Config(
         app,
@@ -109,4 +108,4 @@ def serve(app: FastAPI, settings: ServiceSettings, on_start: Callable[[str], Non
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.stop_seconds,
     )
-    Server(config, on_start).run()
+    return Server(config, on_start)

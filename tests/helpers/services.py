@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.service.routes.app import create_app
+from ocp_mamba.service.server import server_of
 from ocp_mamba.service.settings import ServiceSettings
 from ocp_mamba.service.source import FileSource
 from ocp_mamba.service.state import Service
@@ -65,3 +67,32 @@ def register(folder: Path, name: str = "tiny", seed: int = 0, **given: Any) -> s
 def point(alias: str, version: str, name: str = "tiny") -> None:
     """Move an alias."""
     mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
+
+
+class Running:
+    """A service that listens on ``url``, in a thread; use it in a ``with`` block."""
+
+    def __init__(self, source: Any, **settings: Any) -> None:
+        limits = ServiceSettings(port=0, **settings)
+        self.service = Service(source, limits)
+        self.url = ""
+        self._listens = threading.Event()
+        self.server = server_of(create_app(self.service), limits, self._started)
+        self._thread = threading.Thread(target=self.server.run)
+
+    def _started(self, url: str) -> None:
+        self.url = url
+        self._listens.set()
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        assert self._listens.wait(120), "the service does not listen"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop as SIGTERM does; returns when what was taken is answered."""
+        self.server.should_exit = True
+        self._thread.join()
