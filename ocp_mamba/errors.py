@@ -74,6 +74,20 @@ class RegistryError(OcpMambaError, RuntimeError):
     """A model cannot be registered, or a registered one cannot be loaded."""
 
 
+class RequestError(OcpMambaError, ValueError):
+    """What a model is asked is not what it takes; the message says what was found and is wanted.
+
+    Attributes:
+        status: the HTTP status by which a server says so, 4xx, or 503 when it stops.
+        retry_after: seconds after which the same request may be answered, or None.
+    """
+
+    def __init__(self, message: str, status: int = 400, retry_after: int | None = None) -> None:
+        """Keep what is answered: the message, the status, and when to ask again."""
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+
+
 class EvidenceError(RegistryError):
     """A registered version is not what its training wrote, or does not show what it claims.
 
@@ -86,10 +100,6 @@ class EvidenceError(RegistryError):
         """Name the fault, and say what was found and what is wanted."""
         super().__init__(f"{fault}: {message}")
         self.fault, self.detail = fault, message
-
-
-class RequestError(OcpMambaError, ValueError):
-    """What a model is asked is not what it takes; the message says what was found and is wanted."""
 
 
 class ServerError(OcpMambaError, RuntimeError):

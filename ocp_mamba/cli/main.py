@@ -22,6 +22,7 @@ COMMANDS = (
     "quality",
     "rollback",
     "runs",
+    "serve",
     "sweep",
     "train",
     "variants",

@@ -35,6 +35,9 @@ def read_request(
     tmd = None
     if config.d_tmd:
         tmd = torch.from_numpy(_tensor(named, "tmd", (B, config.d_tmd)).astype(np.float32))
+    # scaled first: the square of a number far from one is infinite, or zero
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    vectors = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     valid = np.arange(L) < counts[:, None]
     if (zero := valid & (norms[..., 0] == 0)).any():

@@ -1,0 +1,111 @@
+"""The HTTP server around an app: uvicorn, in this process, with a limit on slow connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ocp_mamba.service.settings import ServiceSettings
+
+KEEP_ALIVE_SECONDS = 30
+BACKLOG = 2048
+
+
+def protocol_with(head_seconds: float) -> type[H11Protocol]:
+    """Return uvicorn's protocol, which closes a connection whose request does not arrive.
+
+    uvicorn waits for ever for the rest of a request's head, and for the rest of a body that was
+    refused. Each such connection keeps a handle of the process.
+    """
+
+    class TimedProtocol(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            """Start the clock where a request is not whole, and stop it where it is."""
+            theirs, ours = self.conn.their_state, self.conn.our_state
+            head = theirs is h11.IDLE and self.timeout_keep_alive_task is None
+            refused = theirs is h11.SEND_BODY and ours is h11.DONE
+            if not (head or refused) or self.transport.is_closing():
+                self._forget()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(head_seconds, self.transport.abort)
+
+        def _forget(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return TimedProtocol
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which tells when it listens and ends with 0 when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None]) -> None:
+        """Keep what to call with the address."""
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def run(self, sockets: Any = None) -> None:
+        """Serve until a signal; requests under way are answered first."""
+        with self.capture_signals():
+            asyncio.run(self._serve(sockets))
+            self._captured_signals.clear()  # it was obeyed: the process need not end by it
+
+
+def server_of(app: FastAPI, settings: ServiceSettings, on_start: Callable[[str], None]) -> Server:
+    """Return a server of an app; its `run` ends by SIGTERM or Ctrl-C.
+
+    What was taken by then is answered.
+
+    Args:
+        app: of `routes.app.create_app`.
+        settings: address and limits.
+        on_start: called with the address once it listens.
+    """
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=protocol_with(settings.head_seconds),
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=settings.stop_seconds,
+    )
+    return Server(config, on_start)

@@ -1,0 +1,165 @@
+"""A service follows its alias: nothing is dropped, and every answer says which version gave it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from services import client_of, point, register
+
+from ocp_mamba.errors import RegistryError
+from ocp_mamba.service.source import RegisteredSource
+
+ASKED = {"concepts": [["concept é 1", "concept é 2"]], "top_k": 3}
+SOURCE = RegisteredSource("models:/tiny@champion")
+LIMIT_S = 120
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> float:
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() < begun + LIMIT_S, f"no {what} within {LIMIT_S} s"
+        time.sleep(0.02)
+    return time.monotonic() - begun
+
+
+def serving(client: TestClient) -> str:
+    return client.get("/ready").json()["model"]["version"]
+
+
+class Clients:
+    """Threads that ask without a pause; each answer's version is compared with its content."""
+
+    def __init__(self, client: TestClient, number: int, wanted: dict[str, list[str]]) -> None:
+        self.answers: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._client, self._wanted, self._stop = client, wanted, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            got = self._client.post("/v1/predict", json=ASKED)
+            if got.status_code != 200:
+                self.wrong.append(f"{got.status_code} {got.text}")
+                continue
+            answer = got.json()
+            version = answer["model"]["version"]
+            found = [n["concept"] for n in answer["predictions"][0]["steps"][0]["next"]]
+            if got.headers["x-model-version"] != version or found != self._wanted[version]:
+                self.wrong.append(f"version {version} said {found}")
+            self.answers[version] += 1
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def versions(store: str, tmp_path: Path) -> list[str]:
+    """Two versions, the first of which is champion."""
+    found = [register(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    point("champion", found[0])
+    return found
+
+
+def wanted_of(versions: list[str]) -> dict[str, list[str]]:
+    """What each version answers."""
+    found = {}
+    for number in versions:
+        [answer] = SOURCE.load(number).words.predict(ASKED["concepts"], 3)
+        found[number] = [n["concept"] for n in answer["steps"][0]["next"]]
+    assert found[versions[0]] != found[versions[1]]
+    return found
+
+
+def test_clients_are_answered_while_the_alias_moves(versions: list[str]) -> None:
+    wanted = wanted_of(versions)
+    with client_of(SOURCE, poll_seconds=0.05) as client:
+        with Clients(client, 6, wanted) as clients:
+            for number in (versions[1], versions[0], versions[1]):
+                before = clients.answers[number]
+                point("champion", number)
+                wait_for(lambda n=number: serving(client) == n, f"switch to version {number}")
+                wait_for(lambda n=number, b=before: clients.answers[n] > b, "answer of it")
+        assert clients.wrong == []
+        assert set(clients.answers) == set(versions)
+        text = client.get("/metrics").text
+        assert "ocp_mamba_model_switches_total 3.0" in text
+        assert f'ocp_mamba_model{{name="tiny",version="{versions[1]}"}} 1.0' in text
+        assert f'version="{versions[0]}"' not in text
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one(
+    versions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "2" / "pyfunc" / "artifacts" / "model.pt"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100] + bytes(100))
+    monkeypatch.setattr("ocp_mamba.service.follower.RETRY_SECONDS", 0.0)
+    with client_of(SOURCE, poll_seconds=0.05) as client:
+        point("champion", versions[1])
+        wait_for(lambda: client.get("/ready").json()["problem"] is not None, "problem")
+        ready = client.get("/ready")
+        assert ready.status_code == 200
+        assert ready.json()["model"]["version"] == versions[0]
+        assert "weights-changed" in ready.json()["problem"]
+        assert "ocp_mamba_follow_problem 1.0" in client.get("/metrics").text
+        answer = client.post("/v1/predict", json=ASKED)
+        assert answer.json()["model"]["version"] == versions[0]
+        weights.write_bytes(whole)
+        wait_for(lambda: serving(client) == versions[1], "switch once it can be loaded")
+        assert client.get("/ready").json()["problem"] is None
+        assert "ocp_mamba_follow_problem 0.0" in client.get("/metrics").text
+
+
+def test_a_store_that_fails_leaves_the_version(versions: list[str], tmp_path: Path) -> None:
+    with client_of(SOURCE, poll_seconds=0.05) as client:
+        import mlflow
+
+        mlflow.MlflowClient().delete_registered_model_alias("tiny", "champion")
+        wait_for(lambda: client.get("/ready").json()["problem"] is not None, "problem")
+        assert "champion" in client.get("/ready").json()["problem"]
+        assert client.post("/v1/predict", json=ASKED).status_code == 200
+        point("champion", versions[1])
+        wait_for(lambda: serving(client) == versions[1], "switch")
+
+
+def test_sessions_go_on_with_their_version_over_one_switch(
+    versions: list[str], tmp_path: Path
+) -> None:
+    third = register(tmp_path / "3", seed=3)
+    with client_of(SOURCE, poll_seconds=0.05) as client:
+        began = client.service.serving
+        session = client.post("/v1/sessions", json={"concepts": ["concept é 1"]}).json()["session"]
+        step = {"concept": "concept é 2"}
+        moves = ((versions[1], 200), (versions[0], 200), (versions[1], 200), (third, 410))
+        for number, status in moves:
+            point("champion", number)
+            wait_for(lambda n=number: serving(client) == n, "switch")
+            got = client.post(f"/v1/sessions/{session}/step", json=step)
+            assert got.status_code == status, got.text
+            if status == 200:
+                assert got.headers["x-model-version"] == versions[0]
+            if number == versions[0]:
+                assert client.service.serving is began, "a rollback loads nothing"
+        assert f"version {versions[0]}, which began it, no longer serves" in got.json()["detail"]
+
+
+def test_an_alias_that_does_not_exist_is_an_error_at_the_start(versions: list[str]) -> None:
+    with pytest.raises(RegistryError, match=r"tiny@nobody: .*ocp-mamba promote"):
+        RegisteredSource("models:/tiny@nobody").current()
+    with pytest.raises(RegistryError, match="NAME@ALIAS"):
+        RegisteredSource("models:/tiny")
+    assert RegisteredSource(f"models:/tiny/{versions[1]}").current() == versions[1]
+    assert not RegisteredSource("models:/tiny/1").follows
