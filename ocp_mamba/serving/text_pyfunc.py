@@ -17,7 +17,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array, Object, Property
 
 from ocp_mamba.config import ModelConfig
@@ -48,7 +48,7 @@ def text_signature(config: ModelConfig) -> ModelSignature:
     column ``codes``: domain, task and modifier. The answer has a row for each chain, with its
     concepts as they were understood, and the next concepts and their scores for each step.
     """
-    inputs = [ColSpec(Array(DataType.string), CONCEPTS)]
+    inputs: list[ColSpec | TensorSpec] = [ColSpec(Array(DataType.string), CONCEPTS)]
     if config.d_tmd:
         inputs.append(ColSpec(Array(DataType.long), CODES, required=False))
     following = Object([Property("concept", DataType.string), Property("score", DataType.double)])

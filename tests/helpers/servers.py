@@ -23,11 +23,19 @@ def free_port() -> int:
 class Server:
     """A process that answers on ``url``; it can be killed and started again on the same port."""
 
-    def __init__(self, module: list[str], folder: Path, port: int, **environment: str) -> None:
+    def __init__(
+        self,
+        module: list[str],
+        folder: Path,
+        port: int,
+        *,
+        python: str = sys.executable,
+        **environment: str,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self._command = [sys.executable, "-m", *module]
+        self._command = [python, "-m", *module]
         self._folder = folder
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # uvicorn's
+        path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"  # uvicorn's
         self._environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment}
         self.log = folder / f"server-{port}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,7 +75,10 @@ def tracking_server(folder: Path) -> Server:
     return Server(command, folder, port, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
 
 
-def scoring_server(model: str, folder: Path, **environment: str) -> Server:
+def scoring_server(
+    model: str, folder: Path, *, python: str = sys.executable, **environment: str
+) -> Server:
     port = free_port()
     command = ["mlflow", "models", "serve", "-m", model, "--port", str(port)]
-    return Server([*command, "--env-manager", "local"], folder, port, **environment)
+    command += ["--env-manager", "local"]
+    return Server(command, folder, port, python=python, **environment)
