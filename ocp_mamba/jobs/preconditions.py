@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import ConfigError, DatasetError
+
+MANY = 1000
+"""Targets that are compared: more are never all the same by chance."""
+SAME = 1e-6
+"""Most that components of equal unit rows differ by, after rounding."""
 
 
 def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
@@ -34,6 +41,24 @@ def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
             f"{', '.join(dataset.relations) or 'none'}; leave model.relations out of the config "
             "file, and give --relations for those of the dataset"
         )
+
+
+def constant_targets(dataset: Dataset) -> list[str]:
+    """Return a warning for each split that is learnt or validated and has one target only.
+
+    Such a model is trained, because nothing is wrong with the file, but nothing is shown by it: the
+    gate ``targets_vary`` fails.
+    """
+    warnings = []
+    for split in ("train", "val"):
+        targets = np.unique(dataset.examples(split).target)
+        rows = dataset.rows(targets[:MANY])
+        if np.allclose(rows, rows[0], atol=SAME):
+            warnings.append(
+                f"all targets of the {split} split are one vector: a model that gives it always is "
+                "perfect, so no metric means anything"
+            )
+    return warnings
 
 
 def with_relations(model: ModelConfig, dataset: Dataset, data: Path) -> ModelConfig:

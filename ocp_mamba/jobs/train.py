@@ -14,7 +14,7 @@ import torch
 from ocp_mamba.data.analysis.leakage import LeakReport
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
-from ocp_mamba.errors import TrainingError, WorkerLostError
+from ocp_mamba.errors import ResumeError, TrainingError, WorkerLostError
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
 from ocp_mamba.evaluation.latency import inference_latency
@@ -30,6 +30,7 @@ from ocp_mamba.jobs.baselines import (
     trained_gates,
 )
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, what_ran
+from ocp_mamba.jobs.preconditions import constant_targets
 from ocp_mamba.jobs.promotion.evidence import write_evidence
 from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.kernels.cpu import kernels_off
@@ -114,6 +115,8 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
             return _run(job, mine, log, world)
         except WorkerLostError as error:
             raise WorkerLostError(f"{error}; {_way_out(mine, world)}") from error
+        except ResumeError:
+            raise
         except BaseException:
             if mine.folder is not None:
                 log(f"\n{mine.folder.way_on()}")
@@ -220,6 +223,8 @@ def _check_and_evaluate_baselines(job: TrainJob, dataset: Dataset, log: Log) -> 
     evaluation_data = evaluation_dataset(dataset, job.limits, log, job.progress)
     leaks = check_dataset_and_log(evaluation_data, log, job.train.min_context)
     index = BankIndex(evaluation_data.bank, "auto")
+    for warning in constant_targets(evaluation_data):
+        log(f"WARNING: {warning}")
     log(f"Evaluating the baselines on {evaluation_data.n_examples('val'):,} validation sequences")
     baselines = evaluate_cheap(evaluation_data, index)
     log(baseline_table(baselines))

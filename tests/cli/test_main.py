@@ -185,7 +185,7 @@ def test_early_stopping_flag_forms(file):
         (["--data", "{file}", "--early-stopping", "perhaps"], "perhaps"),
         (["--data", "{file}", "--model-size", "huge"], "tiny"),
         (["--data", "{file}", "--bogus", "7"], "bogus"),
-        (["--data", "{file}", "--resume"], "cannot resume"),
+        (["--data", "{file}", "--lr", "inf"], "lr must be a finite number"),
         (["--data", "{file}", "--config", "absent.toml"], "absent.toml"),
         (["--data", "{text}"], "not a"),
         (["--data", "{file}", "--device", "cpu", "--backend", "cuda"], "the device is cpu; use"),

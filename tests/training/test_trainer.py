@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 
 import pytest
@@ -182,7 +181,7 @@ def test_fit_learns_and_leaves_the_best_epochs_weights(data, validate, tmp_path)
     assert saved.loop["epoch"] == result.best_epoch
     assert saved.dataset_fingerprint == data.fingerprint
     assert validate(load_model(path)) == pytest.approx(validate(model))
-    assert not resume_path(path).exists()
+    assert resume_path(path).exists(), "whoever tracks the training removes it at the run's end"
 
 
 @pytest.mark.parametrize("most", [99, 5])
@@ -268,16 +267,6 @@ def test_early_stopping_keeps_the_best_epoch(data):
     assert (result.best_epoch, result.best_cosine) == (2, 0.5)
     assert [r.is_best for r in result.history] == [True, True, False, False]
     assert [r.is_last for r in result.history] == [False, False, False, True]
-
-
-def test_a_loss_that_is_not_finite_stops_the_training_and_says_what_to_do(data, validate):
-    model = seeded()
-    with torch.no_grad():
-        model.output.weight.fill_(math.inf)
-    with pytest.raises(
-        TrainingError, match=r"step 1: .* not finite at learning rate .* lower --lr"
-    ):
-        fit(model, data, QUICK, validate=validate, progress=False)
 
 
 def test_an_empty_train_split_is_refused(validate):
