@@ -35,6 +35,7 @@ from ocp_mamba.errors import RegistryError
 from ocp_mamba.serving.pyfunc import CHECKPOINT, save_pyfunc
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.registry import register_once
+from ocp_mamba.tracking.store import retried
 from ocp_mamba.tracking.tags import DIGEST, PARENT
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
@@ -68,7 +69,7 @@ def register_entry(epoch: int, sha256: str) -> Operation:
 
 
 def apply(operation: Operation) -> Any:
-    """Apply one operation to the current tracking store.
+    """Apply one operation to the current tracking store, again where another process was first.
 
     Returns:
         The LoggedModel's id for ``log`` with an epoch and for ``model``, the run's for ``child``,
@@ -80,7 +81,7 @@ def apply(operation: Operation) -> Any:
     kind = operation["op"]
     if kind not in APPLY:
         raise MlflowException.invalid_parameter_value(f"there is no operation {kind!r}")
-    return APPLY[kind](operation)
+    return retried(lambda: APPLY[kind](operation))
 
 
 def _log(operation: Operation) -> str | None:
