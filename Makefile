@@ -17,6 +17,9 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 export TORCH_INDEX_URL
+# MLflow reports to a host outside unless this is true; a value of your own wins.
+MLFLOW_DISABLE_TELEMETRY ?= true
+export MLFLOW_DISABLE_TELEMETRY
 # MLflow's child commands find `python` and `uv` here; recipes name $(BIN) themselves.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

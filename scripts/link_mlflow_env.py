@@ -105,6 +105,7 @@ def mlflow_folder(project: Path) -> Path | None:
     MLflow has no public function for it, so another version of MLflow may have none of these.
     """
     try:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
         from mlflow.utils.environment import _PythonEnv
         from mlflow.utils.virtualenv import _get_mlflow_virtualenv_root, _get_virtualenv_name
 

@@ -249,15 +249,19 @@ def tracking_server(
     )
     config = layout.root / "basic_auth.ini"
     config.write_text(AUTH_CONFIG.format(uri=auth, admin=ADMIN))
-    environment = os.environ | {
-        "PGPASSFILE": str(layout.root / "secrets" / "pgpass"),
-        "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
-        "MLFLOW_AUTH_ADMIN_PASSWORD": layout.secret("admin.password"),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": layout.secret("flask.key"),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+    environment = (
+        {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        | os.environ
+        | {
+            "PGPASSFILE": str(layout.root / "secrets" / "pgpass"),
+            "MLFLOW_AUTH_CONFIG_PATH": str(config),
+            "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": layout.secret("admin.password"),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": layout.secret("flask.key"),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+    )
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"]
     command += ["--backend-store-uri", tracking, "--serve-artifacts"]
     command += ["--artifacts-destination", str(layout.root / "artifacts")]

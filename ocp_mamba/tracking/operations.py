@@ -38,6 +38,7 @@ from ocp_mamba.serving.text_pyfunc import save_text_pyfunc
 from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.registry import register_once
+from ocp_mamba.tracking.store import retried
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST, MAX_TAG_CHARACTERS, PARENT
 from ocp_mamba.tracking.text_registry import follow_aliases, register_text_once
 from ocp_mamba.training.history import EpochRecord
@@ -137,7 +138,7 @@ def register_entry(epoch: int, sha256: str, name: str, *, alias_anyway: bool) ->
 
 
 def apply(operation: Operation) -> Any:
-    """Apply one operation to the current tracking store.
+    """Apply one operation to the current tracking store, again where another process was first.
 
     Returns:
         The LoggedModel's id for ``log`` with an epoch, ``model`` and ``text_model``, the run's for
@@ -149,7 +150,7 @@ def apply(operation: Operation) -> Any:
     kind = operation["op"]
     if kind not in APPLY:
         raise MlflowException.invalid_parameter_value(f"there is no operation {kind!r}")
-    return APPLY[kind](operation)
+    return retried(lambda: APPLY[kind](operation))
 
 
 def _log(operation: Operation) -> str | None:

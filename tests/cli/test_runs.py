@@ -57,7 +57,8 @@ def test_replay_sends_and_deletes(store: str, tmp_path: Path, name: str, version
     path = tmp_path / name
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     done = invoke("replay", str(path))
-    assert (done.exit_code, done.output) == (0, f"2 operations sent; {path} deleted\n")
+    assert done.exit_code == 0
+    assert done.output == f"2 operations sent; {path} deleted\nrun {run_id} ended, KILLED\n"
     run = mlflow.get_run(run_id)
     assert (run.info.status, run.data.metrics) == ("KILLED", {"m": 0.5})
 

@@ -72,7 +72,8 @@ def tracking_server(folder: Path) -> Server:
     command = ["mlflow", "server", "--port", str(port), "-w", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    return Server(command, folder, port, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    return Server(command, folder, port, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+                  MLFLOW_DISABLE_TELEMETRY="true")  # fmt: skip
 
 
 def scoring_server(
