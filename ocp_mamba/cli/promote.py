@@ -65,15 +65,20 @@ def promote(version: str, name: str, force: bool, reason: str, store: str | None
 @NAME_OPTION
 @STORE_OPTION
 def rollback(name: str, store: str | None) -> None:
-    """Swap the champion and the previous champion; no model is loaded."""
+    """Swap the champion and the previous champion; no model is loaded.
+
+    The model for people follows.
+    """
 
     def run() -> None:
         from ocp_mamba.tracking.aliases import roll_back
         from ocp_mamba.tracking.store import store_errors, use_store
+        from ocp_mamba.tracking.text_registry import follow_aliases
 
         uri, started = use_store(store), time.perf_counter()
         with store_errors(uri):
             champion, previous = roll_back(name)
+            follow_aliases(name)
         seconds = time.perf_counter() - started
         click.echo(
             f"champion of {name} is version {champion} again, previous is version {previous} "

@@ -147,7 +147,7 @@ def test_what_was_not_evaluated_is_not_registered(store: str, tmp_path: Path) ->
         job_module._saved(best, model)
     run = TrackedRun.__new__(TrackedRun)
     with pytest.raises(TrackingError, match=r"that of the evaluated model is .* nothing was reg"):
-        run.log_models(best, 1, sha256)
+        run.log_models(best, 1, sha256=sha256)
     made = mlflow.MlflowClient().create_run("0").info.run_id
     operation = model_entry(1, best) | {"run_id": made}
     write(2)

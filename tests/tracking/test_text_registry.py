@@ -18,12 +18,12 @@ from ocp_mamba.errors import EvidenceError
 from ocp_mamba.serving.bundle import MANIFEST, write_bundle
 from ocp_mamba.tracking import session
 from ocp_mamba.tracking.operations import apply, text_model_entry
-from ocp_mamba.tracking.registry import MODEL_NAME, register_best
+from ocp_mamba.tracking.registry import MODEL_NAME
 from ocp_mamba.tracking.text_registry import (
     TEXT_MODEL_NAME,
     VECTOR_VERSION,
     follow_aliases,
-    register_text,
+    register_text_once,
 )
 
 
@@ -36,12 +36,10 @@ def versions(
     with session.track(dataset, "d.npz", output_dir="out", system_metrics=False) as run:
         train_tracked(run, dataset, tiny_config, checkpoint, epochs=1)
         bundle = write_bundle(tmp_path / "bundle", checkpoint, dataset, FACTS)
-        text_id = run.log_text_model(checkpoint, 1, bundle)
-        model_id = run.log_models(checkpoint, 1, bundle)
-        assert text_id is not None
-        assert model_id is not None
-        version = register_best(model_id)
-        return version, register_text(text_id, version)
+        run.log_models(checkpoint, 1, bundle)
+        version = run.register(1)
+        assert version is not None
+        return version, mlflow.MlflowClient().get_model_version(TEXT_MODEL_NAME, "1")
 
 
 def aliases(name: str) -> dict[str, str]:
@@ -98,8 +96,13 @@ def test_storing_it_again_changes_nothing(
     with session.track(dataset, "d.npz", output_dir="out", system_metrics=False) as run:
         train_tracked(run, dataset, tiny_config, checkpoint, epochs=1)
         bundle = write_bundle(tmp_path / "bundle", checkpoint, dataset, FACTS)
-        first = run.log_text_model(checkpoint, 1, bundle)
         again = {**text_model_entry(1, checkpoint, bundle), "run_id": run.run_id}
+        first = apply(json.loads(json.dumps(again)))
         assert apply(json.loads(json.dumps(again))) == first
+        run.log_models(checkpoint, 1, bundle)
+        version = run.register(1)
+        assert version is not None
+        register_text_once(first, version)
     rows = mlflow.search_logged_models([run.experiment_id], output_format="list")
     assert sorted(row.name for row in rows) == ["epoch-001", "text"]
+    assert len(mlflow.MlflowClient().search_model_versions(f"name = '{TEXT_MODEL_NAME}'")) == 1

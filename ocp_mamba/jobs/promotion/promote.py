@@ -22,6 +22,7 @@ from ocp_mamba.tracking.aliases import (
     version_at,
 )
 from ocp_mamba.tracking.registry import ModelVersion
+from ocp_mamba.tracking.text_registry import follow_aliases
 from ocp_mamba.tracking.versions import describe_version, downloaded, find_version, tag_version
 
 PROMOTED, REFUSED, FORCED, UNCHANGED = "promoted", "refused", "forced", "unchanged"
@@ -126,6 +127,7 @@ def run_promotion(job: PromotionJob, log: Log) -> PromotionOutcome:
         except EvidenceError as error:
             found.add(error.fault, error.detail)
             return _write(job, version, champion, found, REFUSED)
+        follow_aliases(job.name)
         return outcome
 
 
