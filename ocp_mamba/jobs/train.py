@@ -27,7 +27,6 @@ from ocp_mamba.jobs.baselines import (
     trained_gates,
 )
 from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, what_ran
-from ocp_mamba.jobs.promotion.candidate import move_candidate
 from ocp_mamba.jobs.promotion.evidence import write_evidence
 from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.kernels.cpu import kernels_off
@@ -39,6 +38,7 @@ from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
 from ocp_mamba.system.malloc import give_back_freed
 from ocp_mamba.tracking.aliases import CANDIDATE
+from ocp_mamba.tracking.candidate import alias_said, move_candidate
 from ocp_mamba.tracking.registry import ModelVersion, register_best
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
@@ -209,10 +209,10 @@ def _evaluate_and_register(
     )
     report = _report(run, data, fitted, evaluation, verdicts)
     page = log_training(run, report, data.leaks, summary, job.output.parent / run.run_id)
-    version, objection = _register(job, model_id)
+    version = _register(job, model_id)
     run.log_cost()
     log(f"\n{summary}")
-    log(_where_to_look(run, job, version, objection, page))
+    log(_where_to_look(run, job, version, page))
     return TrainOutcome(run.run_id, fitted, evaluation, numbers, verdicts, version)
 
 
@@ -263,30 +263,27 @@ def _report(
     )
 
 
-def _register(job: TrainJob, model_id: str | None) -> tuple[ModelVersion | None, str | None]:
-    """The new version, and why the alias ``candidate`` does not move to it; None where it does."""
+def _register(job: TrainJob, model_id: str | None) -> ModelVersion | None:
+    """Register the model, and move the alias ``candidate`` to it where its gates allow it."""
     if model_id is None:
-        return None, None
+        return None
     version = register_best(model_id, name=job.model_name, alias=None)
-    return version, move_candidate(version, anyway=job.alias_anyway)
+    return move_candidate(version, anyway=job.alias_anyway)
 
 
-def _staying(objection: str) -> str:
-    """Why the alias was not moved, and what to do where it should have been."""
+def _alias_line(version: ModelVersion) -> str:
+    """Whether a version has the alias; if not, why, and what to do where it should have it."""
+    moved, objection = alias_said(version)
+    if moved:
+        return f"alias {CANDIDATE}" + (f", moved although {objection}" if objection else "")
     return (
-        f"             {CANDIDATE} was not moved: {objection}\n"
-        "             --alias-anyway moves it all the same; --model-name registers under another "
-        "name"
+        f"without the alias {CANDIDATE}:\n             {objection}.\n"
+        "             --alias-anyway moves it all the same; --model-name registers a model of its "
+        "own"
     )
 
 
-def _where_to_look(
-    run: TrackedRun,
-    job: TrainJob,
-    version: ModelVersion | None,
-    objection: str | None,
-    page: Path,
-) -> str:
+def _where_to_look(run: TrackedRun, job: TrainJob, version: ModelVersion | None, page: Path) -> str:
     """The paths and commands of the model file, the report, the served model and the UI."""
     link, command = ui_link(run.store, run.experiment_id)
     lines = [f"\nmodel file   {job.output}", f"report       {page}"]
@@ -294,11 +291,10 @@ def _where_to_look(
         lines.append("registered   not-run: the store did not take the model, see below")
     else:
         name, number = version.name, version.version
-        uri = f"models:/{name}/{number}" if objection else f"models:/{name}@{CANDIDATE}"
+        moved = alias_said(version)[0]
+        uri = f"models:/{name}@{CANDIDATE}" if moved else f"models:/{name}/{number}"
         lines += [
-            f"registered   {name} version {number}, "
-            + (f"without the alias {CANDIDATE}" if objection else f"alias {CANDIDATE}"),
-            *([_staying(objection)] if objection else []),
+            f"registered   {name} version {number}, {_alias_line(version)}",
             f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
             f"               mlflow models serve -m {uri} --env-manager local --port 5001",
         ]

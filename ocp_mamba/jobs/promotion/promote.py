@@ -110,19 +110,18 @@ def run_promotion(job: PromotionJob, log: Log) -> PromotionOutcome:
     with locked(job.name, PROMOTION_LOCK, PROMOTION_SECONDS):
         version = find_version(job.name, job.version)
         champion = version_at(job.name, CHAMPION)
-        if champion is not None and champion.version == version.version:
-            log(f"{job.name} version {version.version} is the champion already; nothing changes")
+        number, rival = str(version.version), str(champion.version) if champion else None
+        if number == rival:
+            log(f"{job.name} version {number} is the champion already; nothing changes")
             return PromotionOutcome(version, UNCHANGED, (), version.description or "")
-        log(f"Checking {job.name} version {version.version}")
+        log(f"Checking {job.name} version {number}")
         found = _examine(version, champion, log)
         verdict = _verdict(job, found)
         outcome = _write(job, version, champion, found, verdict)
         if verdict == REFUSED:
             return outcome
         try:
-            make_champion(
-                job.name, version.version, instead_of=champion.version if champion else None
-            )
+            make_champion(job.name, number, instead_of=rival)
         except EvidenceError as error:
             found.add(error.fault, error.detail)
             return _write(job, version, champion, found, REFUSED)
@@ -175,7 +174,7 @@ def _write(
         "promotion.faults": ", ".join(faults) or "none",
         "promotion.time": now,
         "promotion.user": user,
-        "promotion.compared_with": champion.version if champion else "none",
+        "promotion.compared_with": str(champion.version) if champion else "none",
         "promotion.reason": job.reason if verdict == FORCED else "every gate passed"
         if verdict == PROMOTED else "; ".join(found.reasons),
         **_difference_tags(found.comparison),
@@ -202,7 +201,8 @@ def _card(
     facts: Mapping[str, str],
 ) -> Card:
     sentence = {
-        PROMOTED: "Promoted: every gate passes, and it does not lose to the champion.",
+        PROMOTED: "Promoted: every gate passes, and "
+        + ("it does not lose to the champion." if found.comparison else "there was no champion."),
         REFUSED: "Refused.",
         FORCED: f"Promoted by force. Reason given: {job.reason}",
     }[verdict]
