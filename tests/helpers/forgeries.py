@@ -13,6 +13,7 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.entities.model_registry import ModelVersion
+from trainings import TINY, seeded
 
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
@@ -21,6 +22,7 @@ from ocp_mamba.evaluation.gates import evaluate_gates
 from ocp_mamba.jobs.baselines import evaluate_cheap
 from ocp_mamba.jobs.promotion.checks import expected_tags
 from ocp_mamba.jobs.promotion.evidence import headline_figures
+from ocp_mamba.jobs.promotion.promote import REFUSED, PromotionJob, run_promotion
 from ocp_mamba.model.checkpoint import load_model
 from ocp_mamba.serving.bundle import (
     CHECKPOINT,
@@ -30,7 +32,9 @@ from ocp_mamba.serving.bundle import (
     digest_of,
     write_bundle,
 )
+from ocp_mamba.tracking.aliases import aliases_of
 from ocp_mamba.tracking.operations import BUNDLE_TAG, DIGEST_TAG
+from ocp_mamba.tracking.versions import find_version
 
 
 @dataclass
@@ -149,3 +153,48 @@ class Forgery:
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         return client.create_model_version(name, str(self.folder), self.run_id, tags=self.tags)
+
+
+NAME = "frauds"
+"""The registered model that frauds are versions of."""
+
+
+def refused(version: ModelVersion, fault: str) -> None:
+    """Assert that a version is refused by a name, and that nothing else has changed."""
+    before = aliases_of(version.name)
+    said: list[str] = []
+    outcome = run_promotion(PromotionJob(version.version, version.name), said.append)
+    assert outcome.verdict == REFUSED, outcome.card
+    assert outcome.faults[0] == fault, outcome.card
+    assert aliases_of(version.name) == before
+    kept = find_version(version.name, version.version)
+    assert kept.tags["promotion.faults"].split(", ")[0] == fault
+    assert f"- {fault}: " in (kept.description or "")
+
+
+Edit = Callable[[Forgery], None]
+"""What a forger does to a copy."""
+
+
+def swap_weights(forgery: Forgery) -> None:
+    forgery.weights(lambda content: content.update(state_dict=seeded(TINY, 1).state_dict()))
+
+
+def cut(name: str) -> Edit:
+    def edit(forgery: Forgery) -> None:
+        path = forgery.file(name)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return edit
+
+
+def without(name: str) -> Edit:
+    return lambda forgery: forgery.file(name).unlink()
+
+
+def nudged(arrays: dict[str, np.ndarray]) -> None:
+    arrays["predictions"] = arrays["predictions"] + np.float32(1e-4)
+
+
+def weights_of_other_data(forgery: Forgery) -> None:
+    forgery.weights(lambda content: content.update(dataset_fingerprint="f" * 64))

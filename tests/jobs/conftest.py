@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
-from forgeries import Workshop
+from forgeries import NAME, Workshop
 from registered import learnable, train_version
 
+from ocp_mamba.tracking.aliases import CHAMPION, set_alias
 from ocp_mamba.tracking.store import use_store
 from ocp_mamba.tracking.versions import downloaded
 
@@ -36,3 +38,10 @@ def workshop(trained_once: Workshop, store: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(trained_once.folder)
     use_store(trained_once.store)
     return trained_once
+
+
+@pytest.fixture
+def champion(workshop: Workshop) -> None:
+    """The genuine version is the champion of the model that the frauds are versions of."""
+    if not mlflow.MlflowClient().search_registered_models(f"name = '{NAME}'"):
+        set_alias(NAME, CHAMPION, workshop.copy().register(NAME).version)

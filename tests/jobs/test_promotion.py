@@ -154,6 +154,7 @@ def test_a_sample_of_a_large_dataset_is_evidence_too(workshop: Workshop) -> None
     assert promoted(copy.register("sampled")).faults == ("sample-missing",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_promotion_that_is_killed_can_be_run_again(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, writes: int
@@ -198,6 +199,7 @@ def test_a_promotion_decided_against_a_former_champion_is_refused(
     assert find_version("moved", str(version.version)).tags["promotion.verdict"] == REFUSED
 
 
+@pytest.mark.slow
 def test_promotions_at_once_follow_one_another(workshop: Workshop) -> None:
     make_champion_of(workshop, "at-once")
     versions = [workshop.copy().register("at-once") for _ in range(2)]
@@ -220,17 +222,19 @@ def test_promotions_at_once_follow_one_another(workshop: Workshop) -> None:
 def test_the_commands(workshop: Workshop) -> None:
     make_champion_of(workshop, "typed")
     workshop.copy().register("typed")
-    with_failed_gate(workshop).register("typed")
+    edited = workshop.copy()
+    edited.tags["faiss_retrieval_p1"] = "0.990000"
+    edited.register("typed")
     typed = ("--model-name", "typed", "--store", workshop.store)
     assert "promoted: typed version 2" in run("promote", 2, *typed)
     assert "champion of typed is version 1 again, previous is version 2" in run("rollback", *typed)
     assert aliases_of("typed") == {"champion": "1", "previous": "2"}
     refused = run("promote", 3, *typed, code=1)
-    assert "refused: typed version 3, gate-failed" in refused
+    assert "refused: typed version 3, scores-edited" in refused
     assert "version-missing: typed version 99" in run("promote", 99, *typed, code=2)
     assert "typed has no alias 'candidate'" in run("promote", *typed, code=2)
     assert "--force needs --reason" in run("promote", 3, "--force", *typed, code=2)
     forced = run("promote", 3, "--force", "--reason", "known", *typed)
-    assert "forced: typed version 3, gate-failed" in forced
+    assert "forced: typed version 3, scores-edited" in forced
     absent = ("--model-name", "absent", "--store", workshop.store)
     assert "registered model absent" in run("rollback", *absent, code=2)

@@ -6,6 +6,7 @@ import getpass
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ocp_mamba.errors import ConfigError, EvidenceError
 from ocp_mamba.jobs.common import Log
@@ -131,6 +132,7 @@ def run_promotion(job: PromotionJob, log: Log) -> PromotionOutcome:
 def _examine(version: ModelVersion, champion: ModelVersion | None, log: Log) -> _Findings:
     """Check, measure and compare, until a fault leaves nothing to go on with."""
     found = _Findings()
+    folder = Path()
     try:
         with downloaded(version) as folder:
             found.evidence = check_evidence(version, folder)
@@ -146,7 +148,7 @@ def _examine(version: ModelVersion, champion: ModelVersion | None, log: Log) -> 
                 difference = found.comparison.differences[column].text("+.3f")
                 found.add("champion-better", f"{column}: difference to the champion {difference}")
     except EvidenceError as error:
-        found.add(error.fault, error.detail)
+        found.add(error.fault, error.detail.replace(f"{folder}/", ""))
     return found
 
 
