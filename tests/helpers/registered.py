@@ -49,10 +49,22 @@ def learnable(n_chains: int = 150, seed: int = 0, **replaced: Any) -> Dataset:
 
 
 def train_version(
-    data: Path, folder: Path, train: TrainConfig = GOOD, **settings: Any
+    data: Path,
+    folder: Path,
+    train: TrainConfig = GOOD,
+    said: list[str] | None = None,
+    **settings: Any,
 ) -> TrainOutcome:
-    """Train on a dataset file as `ocp-mamba train` does, into the store in use."""
-    said: list[str] = []
+    """Train on a dataset file as `ocp-mamba train` does, into the store in use.
+
+    Args:
+        data: the file.
+        folder: to write to.
+        train: settings of the training.
+        said: gets what is printed.
+        settings: further fields of the job.
+    """
+    said = [] if said is None else said
     job = TrainJob(
         data=data,
         output=folder / "model.pt",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -11,8 +12,9 @@ from command import run
 from forgeries import Forgery, Workshop
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
-from registered import learnable
+from registered import GOOD, learnable, train_version
 
+from ocp_mamba.config import override
 from ocp_mamba.data.analysis.sample import EvalLimits, evaluation_part
 from ocp_mamba.errors import ConfigError
 from ocp_mamba.jobs.promotion import promote
@@ -25,7 +27,7 @@ from ocp_mamba.jobs.promotion.promote import (
     PromotionOutcome,
     run_promotion,
 )
-from ocp_mamba.tracking.aliases import CHAMPION, aliases_of, make_champion
+from ocp_mamba.tracking.aliases import CHAMPION, MODEL_NAME, aliases_of, make_champion
 from ocp_mamba.tracking.versions import find_version
 
 
@@ -238,3 +240,30 @@ def test_the_commands(workshop: Workshop) -> None:
     assert "forced: typed version 3, scores-edited" in forced
     absent = ("--model-name", "absent", "--store", workshop.store)
     assert "registered model absent" in run("rollback", *absent, code=2)
+
+
+def test_a_worse_training_is_registered_and_leaves_the_alias(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    assert aliases_of(MODEL_NAME)["candidate"] == str(workshop.genuine.version)
+    data, said = workshop.folder / "learnable.npz", list[str]()
+    quick = override(GOOD, max_epochs=1)
+    worse = train_version(data, tmp_path, quick, said).version
+    assert worse is not None
+    assert aliases_of(MODEL_NAME)["candidate"] == str(workshop.genuine.version)
+    printed = "\n".join(said)
+    for text in (
+        f"registered   {MODEL_NAME} version {worse.version}, without the alias candidate:",
+        f"and version {workshop.genuine.version}, which has it, passes",
+        "--alias-anyway moves it all the same; --model-name",
+        f"mlflow models serve -m models:/{MODEL_NAME}/{worse.version} ",
+    ):
+        assert text in printed, text
+    assert worse.tags["alias.candidate"].startswith("not moved: ")
+
+    said.clear()
+    anyway = train_version(data, tmp_path, quick, said, model_name="mine", alias_anyway=True)
+    assert anyway.version is not None
+    assert anyway.version.name == "mine"
+    assert aliases_of("mine") == {"candidate": "1"}
+    assert "registered   mine version 1, alias candidate" in "\n".join(said)
