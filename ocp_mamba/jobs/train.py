@@ -45,7 +45,7 @@ from ocp_mamba.system.disk import require_space
 from ocp_mamba.system.files import sha256_of
 from ocp_mamba.system.malloc import give_back_freed
 from ocp_mamba.tracking.aliases import CANDIDATE
-from ocp_mamba.tracking.candidate import objection_of
+from ocp_mamba.tracking.candidate import alias_said
 from ocp_mamba.tracking.registry import ModelVersion
 from ocp_mamba.tracking.resumed import Opening, open_store, output_tag
 from ocp_mamba.tracking.run import TrackedRun
@@ -366,12 +366,15 @@ def _report(
     )
 
 
-def _staying(objection: str) -> str:
-    """Why the alias was not moved, and what to do where it should have been."""
+def _alias_line(version: ModelVersion) -> str:
+    """Whether a version has the alias; if not, why, and what to do where it should have it."""
+    moved, objection = alias_said(version)
+    if moved:
+        return f"alias {CANDIDATE}" + (f", moved although {objection}" if objection else "")
     return (
-        f"             {CANDIDATE} was not moved: {objection}\n"
-        "             --alias-anyway moves it all the same; --model-name registers under another "
-        "name"
+        f"without the alias {CANDIDATE}:\n             {objection}.\n"
+        "             --alias-anyway moves it all the same; --model-name registers a model of its "
+        "own"
     )
 
 
@@ -388,12 +391,11 @@ def _where_to_look(
     if version is None:
         lines.append("registered   not-run: the store did not take the model in time, see below")
     else:
-        name, number, objection = version.name, version.version, objection_of(version)
-        uri = f"models:/{name}/{number}" if objection else f"models:/{name}@{CANDIDATE}"
+        name, number = version.name, version.version
+        moved = alias_said(version)[0]
+        uri = f"models:/{name}@{CANDIDATE}" if moved else f"models:/{name}/{number}"
         lines += [
-            f"registered   {name} version {number}, "
-            + (f"without the alias {CANDIDATE}" if objection else f"alias {CANDIDATE}"),
-            *([_staying(objection)] if objection else []),
+            f"registered   {name} version {number}, {_alias_line(version)}",
             f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
             f"               mlflow models serve -m {uri} --env-manager local --port 5001",
             f"ask it       ocp-mamba ask --model {uri} {_first_words(dataset)}",

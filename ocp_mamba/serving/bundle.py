@@ -44,12 +44,16 @@ EVALUATION, SAMPLE, RECORDED = "evaluation.npz", "sample.npz", "recorded.npz"
 MANIFEST = "manifest.json"
 """Names of the files in the model's ``artifacts`` folder."""
 
+PACKAGE = Path(__file__).resolve().parents[1]
+"""This package, of which every registered model has a copy."""
+
 REQUIRED = (CHECKPOINT, EVALUATION, RECORDED)
 """Files that every manifest has a digest of."""
 
 KEYS = (
     "format_version",
     "files",
+    "code_sha256",
     "run_id",
     "epoch",
     "dataset_fingerprint",
@@ -235,6 +239,7 @@ def write_bundle(
     manifest = {
         "format_version": FORMAT_VERSION,
         "files": {CHECKPOINT: digest_of(checkpoint), **{p.name: digest_of(p) for p in files}},
+        "code_sha256": code_digest(PACKAGE),
         "dataset_fingerprint": saved.dataset_fingerprint,
         "evaluation_fingerprint": content_of(frozen).fingerprint,
         "encoder": saved.encoder,
@@ -308,6 +313,17 @@ def _require_digest(folder: Path, name: str, digest: str) -> None:
             f"{path} has SHA-256 {found[:12]}…, {MANIFEST} says {digest[:12]}…: the file was "
             "edited, swapped or cut after the training",
         )
+
+
+def code_digest(package: Path) -> str:
+    """Return one SHA-256 of a package's files, hex; what Python caches is left out."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()
 
 
 def digest_of(path: Path) -> str:

@@ -22,10 +22,9 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.model.checkpoint import load_checkpoint, load_model
-from ocp_mamba.serving.bundle import CHECKPOINT
+from ocp_mamba.serving.bundle import CHECKPOINT, PACKAGE
 from ocp_mamba.serving.request import read_relations, read_request
 
-PACKAGE = Path(__file__).resolve().parents[1]
 MODEL_CODE = Path(__file__).with_name("pyfunc_entry.py")
 SERVED_PACKAGES = ("mlflow", "numpy", "torch")
 EXAMPLE_LENGTH = 3

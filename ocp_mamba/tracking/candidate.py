@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
 from ocp_mamba.tracking.aliases import ALIASES_LOCK, CANDIDATE, locked, set_alias, version_at
 from ocp_mamba.tracking.versions import tag_version
+
+PASS, FAIL = "pass", "fail"
+"""Values of the tags ``gate.<name>``."""
 
 DISQUALIFYING = ("not_collapsed", "no_leak", "no_encoder_mismatch", "inference_ready")
 """Gates without which a model's metrics mean nothing, or the model is of no use: a version that
@@ -16,35 +20,42 @@ fails one is no candidate, be it the first. The other gates say how good it is."
 PASS, FAIL = "pass", "fail"
 FINGERPRINT = "dataset.fingerprint"
 ALIAS_TAG, ANYWAY_TAG = "alias.candidate", "alias.candidate.anyway"
-NOT_MOVED = "not moved: "
+MOVED, NOT_MOVED = "moved", "not moved: "
 
 
-def move_candidate(version: ModelVersion, *, anyway: bool = False) -> str | None:
-    """Move ``candidate`` to a version where its gates allow it; a tag of the version says so.
+def move_candidate(version: ModelVersion, *, anyway: bool = False) -> ModelVersion:
+    """Move ``candidate`` to a version where its gates allow it.
+
+    The tag ``alias.candidate`` says what became of it, see `alias_said`.
 
     Args:
         version: just registered, with its tags.
         anyway: move the alias in any case; a tag then says what spoke against it.
 
     Returns:
-        Why the alias stays where it is, or None where it was moved.
+        The version, with that tag.
     """
     with locked(version.name, ALIASES_LOCK):
         present = version_at(version.name, CANDIDATE)
         objection = objection_to(version.tags, present)
         if objection is None or anyway:
             set_alias(version.name, CANDIDATE, version.version)
-    if anyway and objection is not None:
-        tag_version(version, {ALIAS_TAG: "moved anyway", ANYWAY_TAG: objection})
-        return None
-    tag_version(version, {ALIAS_TAG: "moved" if objection is None else f"{NOT_MOVED}{objection}"})
-    return objection
+    if objection is None:
+        tags = {ALIAS_TAG: MOVED}
+    elif anyway:
+        tags = {ALIAS_TAG: "moved anyway", ANYWAY_TAG: objection}
+    else:
+        tags = {ALIAS_TAG: f"{NOT_MOVED}{objection}"}
+    tag_version(version, tags)
+    return mlflow.MlflowClient().get_model_version(version.name, version.version)
 
 
-def objection_of(version: ModelVersion) -> str | None:
-    """Return why `move_candidate` left the alias where it was; None where it moved it."""
-    decided = version.tags.get(ALIAS_TAG, "")
-    return decided.removeprefix(NOT_MOVED) if decided.startswith(NOT_MOVED) else None
+def alias_said(version: ModelVersion) -> tuple[bool, str]:
+    """Return, by a version's tags, whether ``candidate`` was moved to it and what spoke against."""
+    said = version.tags.get(ALIAS_TAG, MOVED)
+    if said.startswith(NOT_MOVED):
+        return False, said.removeprefix(NOT_MOVED)
+    return True, version.tags.get(ANYWAY_TAG, "")
 
 
 def objection_to(tags: Mapping[str, str], present: ModelVersion | None) -> str | None:

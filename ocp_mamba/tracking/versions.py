@@ -30,7 +30,7 @@ def find_version(name: str, which: str) -> ModelVersion:
         EvidenceError: ``version-missing``, there is none, or it was deleted.
         RegistryError: there is no such registered model.
     """
-    aliases = aliases_of(name)
+    aliases, which = aliases_of(name), str(which)
     number = which if which.isdecimal() else aliases.get(which)
     if number is None:
         known = ", ".join(f"{alias} (version {v})" for alias, v in sorted(aliases.items()))
@@ -60,6 +60,8 @@ def downloaded(version: ModelVersion) -> Iterator[Path]:
             raise EvidenceError(
                 "files-missing", f"{uri}: no files to download: {first_line(error)}"
             ) from error
+        if not any(Path(folder).iterdir()):
+            raise EvidenceError("files-missing", f"{uri}: {version.source} is empty or gone")
         yield Path(folder)
 
 

@@ -13,12 +13,9 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.jobs.train import TrainJob, TrainOutcome, run_training
 
 GOOD = TrainConfig(
-    batch_size=16, max_epochs=16, lr=1e-2, precision="float32", compile="off", threads=0
+    batch_size=16, max_epochs=24, lr=1e-2, precision="float32", compile="off", threads=0
 )
 """Enough for a model that passes every gate on `learnable`."""
-COLLAPSED = TrainConfig(
-    batch_size=16, max_epochs=1, lr=1e-4, precision="float32", compile="off", threads=0
-)
 
 
 def learnable(n_chains: int = 150, seed: int = 0, **replaced: Any) -> Dataset:
@@ -52,10 +49,22 @@ def learnable(n_chains: int = 150, seed: int = 0, **replaced: Any) -> Dataset:
 
 
 def train_version(
-    data: Path, folder: Path, train: TrainConfig = GOOD, **settings: Any
+    data: Path,
+    folder: Path,
+    train: TrainConfig = GOOD,
+    said: list[str] | None = None,
+    **settings: Any,
 ) -> TrainOutcome:
-    """Train on a dataset file as `ocp-mamba train` does, into the store in use."""
-    said: list[str] = []
+    """Train on a dataset file as `ocp-mamba train` does, into the store in use.
+
+    Args:
+        data: the file.
+        folder: to write to.
+        train: settings of the training.
+        said: gets what is printed.
+        settings: further fields of the job.
+    """
+    said = [] if said is None else said
     job = TrainJob(
         data=data,
         output=folder / "model.pt",

@@ -28,6 +28,7 @@ from ocp_mamba.serving.bundle import (
     digest_of,
     read_bundle,
 )
+from ocp_mamba.serving.served_files import require_served_files
 from ocp_mamba.tracking.registry import VERSION_METRICS, ModelVersion
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST
 from ocp_mamba.tracking.versions import run_tags
@@ -67,6 +68,7 @@ def check_evidence(version: ModelVersion, folder: Path) -> Evidence:
     """
     bundle = open_bundle(version, folder)
     _require_tags(version, bundle.manifest)
+    require_served_files(folder, bundle.manifest["code_sha256"])
     model = _open_model(bundle)
     dataset = bundle.evaluation_set
     _require_evaluation_set(bundle, model, dataset)

@@ -6,6 +6,7 @@ import getpass
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ocp_mamba.errors import ConfigError, EvidenceError
 from ocp_mamba.jobs.common import Log
@@ -111,19 +112,18 @@ def run_promotion(job: PromotionJob, log: Log) -> PromotionOutcome:
     with locked(job.name, PROMOTION_LOCK, PROMOTION_SECONDS):
         version = find_version(job.name, job.version)
         champion = version_at(job.name, CHAMPION)
-        if champion is not None and champion.version == version.version:
-            log(f"{job.name} version {version.version} is the champion already; nothing changes")
+        number, rival = str(version.version), str(champion.version) if champion else None
+        if number == rival:
+            log(f"{job.name} version {number} is the champion already; nothing changes")
             return PromotionOutcome(version, UNCHANGED, (), version.description or "")
-        log(f"Checking {job.name} version {version.version}")
+        log(f"Checking {job.name} version {number}")
         found = _examine(version, champion, log)
         verdict = _verdict(job, found)
         outcome = _write(job, version, champion, found, verdict)
         if verdict == REFUSED:
             return outcome
         try:
-            make_champion(
-                job.name, version.version, instead_of=champion.version if champion else None
-            )
+            make_champion(job.name, number, instead_of=rival)
         except EvidenceError as error:
             found.add(error.fault, error.detail)
             return _write(job, version, champion, found, REFUSED)
@@ -134,6 +134,7 @@ def run_promotion(job: PromotionJob, log: Log) -> PromotionOutcome:
 def _examine(version: ModelVersion, champion: ModelVersion | None, log: Log) -> _Findings:
     """Check, measure and compare, until a fault leaves nothing to go on with."""
     found = _Findings()
+    folder = Path()
     try:
         with downloaded(version) as folder:
             found.evidence = check_evidence(version, folder)
@@ -149,7 +150,7 @@ def _examine(version: ModelVersion, champion: ModelVersion | None, log: Log) -> 
                 difference = found.comparison.differences[column].text("+.3f")
                 found.add("champion-better", f"{column}: difference to the champion {difference}")
     except EvidenceError as error:
-        found.add(error.fault, error.detail)
+        found.add(error.fault, error.detail.replace(f"{folder}/", ""))
     return found
 
 
@@ -177,7 +178,7 @@ def _write(
         "promotion.faults": ", ".join(faults) or "none",
         "promotion.time": now,
         "promotion.user": user,
-        "promotion.compared_with": champion.version if champion else "none",
+        "promotion.compared_with": str(champion.version) if champion else "none",
         "promotion.reason": job.reason if verdict == FORCED else "every gate passed"
         if verdict == PROMOTED else "; ".join(found.reasons),
         **_difference_tags(found.comparison),
@@ -204,7 +205,8 @@ def _card(
     facts: Mapping[str, str],
 ) -> Card:
     sentence = {
-        PROMOTED: "Promoted: every gate passes, and it does not lose to the champion.",
+        PROMOTED: "Promoted: every gate passes, and "
+        + ("it does not lose to the champion." if found.comparison else "there was no champion."),
         REFUSED: "Refused.",
         FORCED: f"Promoted by force. Reason given: {job.reason}",
     }[verdict]
