@@ -33,7 +33,7 @@ class Codes(click.ParamType):
       ocp-mamba ask "sand tiger" shark elasmobranch
       ocp-mamba ask "sand tiger" shark --steps 4 --top-k 3
       ocp-mamba ask "sand tiger" shark --model outputs/model.pt --data ocp_training_9k.npz
-      ocp-mamba ask "sand tiger" shark --server http://127.0.0.1:8000 --json
+      ocp-mamba ask "sand tiger" shark --server http://127.0.0.1:5001 --json
     """
 )
 @click.argument("concepts", nargs=-1, required=True, metavar="CONCEPT...")

@@ -1,6 +1,7 @@
 """The commands as a person types them, tracked for real in a sqlite store."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -40,6 +41,7 @@ def test_train_tracks_evaluates_registers_and_says_where_to_look(file, store, tm
     for name in ("next_vec_cosine", "faiss_retrieval_p1", "echo_loop_similarity",
                  "train_time_minutes", "inference_latency_ms", "improvement_trend", "ridge",
                  "ocp-mamba-lvm version 1, alias candidate", "mlflow models serve",
+                 "ocp-mamba ask --model models:/ocp-mamba-lvm@candidate 'concept é",
                  "mlflow ui --backend-store-uri", "workflowType=machine_learning",
                  "pool 60 concepts"):  # fmt: skip
         assert name in said, name
@@ -76,6 +78,13 @@ def test_train_tracks_evaluates_registers_and_says_where_to_look(file, store, tm
         filter_string=f"tags.mlflow.parentRunId = '{tracked.info.run_id}'",
     )  # fmt: skip
     assert {c.info.run_name for c in children} >= {"baseline ridge", "baseline persistence"}
+
+    asked = next(line for line in said.splitlines() if "ocp-mamba ask" in line)
+    words = shlex.split(asked.split("ocp-mamba ", 1)[1])
+    assert "next concept" in run(*words)
+    text = client.get_model_version_by_alias("ocp-mamba-lvm-text", "candidate")
+    assert text.tags["vector_version"] == "1"
+    assert text.tags["gate.inference_ready"] == "pass"
 
     said = run("evaluate", "--model", "models:/ocp-mamba-lvm@candidate", "--data", file)
     assert "wrote" in said

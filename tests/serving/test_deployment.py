@@ -107,3 +107,15 @@ def test_its_requirements_install_in_a_new_environment_and_serve_there(
     assert [n["concept"] for n in got["steps"][0]["next"]] == [
         n["concept"] for n in wanted["steps"][0]["next"]
     ]
+
+
+@pytest.mark.slow
+def test_mlflow_models_predict_answers_the_same_request(image: Path, tmp_path: Path) -> None:
+    model = image / "model_dir" / "pyfunc"
+    (tmp_path / "request.json").write_text(json.dumps({"inputs": [{"concepts": CHAIN}]}))
+    words = ["models", "predict", "-m", str(model), "-t", "json", "--env-manager", "local"]
+    words += ["-i", str(tmp_path / "request.json"), "-o", str(tmp_path / "answer.json")]
+    subprocess.run([sys.executable, "-m", "mlflow", *words], cwd=tmp_path, check=True)
+    [got] = json.loads((tmp_path / "answer.json").read_text())["predictions"]
+    assert got["concepts"] == CHAIN
+    assert len(got["steps"][0]["next"]) == 5

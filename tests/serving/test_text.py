@@ -8,6 +8,8 @@ import pytest
 import torch
 from data_maker import make_dataset
 from encoder_maker import CountingEncoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trainings import TINY, seeded
 
 from ocp_mamba.config import override
@@ -179,3 +181,28 @@ def test_a_model_with_tmd_takes_codes_and_none_are_unknown_ones() -> None:
 def test_a_bank_needs_a_text_for_each_row() -> None:
     with pytest.raises(ValueError, match="30 bank rows and 29 texts"):
         TextPredictor(PLAIN.model, DATA.bank, DATA.texts[:-1])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(concepts=JSON | st.lists(st.lists(JSON, max_size=3), max_size=3), top_k=JSON, steps=JSON)
+def test_whatever_is_sent_is_answered_or_refused_by_a_short_message(
+    concepts: Any, top_k: Any, steps: Any
+) -> None:
+    answers, message = None, ""
+    try:
+        answers = PLAIN.predict(concepts, top_k, min(steps, 3) if type(steps) is int else steps)
+    except RequestError as error:
+        message = str(error)
+    if answers is None:
+        assert 0 < len(message) < 1_000
+    else:
+        assert json.loads(json.dumps(answers, allow_nan=False)) == answers
+        assert len(answers) == len(concepts)

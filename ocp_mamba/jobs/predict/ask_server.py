@@ -29,7 +29,7 @@ def ask_server(
     """Return a server's answer about one chain: ``{"model": …, "predictions": [one]}``.
 
     Args:
-        url: of the server, such as ``http://127.0.0.1:8000``.
+        url: of the server, such as ``http://127.0.0.1:5001``.
         concepts: the chain's texts.
         top_k: next concepts of each step.
         steps: steps of the rollout.
