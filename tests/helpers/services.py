@@ -16,7 +16,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.service.routes.app import create_app
-from ocp_mamba.service.server import server_of
+from ocp_mamba.service.server import bound, server_of
 from ocp_mamba.service.settings import ServiceSettings
 from ocp_mamba.service.source import FileSource
 from ocp_mamba.service.state import Service
@@ -77,7 +77,9 @@ class Running:
         self.service = Service(source, limits)
         self.url = ""
         self._listens = threading.Event()
-        self.server = server_of(create_app(self.service), limits, self._started)
+        self.server = server_of(
+            create_app(self.service), limits, bound("127.0.0.1", 0), self._started
+        )
         self._thread = threading.Thread(target=self.server.run)
 
     def _started(self, url: str) -> None:
