@@ -61,7 +61,13 @@ def register(folder: Path, name: str = "tiny", seed: int = 0, **given: Any) -> s
     client = mlflow.MlflowClient()
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    return str(client.create_model_version(name, str(folder / "pyfunc")).version)
+    place = str(folder / "pyfunc")
+    if mlflow.get_tracking_uri().startswith("http"):  # the files go through the server
+        with mlflow.start_run() as run:
+            mlflow.log_artifacts(place, "model")
+            place = mlflow.get_artifact_uri("model")
+        return str(client.create_model_version(name, place, run.info.run_id).version)
+    return str(client.create_model_version(name, place).version)
 
 
 def point(alias: str, version: str, name: str = "tiny") -> None:
