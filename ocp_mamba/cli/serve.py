@@ -64,7 +64,7 @@ def serve(**flags: Any) -> None:
         import torch
 
         from ocp_mamba.service.routes.app import create_app
-        from ocp_mamba.service.server import server_of
+        from ocp_mamba.service.server import bound, server_of
         from ocp_mamba.service.settings import MIB, ServiceSettings
         from ocp_mamba.service.state import Service
         from ocp_mamba.tracking.store import use_store
@@ -89,13 +89,14 @@ def serve(**flags: Any) -> None:
                 f"{TOKEN_VARIABLE} to a secret",
                 err=True,
             )
+        where = bound(settings.host, settings.port)  # before the model is loaded, which takes long
         service = Service(_source(flags), settings)
 
         def told(address: str) -> None:
             v = service.serving
             click.echo(f"serving {v.name} version {v.version} at {address}  (Ctrl-C stops)")
 
-        server_of(create_app(service), settings, told).run()
+        server_of(create_app(service), settings, where, told).run()
 
     with_errors(run)
 

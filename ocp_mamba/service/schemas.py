@@ -163,6 +163,13 @@ class ReadyAnswer(BaseModel):
     problem: str | None = Field(description="Why the version of the alias does not serve yet.")
 
 
+class ScoringError(BaseModel):
+    """The same in MLflow's form."""
+
+    error_code: str
+    message: str
+
+
 class ErrorAnswer(BaseModel):
     """What was found, and what is wanted."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -61,42 +62,69 @@ def protocol_with(head_seconds: float) -> type[H11Protocol]:
     return TimedProtocol
 
 
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket that has its address and does not listen yet.
+
+    Raises:
+        OSError: the address cannot be used; says which one.
+    """
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(where)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"port {port} of {host} cannot be used: {reason}; choose another one: --port, --host"
+        ) from error
+    return found
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, which tells when it listens and ends with 0 when it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None]) -> None:
-        """Keep what to call with the address."""
+    def __init__(
+        self, config: uvicorn.Config, where: socket.socket, on_start: Callable[[str], None]
+    ) -> None:
+        """Keep the socket, and what to call with its address."""
         super().__init__(config)
-        self._on_start = on_start
+        self._where, self._on_start = where, on_start
 
     async def startup(self, sockets: Any = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
         if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            host, port = self._where.getsockname()[:2]
             self._on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def run(self, sockets: Any = None) -> None:
         """Serve until a signal; requests under way are answered first."""
         with self.capture_signals():
-            asyncio.run(self._serve(sockets))
+            asyncio.run(self._serve([self._where]))
             self._captured_signals.clear()  # it was obeyed: the process need not end by it
 
 
-def server_of(app: FastAPI, settings: ServiceSettings, on_start: Callable[[str], None]) -> Server:
+def server_of(
+    app: FastAPI,
+    settings: ServiceSettings,
+    where: socket.socket,
+    on_start: Callable[[str], None],
+) -> Server:
     """Return a server of an app; its `run` ends by SIGTERM or Ctrl-C.
 
     What was taken by then is answered.
 
     Args:
         app: of `routes.app.create_app`.
-        settings: address and limits.
+        settings: the limits.
+        where: as `bound` returns it.
         on_start: called with the address once it listens.
     """
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         http=protocol_with(settings.head_seconds),
         ws="none",
         lifespan="on",
@@ -108,4 +136,4 @@ def server_of(app: FastAPI, settings: ServiceSettings, on_start: Callable[[str],
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.stop_seconds,
     )
-    return Server(config, on_start)
+    return Server(config, where, on_start)

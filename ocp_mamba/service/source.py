@@ -14,6 +14,7 @@ from typing import Protocol
 import mlflow
 import numpy as np
 from mlflow.models import Model
+from mlflow.models.model import MLMODEL_FILE_NAME
 
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.embeddings.encoders import Encoder
@@ -121,12 +122,12 @@ class RegisteredSource:
         uri = f"{PREFIX}{self.name}/{version}"
         with tempfile.TemporaryDirectory(prefix="ocp-mamba-serve-") as scratch:
             try:
-                fetched = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)
-                folder = Path(fetched) / "artifacts"
+                # not the whole version: its copy of the package has hundreds of files
+                folder = Path(_fetched(f"{uri}/artifacts", scratch))
+                meta = Model.load(_fetched(f"{uri}/{MLMODEL_FILE_NAME}", scratch))
                 if (folder / MANIFEST).is_file():  # not in those of earlier versions
                     read_bundle(folder)  # compares each file with its digest
                 checkpoint = load_checkpoint(folder / CHECKPOINT)
-                meta = Model.load(str(fetched))
             except LOAD_FAILURES as error:
                 raise RegistryError(f"{uri}: no model to load: {first_line(error)}") from error
             concepts = self._concepts(folder, checkpoint)
@@ -166,6 +167,12 @@ class FileSource:
         concepts = _concepts_of(self.data, str(self.path), checkpoint)
         meta = Model(signature=signature(checkpoint.model_config))
         return _version(self.path.stem, version, checkpoint, concepts, self.encoder, meta)
+
+
+def _fetched(uri: str, folder: str) -> str:
+    """The path of a copy of a part of a version."""
+    path: str = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+    return path
 
 
 def _concepts_of(path: Path | None, uri: str, checkpoint: Checkpoint) -> Concepts | None:

@@ -16,7 +16,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.service.routes.app import create_app
-from ocp_mamba.service.server import server_of
+from ocp_mamba.service.server import bound, server_of
 from ocp_mamba.service.settings import ServiceSettings
 from ocp_mamba.service.source import FileSource
 from ocp_mamba.service.state import Service
@@ -61,7 +61,13 @@ def register(folder: Path, name: str = "tiny", seed: int = 0, **given: Any) -> s
     client = mlflow.MlflowClient()
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    return str(client.create_model_version(name, str(folder / "pyfunc")).version)
+    place = str(folder / "pyfunc")
+    if mlflow.get_tracking_uri().startswith("http"):  # the files go through the server
+        with mlflow.start_run() as run:
+            mlflow.log_artifacts(place, "model")
+            place = mlflow.get_artifact_uri("model")
+        return str(client.create_model_version(name, place, run.info.run_id).version)
+    return str(client.create_model_version(name, place).version)
 
 
 def point(alias: str, version: str, name: str = "tiny") -> None:
@@ -77,7 +83,9 @@ class Running:
         self.service = Service(source, limits)
         self.url = ""
         self._listens = threading.Event()
-        self.server = server_of(create_app(self.service), limits, self._started)
+        self.server = server_of(
+            create_app(self.service), limits, bound("127.0.0.1", 0), self._started
+        )
         self._thread = threading.Thread(target=self.server.run)
 
     def _started(self, url: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
-from fastapi.testclient import TestClient
-from services import client_of, point, register
+import requests
+from servers import Server
+from services import Running, client_of, point, register
 
 from ocp_mamba.errors import RegistryError
 from ocp_mamba.service.source import RegisteredSource
@@ -28,14 +32,35 @@ def wait_for(condition: Callable[[], bool], what: str) -> float:
     return time.monotonic() - begun
 
 
-def serving(client: TestClient) -> str:
+def serving(client: Any) -> str:
     return client.get("/ready").json()["model"]["version"]
 
 
-class Clients:
-    """Threads that ask without a pause; each answer's version is compared with its content."""
+class OverHttp:
+    """A service's address, asked by connections that are kept, one a thread."""
 
-    def __init__(self, client: TestClient, number: int, wanted: dict[str, list[str]]) -> None:
+    def __init__(self, url: str) -> None:
+        self._url, self._of_thread = url, threading.local()
+
+    def _session(self) -> requests.Session:
+        if not hasattr(self._of_thread, "session"):
+            self._of_thread.session = requests.Session()
+        return self._of_thread.session
+
+    def post(self, path: str, **given: Any) -> requests.Response:
+        return self._session().post(self._url + path, **given)
+
+    def get(self, path: str) -> requests.Response:
+        return self._session().get(self._url + path)
+
+
+class Clients:
+    """Threads that ask without a pause; each answer's version is compared with its content.
+
+    ``client`` is a test client, or one of requests with the service's address.
+    """
+
+    def __init__(self, client: Any, number: int, wanted: dict[str, list[str]]) -> None:
         self.answers: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._client, self._wanted, self._stop = client, wanted, threading.Event()
@@ -163,3 +188,31 @@ def test_an_alias_that_does_not_exist_is_an_error_at_the_start(versions: list[st
         RegisteredSource("models:/tiny")
     assert RegisteredSource(f"models:/tiny/{versions[1]}").current() == versions[1]
     assert not RegisteredSource("models:/tiny/1").follows
+
+
+@pytest.mark.slow
+def test_64_clients_for_a_minute_while_the_alias_moves_five_times(
+    server: Server, tmp_path: Path
+) -> None:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(server.url)
+    try:
+        versions = [register(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+        point("champion", versions[0])
+        wanted = wanted_of(versions)
+        delays = []
+        with Running(SOURCE) as running:
+            client = OverHttp(running.url)
+            with Clients(client, 64, wanted) as clients:
+                for move in range(5):
+                    time.sleep(10)
+                    number = versions[(move + 1) % 2]
+                    point("champion", number)
+                    delays.append(wait_for(lambda n=number: serving(client) == n, "switch"))
+                time.sleep(10)
+            assert clients.wrong == []
+            assert set(clients.answers) == set(versions)
+        print(f"answers {dict(clients.answers)}, seconds to each switch {delays}")
+        assert statistics.median(delays) < 5
+    finally:
+        mlflow.set_tracking_uri(before)

@@ -24,7 +24,7 @@ from ocp_mamba.errors import RequestError
 from ocp_mamba.service.guard import VERSION_HEADER, read_body
 from ocp_mamba.service.reading import parse_json
 from ocp_mamba.service.routes.predict import REFUSALS, content_type
-from ocp_mamba.service.schemas import JSON
+from ocp_mamba.service.schemas import JSON, ScoringError
 from ocp_mamba.service.state import Service
 from ocp_mamba.service.version import Version
 from ocp_mamba.serving.pyfunc import ServedLVM
@@ -60,7 +60,10 @@ def routes(service: Service) -> APIRouter:
     @router.post(
         "/invocations",
         response_model=None,
-        responses={200: {"description": 'JSON: {"predictions": …}'}, **REFUSALS},
+        responses={
+            200: {"description": 'JSON: {"predictions": …}'},
+            **{status: told | {"model": ScoringError} for status, told in REFUSALS.items()},
+        },
         openapi_extra={
             "requestBody": {"content": {JSON: {"schema": {"type": "object"}}}, "required": True}
         },
