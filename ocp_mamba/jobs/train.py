@@ -41,7 +41,7 @@ from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
 from ocp_mamba.system.disk import require_space
 from ocp_mamba.system.files import sha256_of
 from ocp_mamba.system.malloc import give_back_freed
-from ocp_mamba.tracking.registry import CANDIDATE, ModelVersion, register_best
+from ocp_mamba.tracking.registry import CANDIDATE, ModelVersion, register_once
 from ocp_mamba.tracking.resumed import Opening, open_store, output_tag, without_password
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
@@ -280,7 +280,7 @@ def _evaluate_and_register(
     )
     report = _report(run, data, fitted, evaluation, verdicts)
     log_training(run, report, data.leaks, summary, folder.path)
-    version = register_best(model_id) if model_id is not None else None
+    version = None if model_id is None else register_once(model_id, run.run_id, sha256)
     run.log_cost()
     log(f"\n{summary}")
     return TrainOutcome(run.run_id, fitted, evaluation, numbers, verdicts, version)

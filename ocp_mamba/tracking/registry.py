@@ -21,8 +21,8 @@ from ocp_mamba.tracking.operations import DIGEST_TAG
 
 MODEL_NAME = "ocp-mamba-lvm"
 CANDIDATE = "candidate"
-ALIAS_TAG = "alias.given"
-"""Tag of a version that has had its alias, so that a resumed run does not move it back."""
+REGISTERED = "registration"
+"""Tag of a version whose registration has come to its end."""
 
 VERSION_METRICS = ("next_vec_cosine", "val_next_vec_cosine", "faiss_retrieval_p1")
 RUN_TAGS = ("dataset.fingerprint", "encoder.name", "encoder.weight_hash", "git.commit")
@@ -36,8 +36,6 @@ def register_best(
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Register a LoggedModel as the next version of a registered model and give it an alias.
-
-    A model that has a version gets no second one: a killed process has made it.
 
     The version's tags hold its cosine, epoch, run, dataset, encoder and gates, because on an SQL
     store MLflow 3.17 keeps neither the LoggedModel's id nor its metrics with the version.
@@ -67,19 +65,44 @@ def register_best(
     if model.source_run_id is None:
         raise RegistryError(f"model {model_id} belongs to no run, so nothing is known of it")
     run = client.get_run(model.source_run_id)
-    version = _version_of(model_id, name) or mlflow.register_model(
+    version = mlflow.register_model(
         f"models:/{model_id}", name, tags={**_version_tags(model, run), **(tags or {})}
     )
-    if ALIAS_TAG not in version.tags:
-        client.set_registered_model_alias(name, alias, version.version)
-        client.set_model_version_tag(name, version.version, ALIAS_TAG, alias)
+    client.set_registered_model_alias(name, alias, version.version)
     return client.get_model_version(name, version.version)
 
 
-def _version_of(model_id: str, name: str) -> ModelVersion | None:
-    """The version that a killed process has made of a model, or None."""
-    wanted = f"name = '{name}' AND tags.model_id = '{model_id}'"
-    return next(iter(mlflow.MlflowClient().search_model_versions(wanted)), None)
+def register_once(model_id: str, run_id: str, sha256: str, name: str = MODEL_NAME) -> ModelVersion:
+    """Register a run's model as `register_best` does, unless an earlier try has done so.
+
+    A version whose registration was interrupted before it had its alias is made whole; one that had
+    its alias does not get it back from a later version.
+
+    Args:
+        model_id: as `register_best`.
+        run_id: of the run that the model is the best of.
+        sha256: of the ``.pt`` that was evaluated; another one is not registered.
+        name: of the registered model.
+
+    Raises:
+        RegistryError: the model does not exist, holds no weights or other ones.
+    """
+    client = mlflow.MlflowClient()
+    wanted = f"name = '{name}' AND tags.run_id = '{run_id}' AND tags.`{DIGEST_TAG}` = '{sha256}'"
+    found = sorted(client.search_model_versions(wanted), key=lambda v: int(v.version))
+    if not found:
+        held = client.get_logged_model(model_id).tags.get(DIGEST_TAG)
+        if held != sha256:
+            raise RegistryError(
+                f"model {model_id} holds the weights {str(held)[:12]}, those that were evaluated "
+                f"are {sha256[:12]}; nothing was registered"
+            )
+        found = [register_best(model_id, name=name)]
+    (first, *_) = found
+    if REGISTERED not in first.tags:
+        client.set_registered_model_alias(name, CANDIDATE, first.version)
+        client.set_model_version_tag(name, first.version, REGISTERED, "whole")
+    return client.get_model_version(name, first.version)
 
 
 def _version_tags(model: LoggedModel, run: Run) -> dict[str, str]:
