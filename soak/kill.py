@@ -132,8 +132,8 @@ MOMENTS: tuple[Moment, ...] = (
     Moment(END, "training.run_folder:_left_over", 1),
 )
 
-QUICK = (2, 15, 49)
-"""Places in `MOMENTS` of the short form: at the start, within an epoch, while it registers."""
+QUICK = (15, 49)
+"""Places in `MOMENTS` of the short form: within an epoch, and while it registers."""
 
 
 def run(quick: bool, log: Log) -> list[Result]:

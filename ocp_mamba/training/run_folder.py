@@ -229,7 +229,7 @@ def resumable(output: Path, asked: Mapping[str, Any]) -> Path | None:
     """Return the folder of the latest interrupted run with these settings, or None."""
     asked = json.loads(json.dumps(asked))
     left = _left(output)
-    return next((f.path for f in left if not _changed(f, asked)), None)
+    return next((f.path for f in left if not _changed(f, asked) and is_free(f.path)), None)
 
 
 def _interrupted(output: Path, asked: Mapping[str, Any]) -> RunFolder | None:
@@ -308,9 +308,7 @@ def interrupted(folder: Path) -> list[tuple[Path, str]]:
         record = _read(file.parent)
         if record is None or record.get("ended"):
             continue
-        lock = _try_lock(file.parent)
-        if lock is not None:
-            lock.release()
+        if is_free(file.parent):
             found.append((file.parent, str(record["output"])))
     return found
 
@@ -353,6 +351,14 @@ def _try_lock(path: Path) -> FileLock | None:
     except Timeout:
         return None
     return lock
+
+
+def is_free(path: Path) -> bool:
+    """Return whether no process works on a run's folder."""
+    lock = _try_lock(path)
+    if lock is not None:
+        lock.release()
+    return lock is not None
 
 
 def _hidden(output: Path, ending: str) -> Path:
