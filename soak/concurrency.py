@@ -106,7 +106,9 @@ def _compare(place: Place, case: str, codes: list[int]) -> list[Result]:
         return [*results, Result(CAMPAIGN, case, "lost", f"cannot be read: {place.said()}")]
     left = json.loads((place.folder / "left.json").read_text())
     results += [
-        Result(CAMPAIGN, case, "lost" if wrong else "survived", f"run {run}: {'; '.join(wrong)}")
+        Result(
+            CAMPAIGN, case, "lost" if wrong else "survived", f"run {run} {'; '.join(wrong)}".strip()
+        )
         for run, wrong in left["runs"].items()
     ]
     if len(left["runs"]) < len(codes) - len(failed):

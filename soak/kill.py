@@ -124,16 +124,16 @@ MOMENTS: tuple[Moment, ...] = (
     Moment(STORE, "tracking.operations:save_pyfunc", after=True),
     Moment(STORE, "tracking.operations:APPLY.artifact", 2, after=True),
     Moment(STORE, "jobs.train:log_training", after=True),
-    *both(REGISTER, "jobs.train:register_best"),
+    *both(REGISTER, "tracking.registry:register_best"),
     Moment(REGISTER, "tracking.registry:mlflow.register_model", after=True),
     *both(PUBLISH, "training.run_folder:RunFolder.publish"),
     Moment(PUBLISH, "training.run_folder:shutil.copyfileobj", after=True),
     *both(END, "tracking.run:TrackedRun.end"),
-    Moment(END, "training.run_folder:_clean", 1, after=False),
+    Moment(END, "training.run_folder:_left_over", 1),
 )
 
-QUICK = (2, 15, 49)
-"""Places in `MOMENTS` of the short form: at the start, within an epoch, while it registers."""
+QUICK = (15, 49)
+"""Places in `MOMENTS` of the short form: within an epoch, and while it registers."""
 
 
 def run(quick: bool, log: Log) -> list[Result]:

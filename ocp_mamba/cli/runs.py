@@ -70,10 +70,12 @@ def replay(file: Path, store: str | None) -> None:
     \b
     Examples:
       ocp-mamba runs stale
-      ocp-mamba runs stale --end --older-than 60
+      ocp-mamba runs stale --end --older-than 60 --outputs results
     """
 )
-@click.option("--end", is_flag=True, help="End the runs found, instead of listing them only.")
+@click.option(
+    "--end", is_flag=True, help="End the runs and remove the files found, instead of listing them."
+)
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),
@@ -82,17 +84,34 @@ def replay(file: Path, store: str | None) -> None:
     metavar="MINUTES",
     help="List a run without a process of its own only from this age on.",
 )
+@click.option(
+    "--outputs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="outputs",
+    show_default=True,
+    metavar="FOLDER",
+    help="Look for files that killed trainings left in the runs' folders here.",
+)
 @STORE_OPTION
-def stale(end: bool, older_than: float, store: str | None) -> None:
-    """List stale runs: their status is RUNNING, but no process works on them."""
+def stale(end: bool, older_than: float, outputs: Path, store: str | None) -> None:
+    """List stale runs: their status is RUNNING, but no process works on them.
+
+    Also lists the files that killed trainings left, and the trainings that can be gone on with.
+    What a living process uses is never touched.
+    """
     from tabulate import tabulate
 
     from ocp_mamba.tracking.stale_runs import end_stale_runs, find_stale_runs
+    from ocp_mamba.training.run_folder import clean, interrupted
 
     with _store(store):
         found = find_stale_runs(older_than)
         if end:
             end_stale_runs(found)
+    for path in clean(outputs, remove=end):
+        click.echo(f"{'removed' if end else 'left by a killed training:'} {path}")
+    for folder, name in interrupted(outputs):
+        click.echo(f"interrupted: {folder}; `train --output {outputs / name} --resume` goes on")
     if not found:
         click.echo("no stale runs")
         return

@@ -55,17 +55,16 @@ def sha256_of(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_partial(folder: Path, name: str = "*") -> list[Path]:
-    """Remove the temporary files that killed calls of `atomic_write` left; returns their paths.
+def partial_files(folder: Path, name: str = "*") -> list[Path]:
+    """Return the temporary files of `atomic_write` in a folder.
+
+    A call that was killed leaves its file there for ever; those of living processes are among them.
 
     Args:
-        folder: where to look. No living process may write ``name`` in it.
+        folder: where to look.
         name: of the file that was to be written; ``*`` for any.
     """
-    found = list(folder.glob(f".{name if name == '*' else glob.escape(name)}.*.part"))
-    for path in found:
-        path.unlink(missing_ok=True)
-    return found
+    return sorted(folder.glob(f".{name if name == '*' else glob.escape(name)}.*.part"))
 
 
 def sync(file: IO[bytes]) -> None:

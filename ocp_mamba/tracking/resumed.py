@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from ocp_mamba.errors import ResumeError, TrackingError, first_line
 from ocp_mamba.redact import redact
 from ocp_mamba.system.process import process_is_gone, process_tags
-from ocp_mamba.tracking.stale_runs import StaleRun, end_gone_runs
+from ocp_mamba.tracking.stale_runs import StaleRun, end_killed_runs
 from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, use_store
 from ocp_mamba.tracking.tags import ENDED_REASON, OUTPUT, RESUMED_BY, RESUMED_TIMES
 
@@ -32,7 +32,7 @@ class Opening:
     Attributes:
         store: its address.
         run_id: of the interrupted run to go on with, or None.
-        ended: stale runs of this host that were ended.
+        ended: runs that killed trainings had left RUNNING.
     """
 
     store: str
@@ -41,7 +41,7 @@ class Opening:
 
 
 def open_store(output: Path, begun: tuple[str, str] | None, *, resume: bool) -> Opening:
-    """Choose the store, find the run to go on with, and end the stale runs of this host.
+    """Choose the store, find the run to go on with, and end what killed trainings left RUNNING.
 
     Args:
         output: of the training.
@@ -59,7 +59,7 @@ def open_store(output: Path, begun: tuple[str, str] | None, *, resume: bool) -> 
             run_id = require_run(*begun, redact(store)).info.run_id
         elif resume:
             run_id = blank_run(output)
-        ended = end_gone_runs([run_id] if run_id else [])
+        ended = end_killed_runs(output, run_id)
     except STORE_FAILURES as error:
         raise TrackingError(
             f"tracking store {redact(store)}: {first_line(error)}. Start the server, or "

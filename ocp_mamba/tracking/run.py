@@ -122,15 +122,21 @@ class TrackedRun:
         """Log params; one that the run has with another value is logged as ``resolved.<name>``.
 
         MLflow refuses to change a param, and ``mlflow run`` logs params as typed, such as ``1e-3``.
+        A resumed run has the tag ``resumed.<name>`` instead, which each resumption may change.
         """
         new: dict[str, str] = {}
+        changed: dict[str, str] = {}
         for key, value in params.items():
             if key not in self._logged_params:
                 new[key] = str(value)
-            elif self._logged_params[key] != str(value) and not self._resumed:
+            elif self._logged_params[key] == str(value):
+                continue
+            elif self._resumed:
+                changed[f"resumed.{key}"] = str(value)
+            else:
                 new[f"resolved.{key}"] = str(value)
         self._logged_params |= new
-        self._send({"op": "log", "params": new})
+        self._send({"op": "log", "params": new, "tags": changed})
 
     def log_results(
         self,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,8 @@ import mlflow
 from mlflow.entities import Run, ViewType
 
 from ocp_mamba.system.process import HOST_TAG, PID_TAG, process_is_gone, processes_with, workers_of
-from ocp_mamba.tracking.tags import ENDED_REASON
+from ocp_mamba.tracking.tags import ENDED_REASON, OUTPUT
+from ocp_mamba.training.run_folder import is_free
 
 PROJECT_NAMES = ("ocp-mamba", "ocp_mamba")
 OLDER_THAN_MINUTES = 10.0
@@ -53,23 +52,37 @@ def find_stale_runs(older_than_minutes: float = OLDER_THAN_MINUTES) -> list[Stal
     return found
 
 
-def end_gone_runs(spared: Sequence[str] = ()) -> list[StaleRun]:
-    """End the runs whose process on this host has ended, and return them.
-
-    Args:
-        spared: ids of runs that are left as they are.
-    """
-    gone = [r for r in find_stale_runs(math.inf) if r.run_id not in spared]
-    end_stale_runs(gone)
-    return gone
-
-
 def end_stale_runs(runs: list[StaleRun]) -> None:
     """End each run with its status and a tag that says why."""
     client = mlflow.MlflowClient()
     for stale in runs:
         client.set_tag(stale.run_id, ENDED_REASON, stale.reason)
         client.set_terminated(stale.run_id, stale.status)
+
+
+def end_killed_runs(output: Path, spared: str | None) -> list[StaleRun]:
+    """End the runs that killed trainings of this host left RUNNING in a folder of outputs.
+
+    A run counts if its process is gone and nobody has locked its folder; one that has neither
+    folder nor params if its process is gone.
+
+    Args:
+        output: an output in that folder.
+        spared: id of a run that is left as it is.
+    """
+    wanted = f"attributes.status = 'RUNNING' AND tags.`{OUTPUT}` LIKE '%'"
+    client = mlflow.MlflowClient()
+    experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
+    killed = []
+    for run in client.search_runs(experiments, wanted) if experiments else []:
+        folder = output.parent / run.info.run_id
+        here = Path(run.data.tags[OUTPUT]).parent == output.parent
+        free = is_free(folder) if folder.exists() else not run.data.params
+        stale = _examine(run, 0.0)
+        if here and free and stale is not None and run.info.run_id != spared:
+            killed.append(stale)
+    end_stale_runs(killed)
+    return killed
 
 
 def _examine(run: Run, older_than_minutes: float) -> StaleRun | None:

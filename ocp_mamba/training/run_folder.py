@@ -12,7 +12,7 @@ import glob
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from ocp_mamba.errors import OutputError, ResumeError, first_line
 from ocp_mamba.system.disk import require_writable
-from ocp_mamba.system.files import atomic_write, remove_partial
+from ocp_mamba.system.files import atomic_write, partial_files
 from ocp_mamba.system.process import PID_TAG, process_tags
 from ocp_mamba.training.asked import differences
 
@@ -107,7 +107,7 @@ class RunFolder:
             with FileLock(_hidden(self.output, "lock"), timeout=PUBLISH_SECONDS):
                 others = self.path.glob(f"{glob.escape(self.output.stem)}.*{self.output.suffix}")
                 for file in [self.best, *sorted(set(others) - {self.best, self.state})]:
-                    remove_partial(target, file.name)
+                    _remove(partial_files(target, file.name))
                     with file.open("rb") as source, atomic_write(target / file.name) as copy:
                         shutil.copyfileobj(source, copy)
         except (OSError, Timeout) as error:
@@ -119,7 +119,7 @@ class RunFolder:
     def finish(self) -> None:
         """Mark the run as ended, and remove what only a resumption needs."""
         self.note(ended=True)
-        _clean(self.path, self.record)
+        _remove(_left_over(self.path, self.record))
 
     def way_on(self) -> str:
         """Say how to go on after this process has ended early."""
@@ -229,7 +229,7 @@ def resumable(output: Path, asked: Mapping[str, Any]) -> Path | None:
     """Return the folder of the latest interrupted run with these settings, or None."""
     asked = json.loads(json.dumps(asked))
     left = _left(output)
-    return next((f.path for f in left if not _changed(f, asked)), None)
+    return next((f.path for f in left if not _changed(f, asked) and is_free(f.path)), None)
 
 
 def _interrupted(output: Path, asked: Mapping[str, Any]) -> RunFolder | None:
@@ -249,7 +249,7 @@ def _interrupted(output: Path, asked: Mapping[str, Any]) -> RunFolder | None:
         record = _read(found.path)
         if record is not None and not record.get("ended"):
             if not changed:
-                remove_partial(found.path)
+                _remove(partial_files(found.path))
                 return RunFolder(found.path, output, lock, record)
             refusal = refusal or f"cannot resume {found.path}: {changed}"
         lock.release()
@@ -276,40 +276,61 @@ def _changed(found: _Found, asked: Mapping[str, Any]) -> str:
     return differences(found.record["asked"], asked)
 
 
-def clean(folder: Path) -> list[Path]:
+def clean(folder: Path, *, remove: bool = True) -> list[Path]:
     """Remove what killed trainings left in their folders under ``folder``; returns the paths.
 
     Temporary files go always, states and single epochs' models only where the run has ended, and a
     folder in which nothing was begun goes whole. What a living process works on, and what an
     offline queue still needs, stays.
+
+    Args:
+        folder: the folder of shared outputs.
+        remove: False to return the paths only.
     """
-    removed = []
+    found = []
     for file in sorted(folder.glob(f"*/{LOCK}")):
         lock = _try_lock(file.parent)
         if lock is None:
             continue
         try:
-            removed += _clean(file.parent, _read(file.parent))
+            found += (left := _left_over(file.parent, _read(file.parent)))
+            if remove:
+                _remove(left)
         finally:
             lock.release()
-    return removed
+    return found
 
 
-def _clean(path: Path, record: Mapping[str, Any] | None) -> list[Path]:
-    """Clean one folder that this process has locked."""
-    removed = remove_partial(path)
+def interrupted(folder: Path) -> list[tuple[Path, str]]:
+    """Return the folder and the output's name of each run under ``folder`` that may be resumed."""
+    found = []
+    for file in sorted(folder.glob(f"*/{RECORD}")):
+        record = _read(file.parent)
+        if record is None or record.get("ended"):
+            continue
+        if is_free(file.parent):
+            found.append((file.parent, str(record["output"])))
+    return found
+
+
+def _left_over(path: Path, record: Mapping[str, Any] | None) -> list[Path]:
+    """What nobody needs in a folder that this process has locked, or the folder itself."""
+    left = partial_files(path)
     if record is None:
-        if [file.name for file in path.iterdir()] == [LOCK]:
-            shutil.rmtree(path)
-            removed.append(path)
-    elif record.get("ended"):
-        gone = [resume_path(path / str(record["output"]))]
+        return [path] if {file.name for file in path.iterdir()} == {LOCK} else left
+    if record.get("ended"):
+        left.append(resume_path(path / str(record["output"])))
         if not list(path.glob("*.queue.jsonl")):
-            gone += path.glob("*.epoch-*.pt")
-        removed += [file for file in gone if file.exists()]
-        for file in gone:
-            file.unlink(missing_ok=True)
-    return removed
+            left += sorted(path.glob("*.epoch-*.pt"))
+    return [file for file in left if file.exists()]
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -330,6 +351,14 @@ def _try_lock(path: Path) -> FileLock | None:
     except Timeout:
         return None
     return lock
+
+
+def is_free(path: Path) -> bool:
+    """Return whether no process works on a run's folder."""
+    lock = _try_lock(path)
+    if lock is not None:
+        lock.release()
+    return lock is not None
 
 
 def _hidden(output: Path, ending: str) -> Path:

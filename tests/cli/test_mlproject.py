@@ -112,6 +112,8 @@ def test_an_undeclared_parameter_is_refused_or_is_a_flag() -> None:
     with pytest.raises(click.NoSuchOption):
         parsed("main", bogus="7")
     assert parsed("main", patience="2")["patience"] == 2
+    assert parsed("main", resume="true")["resume"] is True
+    assert not parsed("main", resume="false")["resume"]
 
 
 def test_the_other_entry_points_parse() -> None:

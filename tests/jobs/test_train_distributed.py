@@ -23,6 +23,7 @@ from ocp_mamba.jobs import train_distributed
 from ocp_mamba.jobs.train_distributed import _assist, _require_enough_chains, _restarted
 from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.training.distributed import World
+from ocp_mamba.training.run_folder import claim
 
 EPOCHS = 60
 FLAGS = ["--model-size", "tiny", "--n-layers", 1, "--max-epochs", EPOCHS, "--batch-size", 16,
@@ -49,8 +50,7 @@ def kill_9_of_rank_1(store: str, folder: Path, *flags: str) -> tuple[int, str, i
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 300
-    state = folder / "out" / "model.last.pt"
-    while not (state.exists() and "val_next_vec_cosine" in distributed_runs()[0].data.metrics):
+    while not (states(folder) and "val_next_vec_cosine" in distributed_runs()[0].data.metrics):
         assert launcher.poll() is None, launcher.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -58,6 +58,11 @@ def kill_9_of_rank_1(store: str, folder: Path, *flags: str) -> tuple[int, str, i
     workers["1"].send_signal(signal.SIGKILL)
     said, _ = launcher.communicate(timeout=600)
     return workers["1"].pid, said, launcher.returncode
+
+
+def states(folder: Path) -> list[Path]:
+    """The states to resume from, in the folders of their runs."""
+    return list((folder / "out").glob("*/model.last.pt"))
 
 
 def distributed_runs() -> list[mlflow.entities.Run]:
@@ -69,14 +74,13 @@ def distributed_runs() -> list[mlflow.entities.Run]:
 
 
 def test_kill_9_of_a_worker_fails_the_run_and_one_process_resumes(store: str, tmp_path: Path):
-    state = tmp_path / "out" / "model.last.pt"
     killed, said, status = kill_9_of_rank_1(store, tmp_path)
     assert status != 0
-    assert state.exists(), said
+    (state,) = states(tmp_path)
 
     lost = f"rank 0 of 2 lost rank 1 (process {killed} on"
     assert f"Error: {lost}" in said
-    assert "out/model.last.pt: go on with --resume" in said
+    assert "/model.last.pt: go on with --resume" in said
     assert "Traceback" not in said.split("Error: rank 0")[0], "later comes torchrun's own"
     (failed,) = distributed_runs()
     assert failed.info.status == "FAILED"
@@ -86,27 +90,28 @@ def test_kill_9_of_a_worker_fails_the_run_and_one_process_resumes(store: str, tm
 
     assert "registered   ocp-mamba-lvm version 1" in run(*WORDS, "--resume")
     assert not state.exists()
+    (finished,) = distributed_runs()
+    assert finished.info.run_id == failed.info.run_id == state.parent.name
+    assert finished.info.status == "FINISHED"
+    history = mlflow.MlflowClient().get_metric_history(finished.info.run_id, "val_next_vec_cosine")
+    assert sorted(m.step for m in history) == list(range(1, EPOCHS + 1))
 
 
 def test_torchrun_starts_again_what_lost_a_worker_and_training_goes_on(store: str, tmp_path: Path):
-    state = tmp_path / "out" / "model.last.pt"
     killed, said, status = kill_9_of_rank_1(store, tmp_path, "--max-restarts", "1")
     assert status == 0, said
+    (finished,) = distributed_runs()
+    folder = tmp_path / "out" / finished.info.run_id
     said = " ".join(said.split())  # an error is wrapped
     assert f"lost rank 1 (process {killed} on" in said
-    assert f"torchrun starts again from {state} while it has restarts left" in said
-    assert f"restart 1 of this training by torchrun: going on from {state}" in said
+    assert f"torchrun starts again from {folder / 'model.last.pt'} while it has" in said
+    assert f"restart 1 of this training by torchrun: going on from {folder}" in said
     assert "registered ocp-mamba-lvm version 1" in said
-    assert not state.exists()
-    failed, finished = distributed_runs()
-    assert (failed.info.status, finished.info.status) == ("FAILED", "FINISHED")
+    assert states(tmp_path) == []
+    assert finished.info.status == "FINISHED"
     assert finished.data.tags["distributed.restarts"] == "1"
-    history = mlflow.MlflowClient().get_metric_history
-    before, after = (
-        {m.step for m in history(r.info.run_id, "val_next_vec_cosine")} for r in (failed, finished)
-    )
-    assert before
-    assert after | before == set(range(1, EPOCHS + 1))
+    history = mlflow.MlflowClient().get_metric_history(finished.info.run_id, "val_next_vec_cosine")
+    assert sorted(m.step for m in history) == list(range(1, EPOCHS + 1))
 
 
 @pytest.fixture
@@ -163,9 +168,10 @@ def test_what_torchrun_may_restart_goes_on_from_its_state(job: TrainJob, tmp_pat
     said: list[str] = []
     world = World(may_restart=True, restarts=1)
     assert not _restarted(job, world, said.append).resume
-    (tmp_path / "model.last.pt").write_bytes(b"")
+    with claim(job.output, job.asked, resume=False) as mine:
+        folder = mine.make("begun", dataset="d", store="s").path
     assert not _restarted(job, World(), said.append).resume
+    assert not _restarted(replace(job, relations=True), world, said.append).resume
     assert not said
     assert _restarted(job, world, said.append).resume
-    state = tmp_path / "model.last.pt"
-    assert said == [f"restart 1 of this training by torchrun: going on from {state}"]
+    assert said == [f"restart 1 of this training by torchrun: going on from {folder}"]

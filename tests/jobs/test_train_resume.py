@@ -16,9 +16,12 @@ from command import run
 from data_maker import make_dataset
 from trainings import QUICK, TINY, seeded
 
+from ocp_mamba.baselines.simple import Persistence
 from ocp_mamba.errors import OutputError, ResumeError, TrackingError, TrainingError
 from ocp_mamba.evaluation import gates
+from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.jobs import train as job_module
+from ocp_mamba.jobs.preconditions import constant_targets
 from ocp_mamba.jobs.train import run_training
 from ocp_mamba.jobs.train_job import TrainJob
 from ocp_mamba.model.checkpoint import save_checkpoint
@@ -126,6 +129,8 @@ def test_a_resumed_training_goes_on_in_its_run(
     assert outcome.version is not None
     assert outcome.version.tags["checkpoint.sha256"] == sha256_of(job.output)
     assert sorted(p.name for p in folder.glob("*.pt")) == ["model.pt"]
+    assert len(finished.inputs.dataset_inputs) == 2
+    assert len(finished.outputs.model_outputs) == 3
     children = mlflow.search_runs(
         experiment_names=["ocp_mamba"], output_format="list",
         filter_string=f"tags.mlflow.parentRunId = '{left.info.run_id}'",
@@ -188,6 +193,7 @@ def test_the_command_refuses_at_once_and_before_it_loads_anything(tmp_path: Path
     assert "train.lr was 9, now 0.001" in refused("--output", "out/m.pt", "--resume")
 
 
+@pytest.mark.slow
 def test_a_single_concept_is_trained_warned_of_and_fails_a_gate(store: str, tmp_path: Path) -> None:
     many = make_dataset(n_chains=40, n_concepts=2, seed=1, max_length=4)
     single = make_dataset(
@@ -202,6 +208,21 @@ def test_a_single_concept_is_trained_warned_of_and_fails_a_gate(store: str, tmp_
     (tracked,) = runs()
     assert tracked.info.status == "FINISHED"
     assert tracked.data.tags["gate.targets_vary"] == gates.FAIL
+
+
+def test_targets_that_do_not_vary_fail_a_gate_and_are_warned_of() -> None:
+    many = make_dataset(n_chains=40, n_concepts=3, seed=1, max_length=4)
+    alike = np.where(np.arange(len(many.chain_values)) % 2, 1, 2).astype(np.int32)
+    bank = many.bank.copy()
+    bank[2] = bank[1]  # two concepts of one vector
+    for dataset, verdict, warned in (
+        (many, gates.PASS, 0),
+        (replace(many, chain_values=alike, bank=bank), gates.FAIL, 2),
+    ):
+        evaluated = evaluate(Persistence(), dataset, "val", name="persistence")
+        assert gates.targets_gate(evaluated) == verdict
+        assert len(constant_targets(dataset)) == warned
+    assert gates.targets_gate(replace(evaluated, scalars={})) == gates.NOT_RUN
 
 
 def test_an_output_error_of_the_folder_is_no_error_of_the_store(

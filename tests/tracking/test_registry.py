@@ -11,8 +11,15 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import RegistryError
 from ocp_mamba.model.checkpoint import load_model
 from ocp_mamba.serving.pyfunc import input_example
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking import session
-from ocp_mamba.tracking.registry import MODEL_NAME, load_version, register_best, register_once
+from ocp_mamba.tracking.registry import (
+    MODEL_NAME,
+    REGISTERED,
+    load_version,
+    register_best,
+    register_once,
+)
 from ocp_mamba.tracking.run import TrackedRun
 
 URI = f"models:/{MODEL_NAME}@candidate"
@@ -66,6 +73,24 @@ def test_version_says_what_it_is_and_serves_the_checkpoint(
     served = mlflow.pyfunc.load_model(URI).predict(example)
     with torch.inference_mode():
         np.testing.assert_allclose(served, local(torch.from_numpy(example)), atol=1e-5)
+
+
+def test_a_model_is_registered_once_and_its_alias_stays_where_it_moved(
+    trained: tuple[TrackedRun, str], tmp_path: Path
+) -> None:
+    run, model_id = trained
+    sha256 = sha256_of(tmp_path / "model.pt")
+    first = register_once(model_id, run.run_id, sha256)
+    assert register_once(model_id, run.run_id, sha256).version == first.version
+    later = register_best(model_id)
+    register_once(model_id, run.run_id, sha256)
+    client = mlflow.MlflowClient()
+    assert client.get_model_version_by_alias(MODEL_NAME, "candidate").version == later.version
+    client.delete_model_version_tag(MODEL_NAME, first.version, REGISTERED)
+    register_once(model_id, run.run_id, sha256)
+    assert client.get_model_version_by_alias(MODEL_NAME, "candidate").version == first.version
+    with pytest.raises(RegistryError, match="those that were evaluated are 000000000000; nothing"):
+        register_once(model_id, run.run_id, "0" * 64)
 
 
 def test_row_without_weights_is_refused(trained: tuple[TrackedRun, str]) -> None:

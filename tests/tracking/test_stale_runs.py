@@ -6,10 +6,13 @@ from pathlib import Path
 import mlflow
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from ocp_mamba.cli.runs import runs
 from ocp_mamba.system.process import process_tags
-from ocp_mamba.tracking.stale_runs import find_stale_runs
+from ocp_mamba.tracking.resumed import blank_run, output_tag
+from ocp_mamba.tracking.stale_runs import end_killed_runs, find_stale_runs
+from ocp_mamba.training.run_folder import claim
 
 OLD = 1_600_000_000_000
 
@@ -80,6 +83,46 @@ def test_mlflow_run_that_cannot_start_leaves_a_stale_run_that_is_found(
     (stale,) = find_stale_runs(older_than_minutes=0)
     assert stale.status == "FAILED"
     assert find_stale_runs(older_than_minutes=10) == []
+
+
+def test_a_start_ends_what_killed_trainings_left_in_its_folder(store: str, tmp_path: Path) -> None:
+    """A run counts by its output's folder, by its process, and by the lock of its own folder."""
+    output = tmp_path / "out" / "model.pt"
+    output.parent.mkdir()
+    gone = {**process_tags(), "process.start_time": "1.0"}
+    here, elsewhere = output_tag(output), output_tag(tmp_path / "other" / "model.pt")
+    blank = running({**gone, **here})
+    killed, locked, spared = (running({**gone, **here}) for _ in range(3))
+    client = mlflow.MlflowClient()
+    for run_id in (killed, locked, spared):
+        client.log_param(run_id, "lr", 1)
+        (output.parent / run_id).mkdir()
+    left = [locked, spared, running({**gone, **elsewhere}), running({**process_tags(), **here})]
+    unknown = running({**gone, **here})
+    client.log_param(unknown, "lr", 1)  # it has no folder here: of another machine of that name
+    with FileLock(output.parent / locked / "run.lock"):
+        ended = end_killed_runs(output, spared)
+    assert {run.run_id for run in ended} == {blank, killed}
+    assert all(status(run_id)[0] == "KILLED" for run_id in (blank, killed))
+    assert all(status(run_id) == ("RUNNING", None) for run_id in [*left, unknown])
+    assert blank_run(output) is None
+    again = running({**gone, **here})
+    assert blank_run(output) == again
+
+
+def test_files_that_kills_left_are_listed_and_removed(store: str, tmp_path: Path) -> None:
+    asked = {"train": {"lr": 1}}
+    with claim(tmp_path / "results" / "m.pt", asked, resume=False) as mine:
+        folder = mine.make("begun", dataset="d", store="s").path
+    part = folder / ".m.pt.0.part"
+    part.touch()
+    words = ["stale", "--outputs", str(tmp_path / "results")]
+    listed = CliRunner().invoke(runs, words).output
+    assert f"left by a killed training: {part}" in listed
+    assert f"interrupted: {folder}; `train --output {tmp_path / 'results' / 'm.pt'}" in listed
+    assert part.exists()
+    assert f"removed {part}" in CliRunner().invoke(runs, [*words, "--end"]).output
+    assert not part.exists()
 
 
 def test_no_stale_runs(store: str) -> None:

@@ -82,6 +82,7 @@ def test_a_run_that_lives_is_not_resumed_nor_cleaned(output: Path) -> None:
         with claim(output, {"train": {"lr": 9}}, resume=True) as beside:
             assert beside.folder is None, "a run with other settings is none of its business"
         assert clean(output.parent) == []
+        assert resumable(output, ASKED) is None
     assert clean(output.parent) == [folder.path / ".model.pt.0.part"]
 
 
