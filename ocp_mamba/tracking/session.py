@@ -102,7 +102,7 @@ def track(
         try:
             active = mlflow.start_run(
                 experiment_id=None if adopted else open_experiment(experiment),
-                run_name=run_name,
+                run_name=run_name and redact(run_name),
                 tags=redact_all({**identity_tags(dataset), **(tags or {})}),
                 log_system_metrics=system_metrics,
             )
