@@ -37,9 +37,12 @@ only where it stands in an address, because it may well be a part of an ordinary
 _USER_AND_PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://)([^\s:/@'\"]*):[^\s'\"]*@")
 _TOKEN_AS_USER = re.compile(r"(https?://)[^\s:/@'\"?#]+@")
 _PASSWORD = re.compile(r"[A-Za-z][\w+.-]*://[^\s:/@'\"]*:([^\s'\"]*)@")
-_QUERY = re.compile(
-    r"([?&;][\w.-]*(?:pass|pwd|token|secret|key|sig|credential|auth)[\w.-]*=)[^&;\s'\"#]+", re.I
+_NAME = (
+    r"(?:[\w.-]*[_.-])?(?:(?:ssl)?pass(?:word|wd|phrase)?|pwd|(?:[a-z]*[_-]?)token|secret|"
+    r"(?:api|access|account|secret|private|shared)[_-]?key|sig(?:nature)?|credentials?|"
+    r"auth(?:orization)?)"
 )
+_QUERY = re.compile(rf"([?&;]{_NAME}=)[^&;\s'\"#]+", re.I)
 _KEYWORD = re.compile(
     r"\b((?:ssl)?password|passwd|pwd)(\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&'\";,)]+)", re.I
 )

@@ -27,6 +27,10 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://ghp_0123@host/x", "https://***@host/x"),
         ("http://h/x?token=abc&run=7#top", "http://h/x?token=***&run=7#top"),
         ("https://h?a=1&X-Amz-Signature=f00", "https://h?a=1&X-Amz-Signature=***"),
+        (
+            "http://h?api_key=a&b=1&accessToken=c&pwd=d",
+            "http://h?api_key=***&b=1&accessToken=***&pwd=***",
+        ),
         ("postgresql:///db?user=me&password=x", "postgresql:///db?user=me&password=***"),
         ("host=h user=me password='a b' dbname=x", "host=h user=me password=*** dbname=x"),
         ("{'Authorization': 'Bearer abc.def'}", "{'Authorization': 'Bearer ***'}"),
@@ -45,6 +49,7 @@ def test_secrets_in_texts(text: str, shown: str) -> None:
         "postgresql://me@host/db",
         "models:/ocp-mamba-lvm@candidate",
         "http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART&workflowType=x",
+        "GET /api/metrics?metric_key=val_loss&max_results=7&design=x&author=me",
         "mail me@host, the ratio 3:4 and a token of thanks",
     ],
 )

@@ -97,8 +97,8 @@ def register_once(
     wanted = f"name = '{name}' AND tags.run_id = '{run_id}' AND tags.`{DIGEST}` = '{sha256}'"
 
     def versions() -> list[ModelVersion]:
-        made = [v for v in client.search_model_versions(wanted) if REGISTERED in v.tags]
-        return sorted(made, key=lambda v: (v.tags[REGISTERED] != WHOLE, int(v.version)))
+        made = client.search_model_versions(wanted)
+        return sorted(made, key=lambda v: (v.tags.get(REGISTERED) != WHOLE, int(v.version)))
 
     found = versions()
     if not found:
@@ -106,14 +106,15 @@ def register_once(
         if held != sha256:
             raise RegistryError(
                 f"model {model_id} holds the weights {str(held)[:12]}, those that were evaluated "
-                f"are {sha256[:12]}"
+                f"are {sha256[:12]}; nothing was registered"
             )
         register_best(model_id, name=name, alias=None, tags={REGISTERED: BEGUN})
         found = versions()
-    first, *doubled = found
-    for other in doubled:  # made again where the answer to the first request was lost
-        client.delete_model_version(name, other.version)
-    if first.tags[REGISTERED] != WHOLE:
+    first, *others = found
+    for other in others:
+        if other.tags.get(REGISTERED) == BEGUN:  # the answer to the first request was lost
+            client.delete_model_version(name, other.version)
+    if first.tags.get(REGISTERED) != WHOLE:
         move_candidate(first, anyway=alias_anyway)
         client.set_model_version_tag(name, first.version, REGISTERED, WHOLE)
     return client.get_model_version(name, first.version)

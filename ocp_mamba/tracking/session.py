@@ -158,7 +158,7 @@ def _start(
     return mlflow.start_run(
         run_id=resume,
         experiment_id=experiment_id,
-        run_name=None if resume else run_name,
+        run_name=None if resume or run_name is None else redact(run_name),
         tags=None if resume else tags,
         log_system_metrics=system_metrics,
     )

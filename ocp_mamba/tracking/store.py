@@ -9,7 +9,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -159,15 +159,13 @@ def _migration_lock(uri: str) -> Iterator[None]:
     except (ArgumentError, ValueError) as error:
         raise TrackingError(f"tracking store {redact(uri)}: no address of a database") from error
     backend = url.get_backend_name()
-    if backend == "sqlite" and url.database and url.database != ":memory:":
-        path = Path(url.database).absolute()
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            yield
-    elif backend == "postgresql":
-        with create_engine(url, poolclass=NullPool).begin() as connection:
+    engine = create_engine(url, poolclass=NullPool)
+    path = Path(url.database).absolute() if backend == "sqlite" and url.database else None
+    lock = FileLock(path.with_name(f".{path.name}.lock")) if path else nullcontext()
+    # MLflow tries a database that does not answer for 100 s; this connection fails at once
+    with lock, engine.begin() as connection:
+        if backend == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK_KEY})")
-            yield
-    else:
         yield
 
 

@@ -34,7 +34,7 @@ class Server:
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._command = [python, "-m", *module]
-        self._folder = folder
+        self.folder = folder
         path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"  # uvicorn's
         self._environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment}
         self.log = folder / f"server-{port}.log"
@@ -44,7 +44,7 @@ class Server:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                cwd=self._folder,
+                cwd=self.folder,
                 env=self._environment,
                 stdout=log,
                 stderr=log,

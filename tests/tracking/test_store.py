@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from filelock import FileLock
 from postgres import Postgres
 from sqlalchemy.exc import IntegrityError
 from tracked import train_tracked
@@ -69,10 +70,22 @@ def require_runs(address: str, ids: list[str]) -> None:
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("n", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_runs_that_start_at_once_on_a_new_store(store: str, tmp_path: Path, n: int) -> None:
+@pytest.mark.slow
+def test_runs_that_start_at_once_on_a_new_store(store: str, tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path / 'new.db'}"
-    require_runs(address, start_at_once(address, tmp_path, n))
+    require_runs(address, start_at_once(address, tmp_path, 10))
+
+
+def test_one_process_at_a_time_makes_the_tables(store: str, tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path / 'new.db'}"
+    making = threading.Thread(target=use_store, args=(address,))
+    with FileLock(tmp_path / ".new.db.lock"):
+        making.start()
+        making.join(0.5)
+        assert making.is_alive()
+        assert not (tmp_path / "new.db").exists()
+    making.join()
+    assert mlflow.MlflowClient(address).search_experiments()[0].name == "Default"
 
 
 @pytest.mark.slow
