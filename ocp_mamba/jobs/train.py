@@ -14,6 +14,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
+from ocp_mamba.evaluation.exposure import TrainedOn
 from ocp_mamba.evaluation.latency import inference_latency
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.names import COSINE, ECHO, LATENCY, P1, TRAIN_MINUTES
@@ -22,11 +23,20 @@ from ocp_mamba.jobs.artifacts import log_training
 from ocp_mamba.jobs.baselines import (
     FULL,
     evaluate_cheap,
+    learns_from,
+    lines_of,
     log_baseline,
     train_and_evaluate,
     trained_gates,
 )
-from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, what_ran
+from ocp_mamba.jobs.common import (
+    Log,
+    ceiling_tag,
+    check_dataset_and_log,
+    evaluation_dataset,
+    logged_latency,
+    what_ran,
+)
 from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.kernels.cpu import kernels_off
 from ocp_mamba.model.base import conditions
@@ -34,12 +44,14 @@ from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.reports.evaluation_page import Report
+from ocp_mamba.reports.note import run_note
 from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
 from ocp_mamba.system.malloc import give_back_freed
 from ocp_mamba.tracking.registry import CANDIDATE, ModelVersion, register_best
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 from ocp_mamba.tracking.store import ui_link
+from ocp_mamba.tracking.tags import NOTE
 from ocp_mamba.training import alarms
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.state import FitResult
@@ -70,6 +82,7 @@ class _Data:
         evaluation_data: the same, or a sample of it where it is too large to be evaluated whole.
         index: of the bank of ``evaluation_data``.
         leaks: of ``evaluation_data``.
+        trained_on: what the model learns from; the strata of all evaluations are of that.
         baselines: evaluations on its val split, by name.
     """
 
@@ -77,6 +90,7 @@ class _Data:
     evaluation_data: Dataset
     index: BankIndex
     leaks: LeakReport
+    trained_on: TrainedOn
     baselines: Mapping[str, Evaluation]
 
 
@@ -120,6 +134,7 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
     ) as run:
         for name, evaluation in data.baselines.items():
             log_baseline(run, name, evaluation)
+        run.compare_with(lines_of(data.baselines))
         with world.name_lost_workers():
             fitted = fit(
                 model,
@@ -143,10 +158,11 @@ def _check_and_evaluate_baselines(job: TrainJob, dataset: Dataset, log: Log) -> 
     leaks = check_dataset_and_log(evaluation_data, log, job.train.min_context)
     index = BankIndex(evaluation_data.bank, "auto")
     log(f"Evaluating the baselines on {evaluation_data.n_examples('val'):,} validation sequences")
-    baselines = evaluate_cheap(evaluation_data, index)
+    trained_on = learns_from(dataset, job.train.min_context)
+    baselines = evaluate_cheap(evaluation_data, index, trained_on)
     log(baseline_table(baselines))
     give_back_freed()
-    return _Data(dataset, evaluation_data, index, leaks, baselines)
+    return _Data(dataset, evaluation_data, index, leaks, trained_on, baselines)
 
 
 def _evaluate_and_register(
@@ -159,7 +175,14 @@ def _evaluate_and_register(
     device: torch.device,
 ) -> TrainOutcome:
     """Evaluate the best epoch, train baselines if asked, log the results, register the model."""
-    evaluation = evaluate(model, data.evaluation_data, "val", name="model", index=data.index)
+    evaluation = evaluate(
+        model,
+        data.evaluation_data,
+        "val",
+        name="model",
+        index=data.index,
+        trained_on=data.trained_on,
+    )
     timing = inference_latency(model) | {TRAIN_MINUTES: fitted.train_minutes}
     verdicts = _gates(job, model, data, fitted, evaluation)
     model_id = run.log_models(job.output, fitted.best_epoch)
@@ -171,6 +194,7 @@ def _evaluate_and_register(
             data.dataset,
             data.evaluation_data,
             data.index,
+            data.trained_on,
             job.train,
             job.output,
             log=log,
@@ -179,11 +203,11 @@ def _evaluate_and_register(
         )
     verdicts |= trained_gates(evaluation, trained)
     data = replace(data, baselines={**data.baselines, **trained})
-    ceiling = data.leaks.figures().get("data/val_top1_ceiling")
+    report = _report(run, data, fitted, evaluation, verdicts)
     run.log_results(
-        evaluation.headline() | timing | {"retrieval_top1_ceiling": ceiling},
+        evaluation.headline() | logged_latency(timing) | {TRAIN_MINUTES: fitted.train_minutes},
         verdicts,
-        evaluation.tags(),
+        evaluation.tags() | ceiling_tag(data.leaks, "val") | {NOTE: run_note(report)},
         epoch=fitted.best_epoch,
     )
     numbers = evaluation.flat() | timing
@@ -194,7 +218,6 @@ def _evaluate_and_register(
             result_table(numbers, verdicts, SUMMARY_METRICS),
         ]
     )
-    report = _report(run, data, fitted, evaluation, verdicts)
     page = log_training(run, report, data.leaks, summary, job.output.parent / run.run_id)
     version = register_best(model_id) if model_id is not None else None
     run.log_cost()

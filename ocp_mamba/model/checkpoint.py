@@ -92,7 +92,11 @@ def _from_version_1(content: dict[str, Any], shape: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Content of a ``.pt`` file; ``loop`` holds plain values and tensors of the training loop."""
+    """Content of a ``.pt`` file; ``loop`` holds plain values and tensors of the training loop.
+
+    ``learnt`` holds hashes of what the model learnt from (`data.analysis.learnt.Learnt`); None in a
+    file that has none, such as an older one.
+    """
 
     model_config: ModelConfig
     state_dict: dict[str, Tensor]
@@ -100,6 +104,7 @@ class Checkpoint:
     encoder: dict[str, Any]
     loop: dict[str, Any]
     format_version: int = FORMAT_VERSION
+    learnt: dict[str, Any] | None = None
 
     def build_model(self) -> OCPMambaLVM:
         """Return the model in evaluation mode.
@@ -124,6 +129,7 @@ def save_checkpoint(
     dataset_fingerprint: str,
     encoder: dict[str, Any],
     loop: dict[str, Any] | None = None,
+    learnt: dict[str, Any] | None = None,
 ) -> None:
     """Write a ``.pt`` that loads with ``weights_only=True``; an older file is replaced whole."""
     content = {
@@ -132,6 +138,7 @@ def save_checkpoint(
         "dataset_fingerprint": dataset_fingerprint,
         "encoder": encoder,
         "loop": loop or {},
+        **({} if learnt is None else {"learnt": learnt}),
     }
     write_checkpoint(path, type(model).__name__, content)
 
@@ -165,6 +172,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         content["encoder"],
         content.get("loop", {}),
         content["format_version"],
+        content.get("learnt"),
     )
 
 

@@ -17,6 +17,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import TrackingError, first_line
 from ocp_mamba.system.process import process_tags, worker_tag
+from ocp_mamba.tracking.charts import describe_experiment
 from ocp_mamba.tracking.operations import MAX_TAG_CHARACTERS
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import RUN_VARIABLE, identity_tags
@@ -188,6 +189,7 @@ def make_parent(sweep_id: str, experiment: str, name: str, dataset: Dataset, sto
             client.update_run(adopted, name=name)
             return adopted
         experiment_id = mlflow.set_experiment(experiment).experiment_id
+        describe_experiment(experiment_id)
         found = _find(experiment_id, {SWEEP_TAG: sweep_id, KIND_TAG: "sweep"})
         run = found or client.create_run(experiment_id, tags=tags, run_name=name)
         return run.info.run_id

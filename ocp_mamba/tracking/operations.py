@@ -30,11 +30,16 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 
 from ocp_mamba.serving.pyfunc import save_pyfunc
 from ocp_mamba.tracking.offline_queue import Operation
-from ocp_mamba.tracking.tags import PARENT
+from ocp_mamba.tracking.tags import NOTE, PARENT
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, DIGEST_TAG, OPERATION_TAG = "weights", "checkpoint.sha256", "operation"
 MODEL_TYPE = "ocp-mamba-lvm"
+WEIGHTLESS_NOTE = (
+    "Metrics of one epoch, without weights: it cannot be loaded, served or promoted, and stays "
+    "Pending. Whole models are stored of the best and the last epoch, and of every N-th "
+    "(checkpoint_every)."
+)
 MAX_TAG_CHARACTERS = 5000
 BATCH = 100
 
@@ -138,7 +143,7 @@ def _mark_weightless(row: LoggedModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         mark.save(str(Path(folder) / MLMODEL_FILE_NAME))
         client.log_model_artifacts(row.model_id, folder)
-    client.set_logged_model_tags(row.model_id, {WEIGHTS_TAG: "none"})
+    client.set_logged_model_tags(row.model_id, {WEIGHTS_TAG: "none", NOTE: WEIGHTLESS_NOTE})
 
 
 def _store_model(operation: Operation) -> str:
@@ -156,7 +161,13 @@ def _store_model(operation: Operation) -> str:
         if EXTERNAL_TAG in row.tags:
             client.delete_logged_model_tag(row.model_id, EXTERNAL_TAG)
     client.set_logged_model_tags(
-        row.model_id, {WEIGHTS_TAG: "whole", DIGEST_TAG: digest, **operation.get("tags", {})}
+        row.model_id,
+        {
+            WEIGHTS_TAG: "whole",
+            DIGEST_TAG: digest,
+            NOTE: f"The whole model of epoch {operation['epoch']}: it loads, serves and registers.",
+            **operation.get("tags", {}),
+        },
     )
     if operation.get("delete_checkpoint"):
         checkpoint.unlink(missing_ok=True)

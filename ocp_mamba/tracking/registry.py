@@ -14,13 +14,21 @@ from mlflow.exceptions import MlflowException
 
 from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor
 from ocp_mamba.errors import CheckpointError, RegistryError, first_line
-from ocp_mamba.model.checkpoint import load_checkpoint
+from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.serving.pyfunc import CHECKPOINT
 from ocp_mamba.tracking.operations import DIGEST_TAG
+from ocp_mamba.tracking.tags import NOTE
 
 MODEL_NAME = "ocp-mamba-lvm"
 CANDIDATE = "candidate"
+
+MODEL_NOTE = (
+    "A latent vector model of ocp_mamba: it reads the vectors of a chain of concepts and predicts "
+    "the vector of the next one. A version is the best epoch of a training, and its description is "
+    "that run's verdict with all gates."
+)
+"""Description of a registered model that has none."""
 
 VERSION_METRICS = ("next_vec_cosine", "val_next_vec_cosine", "faiss_retrieval_p1")
 RUN_TAGS = ("dataset.fingerprint", "encoder.name", "encoder.weight_hash", "git.commit")
@@ -67,6 +75,9 @@ def register_best(
         f"models:/{model_id}", name, tags={**_version_tags(model, run), **(tags or {})}
     )
     client.set_registered_model_alias(name, alias, version.version)
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(name, MODEL_NOTE)
+    client.update_model_version(name, version.version, run.data.tags.get(NOTE, ""))
     return client.get_model_version(name, version.version)
 
 
@@ -127,6 +138,16 @@ def load_version(uri: str) -> tuple[OCPMambaLVM, dict[str, Any]]:
         The model, and the identity of the encoder whose vectors it was trained on.
 
     Raises:
+        RegistryError: as `load_registered`.
+    """
+    checkpoint, model = load_registered(uri)
+    return model, checkpoint.encoder
+
+
+def load_registered(uri: str) -> tuple[Checkpoint, OCPMambaLVM]:
+    """Load the whole ``.pt`` of a registered version, and its model; ``uri`` as `load_version`.
+
+    Raises:
         RegistryError: there is no such version, or it holds no weights that can be read.
     """
     if not uri.startswith("models:/"):
@@ -135,6 +156,6 @@ def load_version(uri: str) -> tuple[OCPMambaLVM, dict[str, Any]]:
         try:
             folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)
             checkpoint = load_checkpoint(Path(folder) / "artifacts" / CHECKPOINT)
-            return checkpoint.build_model(), checkpoint.encoder
+            return checkpoint, checkpoint.build_model()
         except (MlflowException, OSError, CheckpointError) as error:
             raise RegistryError(f"{uri}: no model to load: {first_line(error)}") from error

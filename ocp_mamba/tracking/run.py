@@ -17,6 +17,7 @@ from mlflow.entities import InputTag, Run
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.tracking.charts import epoch_lines
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
 from ocp_mamba.tracking.operations import apply, metric_entry, model_entry
@@ -75,6 +76,7 @@ class TrackedRun:
         }
         self._output_dir = output_dir
         self._checkpoint_every = checkpoint_every
+        self._baselines: Mapping[str, Mapping[str, float]] = {}
         self._best: tuple[int, float] | None = None
         self._last: tuple[int, Path] | None = None
         self._model_ids: dict[int, str | None] = {}
@@ -121,13 +123,22 @@ class TrackedRun:
                 ``metric.<name>`` instead.
             gates: verdicts by name, logged as tags ``gate.<name>``.
             tags: further tags.
-            epoch: the epoch whose model was evaluated; its row then shows the metrics too.
+            epoch: the epoch whose model was evaluated; its row then shows the metrics too. They
+                have step 0 all the same: MLflow draws a bar for each run then, and else a dot.
             split: the split that the model was evaluated on.
         """
-        metrics, notes = self._entries(numbers, epoch or 0, lambda name: split)
+        metrics, notes = self._entries(numbers, 0, lambda name: split)
         notes |= {f"gate.{name}": verdict for name, verdict in (gates or {}).items()}
         notes |= tags or {}
         self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
+
+    def compare_with(self, baselines: Mapping[str, Mapping[str, float]]) -> None:
+        """Log baselines' values beside each epoch from now on, so that charts show them as lines.
+
+        Args:
+            baselines: for each baseline its values by the keys of `charts.LINES`.
+        """
+        self._baselines = baselines
 
     def on_epoch(self, result: EpochResult) -> None:
         """Log an epoch's metrics, on the run and on the epoch's row of the Models page."""
@@ -139,10 +150,9 @@ class TrackedRun:
 
     def _log_epoch(self, result: EpochResult) -> None:
         self._best = self._better(result)
-        numbers = _epoch_numbers(result) | {
-            "best_epoch": self._best[0],
-            "best_val_next_vec_cosine": self._best[1],
-        }
+        numbers = _epoch_numbers(result)
+        numbers |= epoch_lines(numbers, self._baselines)
+        numbers |= {"best_epoch": self._best[0], "best_val_next_vec_cosine": self._best[1]}
         metrics, notes = self._entries(numbers, result.epoch, _split_of)
         notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
         epoch = result.epoch if self.has_rows else None
@@ -282,6 +292,7 @@ class TrackedRun:
             dataset_fingerprint=self._dataset.fingerprint,
             encoder=dict(self._dataset.meta.get("encoder", {})),
             loop={"epoch": result.epoch, "val": result.val},
+            learnt=result.learnt,
         )
         return path
 

@@ -22,6 +22,7 @@ from ocp_mamba.system.process import (
     stop_signals,
     undisturbed,
 )
+from ocp_mamba.tracking.charts import describe_experiment
 from ocp_mamba.tracking.offline_queue import read_queue, replay_queue
 from ocp_mamba.tracking.operations import apply
 from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun, end_active_run
@@ -108,6 +109,7 @@ def track(
                 inputs,
                 evaluated,
             )
+            describe_experiment(run.experiment_id)
         except BaseException as error:
             with undisturbed():
                 end_active_run(_outcome(error)[0])

@@ -7,3 +7,6 @@ ENDED_REASON = "ended.reason"
 
 PARENT = "mlflow.parentRunId"
 """MLflow's own: the run under which the UI shows a nested run."""
+
+NOTE = "mlflow.note.content"
+"""The description, in Markdown, of a run, an experiment or a model of an epoch."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ocp_mamba.config import TrainConfig
+from ocp_mamba.data.analysis.learnt import learnt_from
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import CheckpointError, ConfigError, TrainingError
 from ocp_mamba.model.base import NextVectorModel
@@ -39,6 +41,14 @@ class StateFiles:
         self._fingerprint = dataset.fingerprint
         self._encoder = dict(dataset.meta.get("encoder", {}))
         self._config = config
+        self._dataset = dataset
+
+    @cached_property
+    def learnt(self) -> dict[str, Any] | None:
+        """Hashes of what is learnt, for each ``.pt`` of the training; None without an output."""
+        if self._best is None:
+            return None
+        return learnt_from(self._dataset, self._config.min_context).to_block()
 
     def write(self, state: TrainState) -> None:
         """Write the last epoch's state, and its weights where it is the best one."""
@@ -137,6 +147,7 @@ class StateFiles:
             dataset_fingerprint=self._fingerprint,
             encoder=self._encoder,
             loop=loop,
+            learnt=self.learnt,
         )
 
 

@@ -164,7 +164,11 @@ def fit(
         if on_epoch is not None and world.main:
             on_epoch(
                 EpochResult(
-                    **vars(record), max_epochs=config.max_epochs, model=model, alarms=alarms
+                    **vars(record),
+                    max_epochs=config.max_epochs,
+                    model=model,
+                    alarms=alarms,
+                    learnt=files.learnt,
                 )
             )
     bar.close()
