@@ -42,6 +42,7 @@ def evaluate(
     against: bool = True,
     encoder: str | None = None,
     index: str = "auto",
+    trained_on: Dataset | str | Path | None = None,
     limits: EvalLimits | None = None,
     track: bool = True,
     log: Log = print,
@@ -55,6 +56,8 @@ def evaluate(
             float32 ``torch.Tensor (B, L, 768)``: row t is a unit row, predicts the vector of
             position t + 1 and sees positions <= t alone. Sequences are padded by zeros on the
             right. ``tmd (B, 16)`` is given where the object has an attribute ``d_tmd`` above 0. Or
+            any object with ``predict(contexts)``, which takes B contexts of one length,
+            ``(B, L, 768)``, and gives what follows each, unit rows ``(B, 768)``. Or
             what ``ocp-mamba evaluate --model`` takes: the path of a ``.pt``, ``models:/…``,
             ``runs:/…`` or ``baseline:NAME``.
         dataset: an open dataset, or the path of one.
@@ -66,6 +69,10 @@ def evaluate(
         encoder: name or folder of the encoder that encodes the echo loop's texts again; the bank's
             own vectors stand in for None.
         index: of the bank: "auto", "exact", "ivf" or "hnsw".
+        trained_on: the dataset whose train split the predictor learnt from, open or as a path; for
+            a predictor that does not say it itself, as an object and an older ``.pt`` do not. It
+            makes the strata ``seen`` and ``unseen``, which are ``not-run`` without it. The gates
+            ``no_leak`` and ``unseen_beats_ridge`` stay ``not-run``: this proves nothing.
         limits: up to what size data are evaluated whole; None for the defaults.
         track: log an MLflow run.
         log: takes what a person should read.
@@ -86,6 +93,9 @@ def evaluate(
         output=Path(output),
         encoder=encoder,
         index=index,
+        trained_on=None
+        if trained_on is None or isinstance(trained_on, Dataset)
+        else Path(trained_on),
         against=against,
         limits=limits or EvalLimits(),
         track=track,
@@ -96,7 +106,8 @@ def evaluate(
         else open_data(job.data, allow_pickle=False, log=log)
     )
     with _evaluation_mode(given):
-        return evaluate_on(whole, job, log, given)
+        said = trained_on if isinstance(trained_on, Dataset) else None
+        return evaluate_on(whole, job, log, given, said)
 
 
 @contextmanager

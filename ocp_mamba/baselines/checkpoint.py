@@ -30,6 +30,7 @@ class SavedPredictor:
         dataset_fingerprint: of the dataset that it was trained on.
         encoder: of that dataset's vectors.
         loop: further values that the training wrote.
+        learnt: hashes of what it learnt from, as `Checkpoint.learnt`.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class SavedPredictor:
     dataset_fingerprint: str
     encoder: Mapping[str, object]
     loop: Mapping[str, Any]
+    learnt: Mapping[str, Any] | None = None
 
 
 def save_baseline(
@@ -46,6 +48,7 @@ def save_baseline(
     dataset_fingerprint: str,
     encoder: dict[str, Any],
     loop: dict[str, Any] | None = None,
+    learnt: dict[str, Any] | None = None,
 ) -> None:
     """Write a trained baseline's ``.pt``, which loads with ``weights_only=True``.
 
@@ -60,6 +63,7 @@ def save_baseline(
                 "dataset_fingerprint": dataset_fingerprint,
                 "encoder": encoder,
                 "loop": loop or {},
+                **({} if learnt is None else {"learnt": learnt}),
             }
             write_checkpoint(path, kind, content)
             return
@@ -94,6 +98,7 @@ def load_predictor(path: Path | str) -> SavedPredictor:
         content["dataset_fingerprint"],
         content["encoder"],
         content.get("loop", {}),
+        content.get("learnt"),
     )
 
 

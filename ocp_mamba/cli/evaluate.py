@@ -36,6 +36,8 @@ from ocp_mamba.cli.options import eval_limits, eval_options, with_errors
               show_default=True, help="Round the model's matrices first.")  # fmt: skip
 @click.option("--against", type=click.Choice(["cheap", "none"]), default="cheap",
               show_default=True, help="Baselines to evaluate too; gates need them.")  # fmt: skip
+@click.option("--trained-on", metavar="DATASET",
+              help="What an older .pt was trained on; newer ones say it.")  # fmt: skip
 @eval_options
 @click.option("--gate", is_flag=True, help="Exit with 1 when a gate fails.")
 @click.option("--allow-pickle", is_flag=True, help="Open an older npz's pickles: they run code.")
@@ -56,6 +58,7 @@ def evaluate(**flags: Any) -> None:
                 output=resolve_output(flags["output"]),
                 encoder=flags["encoder"],
                 decoder=flags["decoder"],
+                trained_on=resolve_file(flags["trained_on"]) if flags["trained_on"] else None,
                 index=flags["index"],
                 weights=flags["weights"],
                 against=flags["against"] == "cheap",

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ocp_mamba import stats
 from ocp_mamba.baselines.simple import Predictor
-from ocp_mamba.data.analysis.leakage import STRATA
 from ocp_mamba.data.analysis.sample import sample_of
 from ocp_mamba.data.dataset import Dataset, Examples
 from ocp_mamba.embeddings.decoders import Decoder
 from ocp_mamba.embeddings.encoders import Encoder
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation import metrics, names
+from ocp_mamba.evaluation.causality import Causality, PrefixPredictions
 from ocp_mamba.evaluation.echo_loop import check_parity, decoded_echo, encode_again
+from ocp_mamba.evaluation.exposure import TrainedOn, exposure_of
 from ocp_mamba.evaluation.predict import predict_examples
 from ocp_mamba.evaluation.reference import SplitReference, split_reference
 from ocp_mamba.evaluation.result import BANK_ECHO, Evaluation
@@ -37,6 +38,7 @@ def evaluate(
     index: BankIndex | None = None,
     encoder: Encoder | None = None,
     decoder: Decoder | None = None,
+    trained_on: TrainedOn | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Evaluate a predictor on a split, overall and per stratum, with intervals by family.
@@ -50,6 +52,8 @@ def evaluate(
         encoder: encodes the echo loop's texts again, after `check_parity`; None takes the bank's
             own vectors of them.
         decoder: closes the echo loop once more, by decoding predictions; needs the encoder.
+        trained_on: what the predictor learnt from, by which strata are made; None for the train
+            split of ``dataset``.
         seed: seed of the bootstrap.
 
     Raises:
@@ -59,7 +63,8 @@ def evaluate(
     parity = check_parity(encoder, dataset, seed) if encoder else None
     index = index or BankIndex(dataset.bank)
     examples = dataset.examples(split)
-    members: dict[str, np.ndarray] = {name: np.zeros(0, bool) for name in STRATA}
+    exposure, members = exposure_of(dataset, split, trained_on)
+    causality: Causality | None = None
     groups = np.zeros(0, np.int64)
     per_example: dict[str, np.ndarray] = {}
     figures: dict[str, Figure] = {}
@@ -67,8 +72,10 @@ def evaluate(
     found = np.zeros((0, min(TOP_K, index.size)), np.int64)
     if len(examples.target):
         reference = split_reference(dataset, split)
-        members, groups = reference.strata, reference.families
+        groups = reference.families
+        prefixes = PrefixPredictions(predictor, dataset, examples, groups, seed)
         predictions = predict_examples(predictor, dataset, split)
+        causality = prefixes.compare(predictions)
         _, found = index.search(predictions.numpy(), TOP_K)
         nearest = found[:, 0]
         echo = encode_again(encoder, dataset, nearest) if encoder else dataset.bank[nearest]
@@ -81,6 +88,8 @@ def evaluate(
         scalars = {
             "prediction_variance": metrics.variance(predictions),
             "target_variance": reference.target_variance,
+            "predicted_concepts": float(len(np.unique(nearest))),
+            "target_concepts": float(len(np.unique(examples.target))),
         }
         if decoder and encoder:
             targets = _rows(dataset, examples.target)
@@ -111,6 +120,8 @@ def evaluate(
         strata=members,
         scalars=scalars,
         sample=sample,
+        exposure=exposure,
+        causality=causality,
     )
 
 

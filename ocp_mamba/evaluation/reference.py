@@ -1,4 +1,4 @@
-"""What all evaluations on a split share, computed once: strata, families, simple references."""
+"""What all evaluations on a split share, computed once: families and simple references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ocp_mamba.baselines.simple import ContextMean, GlobalMean
-from ocp_mamba.data.analysis.leakage import strata
 from ocp_mamba.data.dataset import Dataset, Examples
 from ocp_mamba.data.split import families
 from ocp_mamba.evaluation import metrics
@@ -23,7 +22,6 @@ class SplitReference:
 
     Attributes:
         examples: of the split.
-        strata: masks over the examples, of `data.analysis.leakage.strata`.
         families: int64 ``(n,)``, of `data.split.families`.
         context_mean_margin: float32 ``(n,)``, the margin of the untrained context mean.
         target_variance: of the examples' targets.
@@ -32,7 +30,6 @@ class SplitReference:
     """
 
     examples: Examples
-    strata: dict[str, np.ndarray]
     families: np.ndarray
     context_mean_margin: np.ndarray
     target_variance: float
@@ -66,7 +63,6 @@ def _make(dataset: Dataset, split: str) -> SplitReference:
     to_mean = None if mean is None else metrics.cosine(targets, mean.expand_as(targets)).numpy()
     return SplitReference(
         examples=examples,
-        strata=strata(dataset, split),
         families=families(dataset, split),
         context_mean_margin=metrics.margin(untrained, targets, last).numpy(),
         target_variance=metrics.variance(targets),

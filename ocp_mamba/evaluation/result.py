@@ -9,12 +9,16 @@ import numpy as np
 
 from ocp_mamba.data.analysis.sample import Sample
 from ocp_mamba.embeddings.decoders import VEC2TEXT
+from ocp_mamba.evaluation.causality import Causality
 from ocp_mamba.evaluation.echo_loop import Parity
-from ocp_mamba.evaluation.names import HEADLINE
+from ocp_mamba.evaluation.exposure import Exposure
+from ocp_mamba.evaluation.names import COSINE, ECHO, HEADLINE, P1
 from ocp_mamba.stats import Figure, bootstrap_mean
 
 BANK_ECHO = "bank"
 """The echo encoder of an evaluation that had no live encoder: the bank's own vectors."""
+LOGGED = (COSINE, P1, ECHO)
+"""Figures that are metrics of a run."""
 WHOLE = "whole"
 """The sample fingerprint of an evaluation of a whole dataset."""
 
@@ -43,7 +47,8 @@ class Evaluation:
     ``dataset.examples(split)``, as are ``chains``, ``families`` (which intervals draw whole) and
     the masks of ``strata``. ``scalars`` holds numbers with no interval. ``sample`` is what was
     evaluated where the whole dataset was too large: all counts are the sample's, the fingerprint
-    the whole dataset's.
+    the whole dataset's. ``exposure`` says what the predictor learnt from: the strata are of that.
+    ``causality`` says whether it sees what comes after a context; None where nothing was evaluated.
     """
 
     predictor: str
@@ -66,6 +71,8 @@ class Evaluation:
     strata: dict[str, np.ndarray] = field(repr=False)
     scalars: dict[str, float]
     sample: Sample | None = None
+    exposure: Exposure = field(default_factory=Exposure)
+    causality: Causality | None = None
 
     @property
     def sample_fingerprint(self) -> str:
@@ -91,52 +98,40 @@ class Evaluation:
         return numbers | self.scalars
 
     def headline(self) -> dict[str, float | None]:
-        """Return the numbers that a runs table should have, None for a figure over no examples.
+        """Return the few numbers that a runs table should have, None for one over no examples.
 
-        These are every figure over all examples, cosine and P@1 of each stratum as
-        ``unseen_next_vec_cosine``, and the numbers with no interval. No name has a slash: MLflow
-        puts the charts of such names above those of the epochs.
+        MLflow makes a chart of each. All others, and the intervals, are in the files of the
+        evaluation. No name has a slash: MLflow puts the charts of such names above the others.
         """
-        numbers: dict[str, float | None] = {n: f.value for n, f in self._headline().items()}
+        numbers: dict[str, float | None] = {
+            name: figure.value for name in LOGGED if (figure := self.figures.get(name))
+        }
+        for metric in HEADLINE:
+            if figure := self.figures.get(f"unseen/{metric}"):
+                numbers[f"unseen_{metric}"] = figure.value
         numbers["retrieval_pool_size"] = self.pool_size
         numbers["retrieval_chance_p1"] = self.chance_p1
-        return numbers | self.scalars
-
-    def _headline(self) -> dict[str, Figure]:
-        by_stratum = {
-            f"{stratum}_{metric}": f"{stratum}/{metric}"
-            for stratum in self.strata
-            for metric in HEADLINE
-        }
-        return {
-            **{name: figure for name, figure in self.figures.items() if "/" not in name},
-            **{n: self.figures[key] for n, key in by_stratum.items() if key in self.figures},
-        }
+        if self.parity:
+            numbers |= self.parity.figures()
+        return numbers
 
     def tags(self) -> dict[str, str]:
-        """Return what single numbers cannot say: intervals, definitions, what did not run."""
-        intervals = {
-            f"interval.{name}": f"{figure.interval('.4f')}, n = {figure.n:,}"
-            for name, figure in self._headline().items()
-            if figure.value is not None
-        }
+        """Return what single numbers cannot say: definitions, and what did not run."""
         decoded = f"{VEC2TEXT}_echo_similarity" in self.figures
-        return (
-            intervals
-            | (self.sample.tags() if self.sample else {})
-            | {
-                "metrics.version": self.metrics_version,
-                "echo_encoder": self.echo_encoder,
-                "retrieval.index": self.index,
-                "metric.vec2text": "ran" if decoded else "not-run",
-            }
-        )
+        return (self.sample.tags() if self.sample else {}) | {
+            "trained_on": str(self.exposure),
+            "metrics.version": self.metrics_version,
+            "echo_encoder": self.echo_encoder,
+            "retrieval.index": self.index,
+            "metric.vec2text": "ran" if decoded else "not-run",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth writing as JSON: all but the numbers of single examples."""
         skipped = ("per_example", "chains", "families", "found", "strata", "figures", "sample")
         plain = {k: v for k, v in vars(self).items() if k not in skipped}
-        plain["parity"] = asdict(self.parity) if self.parity else None
+        for name in ("parity", "exposure", "causality"):
+            plain[name] = asdict(plain[name]) if plain[name] else None
         plain["sample_fingerprint"] = self.sample_fingerprint
         plain["sample"] = self.sample.to_dict() if self.sample else None
         return plain | {"figures": {name: asdict(f) for name, f in self.figures.items()}}

@@ -60,8 +60,8 @@ def _padded(sequences: list[Tensor], rows: Tensor) -> Tensor:
     return pad_sequence([sequences[i] for i in rows.tolist()], batch_first=True)
 
 
-class _Sample:
-    """Some examples of a split, with what is needed to predict from them again."""
+class Contexts:
+    """The contexts of some examples of a split, with all that is needed to predict from them."""
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class _Sample:
         families: np.ndarray,
         rows: np.ndarray,
     ):
+        """Take the examples ``rows``, integers ``(m,)``; other arguments as `sensitivity`."""
         self.rows = rows
         self.family = families[rows]
         self.chain = examples.chain[self.rows]
@@ -88,9 +89,14 @@ class _Sample:
             for c, k in zip(self.chain, self.position, strict=True)
         ]
 
+    def predict(self, predictor: Predictor) -> Tensor:
+        """Predict what follows each context, from the context alone: float32 ``(m, D)``."""
+        contexts = [self.bank[ids] for ids in self.ids]
+        return predict_next(predictor, contexts, self.tmd, self.relations)
 
-def _choose(examples: Examples, candidates: np.ndarray, seed: int) -> np.ndarray:
-    """At most `SAMPLE` of some row numbers, in rising order.
+
+def choose(examples: Examples, candidates: np.ndarray, seed: int) -> np.ndarray:
+    """Return at most `SAMPLE` of some row numbers, in rising order.
 
     They are spread evenly over positions, for the cosine depends on the position more than on
     anything else; which ones is drawn by seed.
@@ -129,8 +135,8 @@ def sensitivity(
         ``sensitivity/original_cosine``; for each change ``sensitivity/<change>_cosine`` and
         ``sensitivity/<change>_drop``, the original's cosine minus it on the same examples.
     """
-    chosen = _choose(examples, np.flatnonzero(examples.position >= 2), seed)
-    sample = _Sample(dataset, examples, families, chosen)
+    chosen = choose(examples, np.flatnonzero(examples.position >= 2), seed)
+    sample = Contexts(dataset, examples, families, chosen)
     targets = sample.bank[torch.from_numpy(examples.target[sample.rows]).long()]
     original = metrics.cosine(predictions[sample.rows], targets).numpy()
     figures = {"sensitivity/original_cosine": stats.bootstrap_mean(original, sample.family, seed)}
@@ -154,7 +160,7 @@ _Changes = dict[str, tuple[list[Tensor], list[Tensor] | None]]
 """Contexts and their relations, by the name of what was changed."""
 
 
-def _changed_orders(sample: _Sample, rng: np.random.Generator) -> _Changes:
+def _changed_orders(sample: Contexts, rng: np.random.Generator) -> _Changes:
     """Other orders of each context's concepts; its relation goes where a concept goes."""
     orders = {
         "shuffled": [_shuffle(len(ids), rng) for ids in sample.ids],
@@ -172,7 +178,7 @@ def _changed_orders(sample: _Sample, rng: np.random.Generator) -> _Changes:
     return changes
 
 
-def _changed_relations(sample: _Sample, rng: np.random.Generator) -> _Changes:
+def _changed_relations(sample: Contexts, rng: np.random.Generator) -> _Changes:
     """The true contexts with the relations of other steps of the sample, and with none."""
     contexts = [sample.bank[ids] for ids in sample.ids]
     shuffled = [known.clone() for known in sample.relations or []]
@@ -217,8 +223,8 @@ def rollout(
     Returns:
         ``rollout/h1_cosine`` to ``rollout/h5_cosine``; where no chain is long enough, over n = 0.
     """
-    chosen = _choose(examples, np.arange(len(examples.target)), seed)
-    sample = _Sample(dataset, examples, families, chosen)
+    chosen = choose(examples, np.arange(len(examples.target)), seed)
+    sample = Contexts(dataset, examples, families, chosen)
     fed_back = _predict_ahead(predictor, sample, predictions[sample.rows])
     figures = {}
     for h in range(1, STEPS + 1):
@@ -231,7 +237,7 @@ def rollout(
     return figures
 
 
-def _predict_ahead(predictor: Predictor, sample: _Sample, first: Tensor) -> Tensor:
+def _predict_ahead(predictor: Predictor, sample: Contexts, first: Tensor) -> Tensor:
     """Predictions 1 to `STEPS` steps ahead, float32 ``(n, STEPS, D)``; ``first`` is step 1's.
 
     A model with an inference cache reads each context once. Any other predictor reads contexts that

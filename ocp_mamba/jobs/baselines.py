@@ -11,10 +11,12 @@ from ocp_mamba.baselines.checkpoint import load_predictor
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.baselines.simple import cheap_baselines
 from ocp_mamba.config import TrainConfig
+from ocp_mamba.data.analysis.learnt import learnt_from
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
+from ocp_mamba.evaluation.exposure import TrainedOn
 from ocp_mamba.evaluation.names import COSINE, HEADLINE, P1, TRAIN_MINUTES
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.jobs.common import Log
@@ -26,11 +28,38 @@ from ocp_mamba.training.history import EpochRecord
 CHEAP, FULL = "cheap", "full"
 
 
-def evaluate_cheap(dataset: Dataset, index: BankIndex) -> dict[str, Evaluation]:
-    """Evaluate the baselines that need no gradient on the validation split, by name."""
+def learns_from(dataset: Dataset, min_context: int) -> TrainedOn:
+    """Return what a training on a dataset learns from, as its ``.pt`` says it."""
+    learnt = learnt_from(dataset, min_context)
+    return TrainedOn(f"the {learnt.examples.count:,} train sequences of this run", learnt, True)
+
+
+def evaluate_cheap(
+    dataset: Dataset, index: BankIndex, trained_on: TrainedOn | None = None
+) -> dict[str, Evaluation]:
+    """Evaluate the baselines that need no gradient on the validation split, by name.
+
+    Args:
+        dataset: to fit them on and to evaluate on.
+        index: of its bank.
+        trained_on: makes the strata; None for the dataset's train split.
+    """
     return {
-        name: evaluate(predictor, dataset, "val", name=name, index=index)
+        name: evaluate(predictor, dataset, "val", name=name, index=index, trained_on=trained_on)
         for name, predictor in cheap_baselines(dataset).items()
+    }
+
+
+def lines_of(baselines: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """Return what charts draw as a line for each baseline, by the keys of `charts.LINES`."""
+    metrics = {"cosine": COSINE, "p1": P1}
+    return {
+        name: {
+            short: figure.value
+            for short, metric in metrics.items()
+            if (figure := evaluation.figures.get(metric)) and figure.value is not None
+        }
+        for name, evaluation in baselines.items()
     }
 
 
@@ -40,6 +69,7 @@ def train_and_evaluate(
     dataset: Dataset,
     evaluation_data: Dataset,
     index: BankIndex,
+    trained_on: TrainedOn,
     config: TrainConfig,
     output: Path,
     *,
@@ -59,6 +89,7 @@ def train_and_evaluate(
         dataset: to train on.
         evaluation_data: to validate and evaluate on.
         index: of its bank.
+        trained_on: what the model learnt from, and they learn from.
         config: settings of the model's training.
         output: the model's file.
         log: prints a line for a person.
@@ -80,7 +111,9 @@ def train_and_evaluate(
         log(f"baseline file {path}")
         saved = load_predictor(path)
         model, history = saved.model, history_of(saved)
-        evaluations[name] = evaluate(model, evaluation_data, "val", name=name, index=index)
+        evaluations[name] = evaluate(
+            model, evaluation_data, "val", name=name, index=index, trained_on=trained_on
+        )
         params = {
             "ran.parameters": model.num_parameters(),
             "best_epoch": saved.loop["best_epoch"],

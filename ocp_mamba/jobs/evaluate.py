@@ -21,10 +21,18 @@ from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.latency import inference_latency
 from ocp_mamba.evaluation.result import Evaluation
-from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, open_data
+from ocp_mamba.jobs.common import (
+    Log,
+    ceiling_tag,
+    check_dataset_and_log,
+    evaluation_dataset,
+    logged_latency,
+    open_data,
+)
 from ocp_mamba.jobs.open_model import (
     BASELINE_PREFIX,
     Opened,
+    declared,
     open_object,
     open_predictor,
     require_one_encoder,
@@ -34,9 +42,11 @@ from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.quantize import quantize
 from ocp_mamba.reports.evaluation_page import Report, write_evaluation
+from ocp_mamba.reports.note import run_note
 from ocp_mamba.reports.tables import baseline_table, result_table
 from ocp_mamba.tracking.run import Numbers
 from ocp_mamba.tracking.session import config_params, track
+from ocp_mamba.tracking.tags import NOTE
 
 SHOWN = (
     names.COSINE,
@@ -72,6 +82,8 @@ class EvaluationJob:
         weights: one of `quantize.WEIGHTS`, how the model's matrices are stored.
         against: evaluate the cheap baselines too; gates that compare are ``not-run`` without them.
         decoder: "vec2text" to close the echo loop with it too; None leaves it out.
+        trained_on: the dataset whose train split the predictor learnt from, as the caller says;
+            used where the predictor itself does not say it.
         allow_pickle: see `open_data`.
         limits: up to what size data are evaluated whole.
         track: log an MLflow run.
@@ -88,6 +100,7 @@ class EvaluationJob:
     weights: str = "float32"
     against: bool = True
     decoder: str | None = None
+    trained_on: Path | None = None
     allow_pickle: bool = False
     limits: EvalLimits = field(default_factory=EvalLimits)
     track: bool = True
@@ -127,9 +140,15 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
 
 
 def evaluate_on(
-    whole: Dataset, job: EvaluationJob, log: Log, predictor: Predictor | None = None
+    whole: Dataset,
+    job: EvaluationJob,
+    log: Log,
+    predictor: Predictor | None = None,
+    trained_on: Dataset | None = None,
 ) -> EvaluationOutcome:
     """Do the job on a dataset that is open already, of a predictor or of what ``job.model`` names.
+
+    ``trained_on`` is as that of the job, of a dataset that is open already.
 
     Raises:
         DatasetError, JobError, EncoderError, EncoderMismatchError: as `run_evaluation`.
@@ -140,6 +159,7 @@ def evaluate_on(
     compared = job.against or job.model.startswith(BASELINE_PREFIX)
     cheap = cheap_baselines(dataset) if compared else {}
     opened = _opened(job, dataset, cheap, predictor)
+    opened = _with_declared(opened, job, whole, trained_on, log)
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
     decoder, no_decoder = _open_decoder(job, dataset, log)
     leaks = check_dataset_and_log(dataset, log)
@@ -149,25 +169,16 @@ def evaluate_on(
             run.link_model(opened.model_id)
         with _mismatch_tracked(run):
             require_one_encoder(job.model, opened.encoder, dataset)
-            evaluated, baselines = _evaluate_all(
-                job, opened.predictor, cheap, dataset, encoder, decoder, log
-            )
+            evaluated, baselines = _evaluate_all(job, opened, cheap, dataset, encoder, decoder, log)
         timing = {}
         if isinstance(opened.predictor, NextVectorModel):
             timing = inference_latency(opened.predictor)
-        ceiling = leaks.figures().get(f"data/{job.split}_top1_ceiling")
         numbers = evaluated.flat() | timing
         verdicts = gates.evaluate_gates(
             evaluated,
             baselines,
             leaks=leaks.leaks,
             same_encoder=gates.same_encoder(opened.encoder, dataset.meta.get("encoder", {})),
-        )
-        run.log_results(
-            evaluated.headline() | timing | {"retrieval_top1_ceiling": ceiling},
-            verdicts,
-            evaluated.tags() | no_decoder,
-            split=job.split,
         )
         report = Report(
             title=f"Evaluation of {evaluated.predictor} on the {job.split} split",
@@ -177,6 +188,15 @@ def evaluate_on(
             gates=verdicts,
             facts={"run": run.run_id or "not tracked", "margin": margin_note(evaluated)},
             warnings=leaks.warnings,
+        )
+        run.log_results(
+            evaluated.headline() | logged_latency(timing),
+            verdicts,
+            evaluated.tags()
+            | ceiling_tag(leaks, job.split)
+            | no_decoder
+            | {NOTE: run_note(report)},
+            split=job.split,
         )
         page = _write(run, report, job.output)
     log(baseline_table({**baselines, evaluated.predictor: evaluated}))
@@ -268,6 +288,23 @@ def _opened(
     return replace(opened, predictor=quantize(opened.predictor, job.weights), model_id=None)
 
 
+def _with_declared(
+    opened: Opened, job: EvaluationJob, whole: Dataset, trained_on: Dataset | None, log: Log
+) -> Opened:
+    """The predictor with what the caller says that it learnt from, where it does not say it."""
+    if opened.trained_on is None or opened.trained_on.learnt is not None:
+        return opened
+    if trained_on is not None:
+        said = declared(trained_on, "this dataset" if trained_on is whole else "the dataset given")
+        return replace(opened, trained_on=said)
+    if job.trained_on is not None:
+        path, same = job.trained_on, job.trained_on == job.data
+        dataset = whole if same else open_data(path, allow_pickle=job.allow_pickle, log=log)
+        return replace(opened, trained_on=declared(dataset, path.name))
+    log(f"WARNING: {opened.trained_on.words}")
+    return opened
+
+
 def _write(run: _Run, report: Report, folder: Path) -> Path:
     """Write an evaluation's files and its gates, and log them; returns the page."""
     verdicts = folder / "gates.json"
@@ -289,14 +326,19 @@ def margin_note(evaluated: Evaluation) -> str:
 
 def _evaluate_all(
     job: EvaluationJob,
-    predictor: Predictor,
+    opened: Opened,
     cheap: Mapping[str, Predictor],
     dataset: Dataset,
     encoder: Encoder | None,
     decoder: Decoder | None,
     log: Log,
 ) -> tuple[Evaluation, dict[str, Evaluation]]:
-    """Evaluate the predictor, then the baselines (but the one that it is), with the same index."""
+    """Evaluate the predictor, then the baselines (but the one that it is), with the same index.
+
+    Their strata are the predictor's, so that a column of a table is over the same examples; where
+    these are not known, they are those of the dataset's own train split, which baselines learn.
+    """
+    predictor, known = opened.predictor, opened.trained_on and opened.trained_on.learnt
     index = BankIndex(dataset.bank, job.index)
     log(f"evaluating {job.model} on {dataset.n_examples(job.split):,} sequences of {job.split}")
     evaluated = evaluate(
@@ -307,12 +349,20 @@ def _evaluate_all(
         index=index,
         encoder=encoder,
         decoder=decoder,
+        trained_on=opened.trained_on,
     )
     baselines = {}
     for name, baseline in cheap.items() if job.against else ():
         if baseline is not predictor:
             log(f"evaluating {BASELINE_PREFIX}{name}")
-            baselines[name] = evaluate(baseline, dataset, job.split, name=name, index=index)
+            baselines[name] = evaluate(
+                baseline,
+                dataset,
+                job.split,
+                name=name,
+                index=index,
+                trained_on=opened.trained_on if known else None,
+            )
     return evaluated, baselines
 
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ocp_mamba.baselines.checkpoint import load_predictor
 from ocp_mamba.baselines.simple import Predictor
+from ocp_mamba.data.analysis.leakage import LEARN_ALL
+from ocp_mamba.data.analysis.learnt import Learnt, learnt_from
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import JobError
+from ocp_mamba.errors import DatasetError, JobError
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
+from ocp_mamba.evaluation.exposure import TrainedOn
 from ocp_mamba.evaluation.predict import device_of
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.tracking.registry import load_run_file, load_version, logged_model_id
+from ocp_mamba.tracking.registry import load_registered, load_run_file, logged_model_id
 
 BASELINE_PREFIX, MODELS_PREFIX, RUNS_PREFIX = "baseline:", "models:/", "runs:/"
 PREFIXES = (BASELINE_PREFIX, MODELS_PREFIX, RUNS_PREFIX)
@@ -39,11 +43,13 @@ class Opened:
         predictor: in evaluation mode.
         encoder: of the vectors that it was trained on; empty where that is not known.
         model_id: its LoggedModel, where it is known.
+        trained_on: what it learnt from; None for the train split of the evaluated dataset.
     """
 
     predictor: Predictor
     encoder: Mapping[str, object] = field(default_factory=dict)
     model_id: str | None = None
+    trained_on: TrainedOn | None = None
 
 
 def open_predictor(model: str, dataset: Dataset, cheap: Mapping[str, Predictor]) -> Opened:
@@ -69,12 +75,80 @@ def open_predictor(model: str, dataset: Dataset, cheap: Mapping[str, Predictor])
             )
         return Opened(cheap[name], dataset.meta.get("encoder", {}))
     if model.startswith(MODELS_PREFIX):
-        loaded, encoder = load_version(model)
+        version, loaded = load_registered(model)
         require_conditions(model, loaded, dataset)
-        return Opened(loaded, encoder, logged_model_id(model))
+        learnt = _trained_on(model, version.learnt)
+        return Opened(loaded, version.encoder, logged_model_id(model), learnt)
     saved = load_run_file(model) if model.startswith(RUNS_PREFIX) else load_predictor(model)
     require_conditions(model, saved.model, dataset)
-    return Opened(saved.model, saved.encoder)
+    return Opened(saved.model, saved.encoder, trained_on=_trained_on(model, saved.learnt))
+
+
+def _trained_on(model: str, learnt: Mapping[str, Any] | None) -> TrainedOn:
+    """What a file says that its model learnt from; where it says nothing, why."""
+    if learnt is None:
+        return TrainedOn(
+            f"{short_name(model)} does not say what it learnt from, because an earlier version "
+            "wrote it; train it again, or name the dataset that it was trained on (--trained-on)"
+        )
+    try:
+        read = Learnt.from_block(learnt)
+    except DatasetError as error:
+        return TrainedOn(f"{short_name(model)}: {error}")
+    return TrainedOn(
+        f"the {read.examples.count:,} train sequences that {short_name(model)} names", read, True
+    )
+
+
+def declared(dataset: Dataset, name: str) -> TrainedOn:
+    """What a caller says that a predictor learnt from: the train split of a dataset."""
+    words = f"the train split of {name}, as the caller says; nothing proves it"
+    return TrainedOn(words, learnt_from(dataset, LEARN_ALL))
+
+
+class PrefixOnly(Protocol):
+    """A predictor of the user's own that knows no positions, only contexts."""
+
+    def predict(self, contexts: Tensor) -> Tensor:
+        """Return what follows B contexts of one length, ``(B, L, 768)``: unit rows (B, 768)."""
+        ...
+
+
+class PrefixPredictor:
+    """Predicts every position by giving a `PrefixOnly` each beginning of a chain on its own.
+
+    It is given contexts of one length at a time, without padding, and with ``tmd (B, 16)`` where it
+    has an attribute ``d_tmd`` above 0.
+    """
+
+    def __init__(self, predictor: PrefixOnly, name: str) -> None:
+        """Wrap ``predictor``, which messages call ``name``."""
+        self.predictor, self._name = predictor, name
+        self.d_tmd = int(getattr(predictor, "d_tmd", 0))
+
+    def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
+        """Return ``(B, L, 768)`` out of ``(B, L, 768)``; zero where the input is padded.
+
+        Raises:
+            JobError: an answer has another shape than its contexts' last positions.
+        """
+        out = torch.zeros(seq_vectors.shape)
+        lengths = seq_vectors.cpu().any(dim=-1).sum(dim=1)
+        for n in range(1, seq_vectors.shape[1] + 1):
+            rows = torch.nonzero(lengths >= n)[:, 0]
+            if len(rows) == 0:
+                break
+            given = {} if tmd is None else {"tmd": tmd[rows]}
+            predicted = self.predictor.predict(seq_vectors[rows, :n], **given)
+            wanted = (len(rows), seq_vectors.shape[2])
+            if not isinstance(predicted, Tensor) or tuple(predicted.shape) != wanted:
+                found = getattr(predicted, "shape", type(predicted).__name__)
+                raise JobError(
+                    f"predictor {self._name}: predict gave {found}; wanted is a float32 "
+                    f"torch.Tensor {wanted} of unit rows, one for each context"
+                )
+            out[rows, n - 1] = predicted.cpu().to(out.dtype)
+        return out
 
 
 class CheckedPredictor:
@@ -140,17 +214,24 @@ def open_object(predictor: Predictor, name: str, dataset: Dataset) -> Opened:
         JobError: it has no ``predict_all``, or the dataset lacks what it takes.
     """
     if not callable(getattr(predictor, "predict_all", None)):
-        raise JobError(
-            f"predictor {name}: it has no method predict_all(seq_vectors, tmd=None), which takes "
-            "and gives a float32 torch.Tensor (B, L, 768)"
-        )
+        if not callable(getattr(predictor, "predict", None)):
+            raise JobError(
+                f"predictor {name}: it has no method predict_all(seq_vectors, tmd=None), which "
+                "takes and gives a float32 torch.Tensor (B, L, 768), and no method "
+                "predict(contexts), which takes (B, L, 768) and gives (B, 768)"
+            )
+        predictor = PrefixPredictor(predictor, name)  # type: ignore[arg-type]
+    unknown = TrainedOn(
+        f"predictor {name} does not say what it learnt from; name the dataset whose train split "
+        "that is (trained_on=…)"
+    )
     if isinstance(predictor, NextVectorModel):
         require_conditions(name, predictor, dataset)
-        return Opened(predictor)
+        return Opened(predictor, trained_on=unknown)
     checked = CheckedPredictor(predictor, name)
     if checked.d_tmd and dataset.chain_tmd is None:
         raise JobError(f"predictor {name} takes TMD vectors, and the dataset has no chain_tmd")
-    return Opened(checked)
+    return Opened(checked, trained_on=unknown)
 
 
 def short_name(model: str) -> str:

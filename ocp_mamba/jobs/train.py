@@ -17,6 +17,7 @@ from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.errors import ResumeError, TrainingError, WorkerLostError
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
+from ocp_mamba.evaluation.exposure import TrainedOn
 from ocp_mamba.evaluation.latency import inference_latency
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.names import COSINE, ECHO, LATENCY, P1, TRAIN_MINUTES
@@ -25,11 +26,20 @@ from ocp_mamba.jobs.artifacts import log_training
 from ocp_mamba.jobs.baselines import (
     FULL,
     evaluate_cheap,
+    learns_from,
+    lines_of,
     log_baseline,
     train_and_evaluate,
     trained_gates,
 )
-from ocp_mamba.jobs.common import Log, check_dataset_and_log, evaluation_dataset, what_ran
+from ocp_mamba.jobs.common import (
+    Log,
+    ceiling_tag,
+    check_dataset_and_log,
+    evaluation_dataset,
+    logged_latency,
+    what_ran,
+)
 from ocp_mamba.jobs.preconditions import constant_targets
 from ocp_mamba.jobs.promotion.evidence import write_evidence
 from ocp_mamba.jobs.train_job import TrainJob, prepare
@@ -40,6 +50,7 @@ from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.redact import redact
 from ocp_mamba.reports.evaluation_page import Report
+from ocp_mamba.reports.note import run_note
 from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
 from ocp_mamba.system.disk import require_space
 from ocp_mamba.system.files import sha256_of
@@ -51,6 +62,7 @@ from ocp_mamba.tracking.resumed import Opening, open_store, output_tag
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
 from ocp_mamba.tracking.store import ui_link
+from ocp_mamba.tracking.tags import NOTE
 from ocp_mamba.training import alarms
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.run_folder import Claim, RunFolder, claim, clean, resumable
@@ -82,6 +94,7 @@ class _Data:
         evaluation_data: the same, or a sample of it where it is too large to be evaluated whole.
         index: of the bank of ``evaluation_data``.
         leaks: of ``evaluation_data``.
+        trained_on: what the model learns from; the strata of all evaluations are of that.
         baselines: evaluations on its val split, by name.
     """
 
@@ -89,6 +102,7 @@ class _Data:
     evaluation_data: Dataset
     index: BankIndex
     leaks: LeakReport
+    trained_on: TrainedOn
     baselines: Mapping[str, Evaluation]
 
 
@@ -166,6 +180,7 @@ def _run(job: TrainJob, mine: Claim, log: Log, world: World) -> TrainOutcome:
         folder = mine.made
         for name, evaluation in data.baselines.items():
             log_baseline(run, name, evaluation)
+        run.compare_with(lines_of(data.baselines))
         with world.name_lost_workers():
             fitted = fit(
                 model,
@@ -226,10 +241,11 @@ def _check_and_evaluate_baselines(job: TrainJob, dataset: Dataset, log: Log) -> 
     for warning in constant_targets(evaluation_data):
         log(f"WARNING: {warning}")
     log(f"Evaluating the baselines on {evaluation_data.n_examples('val'):,} validation sequences")
-    baselines = evaluate_cheap(evaluation_data, index)
+    trained_on = learns_from(dataset, job.train.min_context)
+    baselines = evaluate_cheap(evaluation_data, index, trained_on)
     log(baseline_table(baselines))
     give_back_freed()
-    return _Data(dataset, evaluation_data, index, leaks, baselines)
+    return _Data(dataset, evaluation_data, index, leaks, trained_on, baselines)
 
 
 def _evaluate_and_register(
@@ -248,7 +264,14 @@ def _evaluate_and_register(
     stored and registered.
     """
     saved, sha256 = _saved(folder.best, model)
-    evaluation = evaluate(model, data.evaluation_data, "val", name="model", index=data.index)
+    evaluation = evaluate(
+        model,
+        data.evaluation_data,
+        "val",
+        name="model",
+        index=data.index,
+        trained_on=data.trained_on,
+    )
     timing = inference_latency(model) | {TRAIN_MINUTES: fitted.train_minutes}
     verdicts = _gates(saved, model, data, fitted, evaluation)
     bundle = write_evidence(
@@ -270,6 +293,7 @@ def _evaluate_and_register(
             data.dataset,
             data.evaluation_data,
             data.index,
+            data.trained_on,
             job.train,
             folder.best,
             log=log,
@@ -278,11 +302,11 @@ def _evaluate_and_register(
         )
     verdicts |= trained_gates(evaluation, trained)
     data = replace(data, baselines={**data.baselines, **trained})
-    ceiling = data.leaks.figures().get("data/val_top1_ceiling")
+    report = _report(run, data, fitted, evaluation, verdicts)
     run.log_results(
-        evaluation.headline() | timing | {"retrieval_top1_ceiling": ceiling},
+        evaluation.headline() | logged_latency(timing) | {TRAIN_MINUTES: fitted.train_minutes},
         verdicts,
-        evaluation.tags(),
+        evaluation.tags() | ceiling_tag(data.leaks, "val") | {NOTE: run_note(report)},
         epoch=fitted.best_epoch,
     )
     numbers = evaluation.flat() | timing
@@ -293,7 +317,6 @@ def _evaluate_and_register(
             result_table(numbers, verdicts, SUMMARY_METRICS),
         ]
     )
-    report = _report(run, data, fitted, evaluation, verdicts)
     log_training(run, report, data.leaks, summary, folder.path)
     run.log_cost()
     version = run.register(fitted.best_epoch, job.model_name, alias_anyway=job.alias_anyway)

@@ -20,6 +20,7 @@ from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor, save_
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.config import ModelConfig, TrainConfig, override
 from ocp_mamba.data import Dataset
+from ocp_mamba.data.analysis.learnt import learnt_from
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.jobs.common import ComparisonJob, Log, what_ran
@@ -167,6 +168,7 @@ def fit_and_save(
         dataset_fingerprint=dataset.fingerprint,
         encoder=dict(dataset.meta.get("encoder", {})),
         loop=loop,
+        learnt=learnt_from(dataset, config.min_context).to_block(),
     )
     return fitted
 

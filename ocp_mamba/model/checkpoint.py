@@ -188,7 +188,9 @@ def _from_version_1(content: dict[str, Any], shape: str) -> dict[str, Any]:
 class Checkpoint:
     """Content of a ``.pt`` file; ``loop`` holds plain values and tensors of the training loop.
 
-    The weights fit the config, where `load_checkpoint` made it.
+    The weights fit the config, where `load_checkpoint` made it. ``learnt`` holds hashes of what the
+    model learnt from (`data.analysis.learnt.Learnt`); None in a file that has none, such as an
+    older one.
     """
 
     model_config: ModelConfig
@@ -197,6 +199,7 @@ class Checkpoint:
     encoder: dict[str, Any]
     loop: dict[str, Any]
     format_version: int = FORMAT_VERSION
+    learnt: dict[str, Any] | None = None
 
     def build_model(self) -> OCPMambaLVM:
         """Return the model in evaluation mode.
@@ -221,6 +224,7 @@ def save_checkpoint(
     dataset_fingerprint: str,
     encoder: dict[str, Any],
     loop: dict[str, Any] | None = None,
+    learnt: dict[str, Any] | None = None,
 ) -> None:
     """Write a ``.pt`` that loads with ``weights_only=True``; an older file is replaced whole."""
     content = {
@@ -229,6 +233,7 @@ def save_checkpoint(
         "dataset_fingerprint": dataset_fingerprint,
         "encoder": encoder,
         "loop": loop or {},
+        **({} if learnt is None else {"learnt": learnt}),
     }
     write_checkpoint(path, type(model).__name__, content)
 
@@ -269,6 +274,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         content["encoder"],
         content.get("loop", {}),
         content["format_version"],
+        content.get("learnt"),
     )
 
 

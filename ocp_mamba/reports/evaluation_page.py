@@ -17,7 +17,15 @@ from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.reports import plots
 from ocp_mamba.reports.findings import BAD, GOOD, OPEN, differences, outcome, statements
 from ocp_mamba.reports.html import render
-from ocp_mamba.reports.tables import BEST, COLUMNS, FIGURES, Cell, Content, Table
+from ocp_mamba.reports.tables import (
+    BEST,
+    COLUMNS,
+    FIGURES,
+    GATE_COLUMNS,
+    Cell,
+    Content,
+    Table,
+)
 from ocp_mamba.stats import Figure
 from ocp_mamba.training.history import EpochRecord
 
@@ -30,9 +38,9 @@ HEADLINE = {
 }
 GATE_TONES = {gates.PASS: GOOD, gates.FAIL: BAD, gates.NOT_RUN: OPEN}
 DIFFERENCES = {
-    "beats": (GOOD, "better"),
-    "loses to": (BAD, "worse"),
-    "ties with": (OPEN, "tie"),
+    "beats": (GOOD, "beats it"),
+    "loses to": (BAD, "loses to it"),
+    "ties with": (OPEN, "ties with it"),
 }
 """The tone of a difference by its outcome, and what the page calls it."""
 EXAMPLES, SHOWN = 5, 5
@@ -82,6 +90,7 @@ def html_report(report: Report) -> str:
         "evaluation.html",
         title=report.title,
         facts=_facts(report),
+        details=_details(report),
         statements=statements(report.evaluation, report.baselines, report.dataset),
         failed=gates.failed(report.gates),
         tables={
@@ -129,22 +138,32 @@ def write_figures(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 
 def _facts(report: Report) -> dict[str, str]:
-    evaluation, encoder = report.evaluation, report.dataset.meta.get("encoder", {})
+    """What stands at the top of the page: words and counts."""
+    evaluation = report.evaluation
     return {
         "predictor": evaluation.predictor,
         "split": evaluation.split,
-        "sequences": f"{evaluation.n_examples:,} of {evaluation.n_chains:,} chains",
-        "families": f"{evaluation.n_families:,}",
-        "retrieval pool": f"{evaluation.pool_size:,} concepts",
-        "P@1 by chance": f"{evaluation.chance_p1:.5f}",
-        "metric version": evaluation.metrics_version,
-        "encoder": str(encoder.get("name", "unknown")),
-        "encoder weights": str(encoder.get("weight_hash", "unknown"))[:16],
-        "echo loop encodes by": evaluation.echo_encoder,
-        "dataset fingerprint": evaluation.dataset_fingerprint,
+        "sequences": f"{evaluation.n_examples:,} of {evaluation.n_chains:,} chains in "
+        f"{evaluation.n_families:,} families",
+        "retrieval pool": f"{evaluation.pool_size:,} concepts, P@1 by chance "
+        f"{evaluation.chance_p1:.5f}",
         **({"evaluated on": str(evaluation.sample)} if evaluation.sample else {}),
         **report.facts,
     }
+
+
+def _details(report: Report) -> Table:
+    """What stands at the end of the page: hashes, versions, what the predictor learnt from."""
+    evaluation, encoder = report.evaluation, report.dataset.meta.get("encoder", {})
+    rows = {
+        "learnt from": str(evaluation.exposure),
+        "encoder": str(encoder.get("name", "unknown")),
+        "echo loop encodes by": evaluation.echo_encoder,
+        "metric version": evaluation.metrics_version,
+        "dataset fingerprint": evaluation.dataset_fingerprint,
+        "encoder weights": str(encoder.get("weight_hash", "unknown")),
+    }
+    return Table(["", ""], list(rows.items()))
 
 
 def _headline_table(report: Report) -> Table:
@@ -168,8 +187,8 @@ def _headline_table(report: Report) -> Table:
     caption = (
         "[95% interval, bootstrap by family]; bold: highest. Margin: cosine to the next vector "
         f"minus cosine to the last one. P@k and MRR over {pool} concepts. "
-        f"{unseen.n if unseen else 0:,} transitions (last concept, next concept) do not occur in "
-        "train: unseen."
+        f"Unseen: {unseen.n if unseen else 0:,} transitions (last concept, next concept) that were "
+        "not learnt."
     )
     return Table(["", *columns], rows, caption, ours=0)
 
@@ -190,7 +209,7 @@ def _difference_table(report: Report) -> Table:
         ]
     caption = (
         "Paired over the same sequences. The model beats or loses to a baseline where the 95% "
-        "interval does not contain zero; otherwise they tie."
+        "interval does not contain zero; otherwise it ties with it."
     )
     return Table(["against", *COLUMNS], rows, caption)
 
@@ -201,11 +220,13 @@ def _difference_cell(gain: Figure) -> Cell:
 
 
 def _gate_table(verdicts: Mapping[str, str]) -> Table:
-    rows = [
-        [Cell(name, kind="code"), Cell(verdict, kind=f"tag {GATE_TONES.get(verdict, OPEN)}")]
-        for name, verdict in verdicts.items()
-    ]
-    return Table(["gate", "verdict"], rows, "Definitions: docs/metrics.md of the project.")
+    rows: list[list[Content]] = []
+    for name, given in verdicts.items():
+        verdict = gates.as_verdict(given)
+        tone = f"tag {GATE_TONES.get(verdict, OPEN)}"
+        words: list[Content] = [verdict.value, verdict.threshold, verdict.reason]
+        rows.append([Cell(name, kind="code"), Cell(str(verdict), kind=tone), *words])
+    return Table(GATE_COLUMNS, rows, "Definitions: docs/metrics.md of the project.")
 
 
 def _drawings(report: Report) -> Iterator[tuple[str, Any, str]]:
@@ -213,19 +234,22 @@ def _drawings(report: Report) -> Iterator[tuple[str, Any, str]]:
     evaluations, evaluation = report.all_evaluations, report.evaluation
     if report.history:
         drawing = plots.epochs_figure(report.history, report.baselines)
-        words = "Validation cosine and P@1 per epoch, with a line for each baseline."
+        words = (
+            "Validation cosine and P@1 per epoch, with a line for each baseline. The vertical line "
+            "is the epoch that was kept, the one with the best cosine."
+        )
         yield "Training", drawing, words
     if evaluation.n_examples == 0:
         return
     words = (
-        "Cosine and P@1 per stratum with intervals. seen: the transition is a step of a train "
-        "chain. unseen: it is not. unseen target: no step of a train chain leads to the next "
-        "concept."
+        "Cosine and P@1 per stratum with intervals. seen: the transition is a step of a chain that "
+        "was learnt. unseen: it is not. unseen target: no such step leads to the next concept."
     )
     yield "Seen and unseen", plots.strata_figure(evaluations), words
     ranks = plots.rank_figure(evaluations)
     if ranks is not None:
-        yield "Rank of the truth", ranks, "Histogram of the rank of the true next concept."
+        words = "Share of sequences whose true next concept is among the k nearest, for every k."
+        yield "Rank of the truth", ranks, words
     positions = report.dataset.examples(evaluation.split).position
     drawing = plots.position_figure(evaluations, positions)
     yield "Length of the context", drawing, "Cosine and P@1 by the length of the context."

@@ -88,6 +88,18 @@ def epochs_figure(history: Sequence[EpochRecord], baselines: Mapping[str, Evalua
                 linewidth=2,
                 label=f"model  {best:.3f} at best",
             )
+        kept = max((r.epoch for r in history if r.is_best), default=None)
+        if kept is not None:
+            axes.axvline(kept, color=MODEL_COLOR, linewidth=1, alpha=0.6, linestyle=":")
+            axes.annotate(
+                f"epoch {kept} was kept",
+                (kept, 0),
+                (4, 4),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=MODEL_COLOR,
+                fontsize=8,
+            )
         axes.set_ylabel(f"{label}, validation")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         height = {id(line): np.max(line.get_ydata()) for line in lines}
@@ -184,45 +196,33 @@ def plot_variants(rows: Mapping[str, Mapping[str, stats.Figure]], path: Path) ->
 
 
 def rank_figure(evaluations: Mapping[str, Evaluation]) -> Figure | None:
-    """Draw where the truth ranks in the bank: the share of examples per doubling of the rank.
+    """Draw how often the truth is among the k nearest concepts, against k, for each predictor.
 
     Args:
-        evaluations: the model first; the other one with the best P@1 is drawn as an outline.
+        evaluations: the model first.
     """
-    (name, model), *others = evaluations.items()
+    model = next(iter(evaluations.values()))
     if RANK not in model.per_example or model.n_examples == 0:
         return None
-    edges = 2 ** np.arange(int(np.log2(model.pool_size)) + 2)
-    shares = _rank_shares(model, edges)
-    at = np.arange(len(shares))
+    k = np.unique(np.geomspace(1, model.pool_size, 60).astype(int))
     figure, (axes,) = _figure(1, height=3.8)
-    axes.bar(at, shares, 0.9, color=MODEL_COLOR, label=name)
-    others_shares = {n: _rank_shares(e, edges) for n, e in others if RANK in e.per_example}
-    if others_shares:
-        best_other = max(others_shares, key=lambda n: others_shares[n][0])
-        axes.stairs(
-            others_shares[best_other],
-            np.arange(len(at) + 1) - 0.5,
-            color="#222222",
-            linewidth=1.4,
-            label=best_other,
-        )
-    ends = np.minimum(edges[1:] - 1, model.pool_size)
-    axes.set_xticks(
-        at, [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(edges[:-1], ends, strict=True)],
-        rotation=35, ha="right",
-    )  # fmt: skip
-    axes.set_xlim(-0.6, len(at) - 0.4)
-    axes.set_ylabel("share of examples")
-    axes.set_xlabel(f"rank of the truth among {model.pool_size:,} concepts")
-    axes.set_title("How far down the list the truth stands", loc="left")
-    axes.legend(frameon=False)
+    colors = (MODEL_COLOR, *_colors(len(evaluations) - 1))
+    for (name, evaluation), color in zip(evaluations.items(), colors, strict=True):
+        if RANK not in evaluation.per_example:
+            continue
+        ranks = np.sort(evaluation.per_example[RANK])
+        shares = np.searchsorted(ranks, k, side="right") / len(ranks)
+        is_model = color == MODEL_COLOR
+        axes.plot(k, shares, color=color, label=name, linewidth=2.2 if is_model else 1.1,
+                  zorder=3 if is_model else 2)  # fmt: skip
+    axes.plot(k, k / model.pool_size, color="#999999", linestyle=":", label="by chance")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("share of sequences")
+    axes.set_xlabel(f"k, of {model.pool_size:,} concepts")
+    axes.set_title("The true next concept is among the k nearest", loc="left")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure
-
-
-def _rank_shares(evaluation: Evaluation, edges: np.ndarray) -> np.ndarray:
-    ranks = evaluation.per_example[RANK]
-    return np.histogram(ranks, bins=np.append(edges[:-1], edges[-1] + 1))[0] / len(ranks)
 
 
 def position_figure(evaluations: Mapping[str, Evaluation], positions: np.ndarray) -> Figure:

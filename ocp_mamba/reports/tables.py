@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from ocp_mamba.evaluation.gates import as_verdict
 from ocp_mamba.evaluation.names import COSINE, LABELS, VAL_P1
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.stats import Figure
@@ -20,8 +21,10 @@ COLUMNS: dict[str, tuple[str, str | None]] = {
 """Columns that every table of predictors has: a metric, and the stratum it is computed over."""
 FIGURES = {c: m if s is None else f"{s}/{m}" for c, (m, s) in COLUMNS.items()}
 """The same columns by the names of an evaluation's figures."""
+GATE_COLUMNS = ("gate", "verdict", "value", "threshold", "reason")
 BEST = "best"
 GITHUB = "github"
+REASON_WIDTH = 60
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def baseline_table(evaluations: Mapping[str, Evaluation]) -> str:
 def result_table(
     numbers: Mapping[str, float], gates: Mapping[str, str], shown: Sequence[str]
 ) -> str:
-    """Return headline metrics with their intervals, then each gate's verdict, as two tables.
+    """Return headline metrics with their intervals, then each gate's verdict with its words.
 
     Args:
         numbers: metrics by name, with ``interval/<name>_low`` and ``_high`` where there are any.
@@ -148,4 +151,15 @@ def result_table(
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
         rows.append([name, "not-run" if value is None else f"{value:.4f}", interval])
     metrics = Table(["metric", "value", "95% interval"], rows).to_text()
-    return f"{metrics}\n\n{Table(['gate', 'verdict'], list(gates.items())).to_text()}"
+    return f"{metrics}\n\n{gate_table(gates)}"
+
+
+def gate_table(gates: Mapping[str, str]) -> str:
+    """Return each gate with its verdict, value, threshold and reason, for a terminal."""
+    rows = []
+    for name, given in gates.items():
+        verdict = as_verdict(given)
+        rows.append([name, str(verdict), verdict.value, verdict.threshold, verdict.reason])
+    return tabulate(
+        rows, GATE_COLUMNS, disable_numparse=True, maxcolwidths=[None, None, 28, 28, REASON_WIDTH]
+    )

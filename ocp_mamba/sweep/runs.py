@@ -18,9 +18,10 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import TrackingError, first_line
 from ocp_mamba.redact import redact
 from ocp_mamba.system.process import process_tags, worker_tag
+from ocp_mamba.tracking.charts import describe_experiment
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import RUN_VARIABLE, identity_tags
-from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, open_experiment
+from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, open_experiment, retried
 from ocp_mamba.tracking.tags import ENDED_REASON, MAX_TAG_CHARACTERS, PARENT
 from ocp_mamba.training.state import EpochResult
 
@@ -180,6 +181,7 @@ def make_parent(sweep_id: str, experiment: str, name: str, dataset: Dataset, sto
             client.update_run(adopted, name=name)
             return adopted
         experiment_id = open_experiment(experiment)
+        retried(lambda: describe_experiment(experiment_id))
         found = _find(experiment_id, {SWEEP_TAG: sweep_id, KIND_TAG: "sweep"})
         run = found or client.create_run(experiment_id, tags=tags, run_name=name)
         return run.info.run_id

@@ -39,7 +39,7 @@ from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.registry import register_once
 from ocp_mamba.tracking.store import retried
-from ocp_mamba.tracking.tags import BUNDLE, DIGEST, MAX_TAG_CHARACTERS, PARENT
+from ocp_mamba.tracking.tags import BUNDLE, DIGEST, MAX_TAG_CHARACTERS, NOTE, PARENT
 from ocp_mamba.tracking.text_registry import follow_aliases, register_text_once
 from ocp_mamba.training.history import EpochRecord
 
@@ -48,6 +48,11 @@ WEIGHTS_TAG, OPERATION_TAG = "weights", "operation"
 MODEL_TYPE, TEXT_MODEL_TYPE = "ocp-mamba-lvm", "ocp-mamba-lvm-text"
 TEXT_ROW = "text"
 """Name of a run's LoggedModel that is asked in words."""
+WEIGHTLESS_NOTE = (
+    "Metrics of one epoch, without weights: it cannot be loaded, served or promoted, and stays "
+    "Pending. Whole models are stored of the best and the last epoch, and of every N-th "
+    "(checkpoint_every)."
+)
 BATCH = 100
 
 
@@ -228,7 +233,7 @@ def _mark_weightless(row: LoggedModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         mark.save(str(Path(folder) / MLMODEL_FILE_NAME))
         client.log_model_artifacts(row.model_id, folder)
-    client.set_logged_model_tags(row.model_id, {WEIGHTS_TAG: "none"})
+    client.set_logged_model_tags(row.model_id, {WEIGHTS_TAG: "none", NOTE: WEIGHTLESS_NOTE})
 
 
 def _store_model(operation: Operation) -> str:
@@ -252,7 +257,13 @@ def _store_model(operation: Operation) -> str:
         if EXTERNAL_TAG in row.tags:
             client.delete_logged_model_tag(row.model_id, EXTERNAL_TAG)
     client.set_logged_model_tags(
-        row.model_id, {WEIGHTS_TAG: "whole", **tags, **operation.get("tags", {})}
+        row.model_id,
+        {
+            WEIGHTS_TAG: "whole",
+            NOTE: f"The whole model of epoch {operation['epoch']}: it loads, serves and registers.",
+            **tags,
+            **operation.get("tags", {}),
+        },
     )
     for path in [*bundle, *([checkpoint] if operation.get("delete_checkpoint") else [])]:
         path.unlink(missing_ok=True)

@@ -15,16 +15,23 @@ from mlflow.exceptions import MlflowException
 
 from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor
 from ocp_mamba.errors import CheckpointError, RegistryError, first_line
-from ocp_mamba.model.checkpoint import load_checkpoint
+from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.serving.bundle import CHECKPOINT
 from ocp_mamba.tracking.aliases import CANDIDATE, MODEL_NAME, set_alias
 from ocp_mamba.tracking.candidate import move_candidate
 from ocp_mamba.tracking.store import STORE_FAILURES
-from ocp_mamba.tracking.tags import BUNDLE, DIGEST
+from ocp_mamba.tracking.tags import BUNDLE, DIGEST, NOTE
 
 REGISTERED, BEGUN, WHOLE = "registration", "begun", "whole"
 """The tag of a version that `register_once` made, and its values before and after the alias."""
+
+MODEL_NOTE = (
+    "A latent vector model of ocp_mamba: it reads the vectors of a chain of concepts and predicts "
+    "the vector of the next one. A version is the best epoch of a training, and its description is "
+    "that run's verdict with all gates."
+)
+"""Description of a registered model that has none."""
 
 VERSION_METRICS = ("next_vec_cosine", "val_next_vec_cosine", "faiss_retrieval_p1")
 RUN_TAGS = ("dataset.fingerprint", "encoder.name", "encoder.weight_hash", "git.commit")
@@ -70,6 +77,9 @@ def register_best(
     version = mlflow.register_model(
         f"models:/{model_id}", name, tags={**_version_tags(model, run), **(tags or {})}
     )
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(name, MODEL_NOTE)
+    client.update_model_version(name, version.version, run.data.tags.get(NOTE, ""))
     if alias is not None:
         set_alias(name, alias, version.version)
     return client.get_model_version(name, version.version)
@@ -178,12 +188,22 @@ def load_version(uri: str) -> tuple[OCPMambaLVM, dict[str, Any]]:
         The model, and the identity of the encoder whose vectors it was trained on.
 
     Raises:
+        RegistryError: as `load_registered`.
+    """
+    checkpoint, model = load_registered(uri)
+    return model, checkpoint.encoder
+
+
+def load_registered(uri: str) -> tuple[Checkpoint, OCPMambaLVM]:
+    """Load the whole ``.pt`` of a registered version, and its model; ``uri`` as `load_version`.
+
+    Raises:
         RegistryError: there is no such version, or it holds no weights that can be read.
     """
     with version_artifacts(uri) as folder:
         try:
             checkpoint = load_checkpoint(folder / CHECKPOINT)
-            return checkpoint.build_model(), checkpoint.encoder
+            return checkpoint, checkpoint.build_model()
         except CheckpointError as error:
             raise RegistryError(f"{uri}: no model to load: {first_line(error)}") from error
 

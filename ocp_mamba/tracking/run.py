@@ -26,6 +26,7 @@ from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking import sender
 from ocp_mamba.tracking.active_run import end_run, leave_active_run
 from ocp_mamba.tracking.aliases import MODEL_NAME
+from ocp_mamba.tracking.charts import epoch_lines
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
 from ocp_mamba.tracking.operations import (
@@ -105,6 +106,7 @@ class TrackedRun:
         }
         self._output_dir = output_dir
         self._checkpoint_every = checkpoint_every
+        self._baselines: Mapping[str, Mapping[str, float]] = {}
         self._best: tuple[int, float] | None = None
         self._last: tuple[int, Path] | None = None
         self._stored: dict[int, str] = {}
@@ -154,10 +156,11 @@ class TrackedRun:
                 ``metric.<name>`` instead.
             gates: verdicts by name, logged as tags ``gate.<name>``.
             tags: further tags.
-            epoch: the epoch whose model was evaluated; its row then shows the metrics too.
+            epoch: the epoch whose model was evaluated; its row then shows the metrics too. They
+                have step 0 all the same: MLflow draws a bar for each run then, and else a dot.
             split: the split that the model was evaluated on.
         """
-        metrics, notes = self._entries(numbers, epoch or 0, lambda name: split)
+        metrics, notes = self._entries(numbers, 0, lambda name: split)
         notes |= {f"gate.{name}": verdict for name, verdict in (gates or {}).items()}
         notes |= tags or {}
         self._log(metrics, notes, epoch)
@@ -170,6 +173,14 @@ class TrackedRun:
                     self._log_numbers(result)
                 else:
                     self._best = self._better(result)
+
+    def compare_with(self, baselines: Mapping[str, Mapping[str, float]]) -> None:
+        """Log baselines' values beside each epoch from now on, so that charts show them as lines.
+
+        Args:
+            baselines: for each baseline its values by the keys of `charts.LINES`.
+        """
+        self._baselines = baselines
 
     def on_epoch(self, result: EpochResult) -> None:
         """Log an epoch's metrics, on the run and on the epoch's row of the Models page."""
@@ -190,10 +201,9 @@ class TrackedRun:
 
     def _log_numbers(self, result: EpochResult) -> None:
         self._best = self._better(result)
-        numbers = epoch_numbers(result) | {
-            "best_epoch": self._best[0],
-            "best_val_next_vec_cosine": self._best[1],
-        }
+        numbers = epoch_numbers(result)
+        numbers |= epoch_lines(numbers, self._baselines)
+        numbers |= {"best_epoch": self._best[0], "best_val_next_vec_cosine": self._best[1]}
         metrics, notes = self._entries(numbers, result.epoch, split_of_metric, result.time)
         notes |= {alarm.tag: str(alarm) for alarm in result.alarms}
         self._log(metrics, notes, result.epoch if self.has_rows else None)
@@ -418,6 +428,7 @@ class TrackedRun:
             dataset_fingerprint=self._dataset.fingerprint,
             encoder=dict(self._dataset.meta.get("encoder", {})),
             loop={"epoch": result.epoch, "val": result.val},
+            learnt=result.learnt,
         )
         return path
 

@@ -24,6 +24,7 @@ from ocp_mamba.system.process import (
     undisturbed,
 )
 from ocp_mamba.tracking.active_run import end_active_run
+from ocp_mamba.tracking.charts import describe_experiment
 from ocp_mamba.tracking.offline_queue import Operation, read_queue, replay_queue
 from ocp_mamba.tracking.operations import apply
 from ocp_mamba.tracking.resumed import RUN_VARIABLE, reopen
@@ -33,6 +34,7 @@ from ocp_mamba.tracking.store import (
     STORE_VARIABLE,
     is_refusal,
     open_experiment,
+    retried,
     use_store,
 )
 
@@ -124,6 +126,7 @@ def track(
                 evaluated,
                 resumed=resume is not None,
             )
+            retried(lambda: describe_experiment(run.experiment_id))
         except BaseException as error:
             with undisturbed():
                 end_active_run(_outcome(error)[0])

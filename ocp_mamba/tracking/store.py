@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 
 from ocp_mamba.errors import TrackingError, first_line
 from ocp_mamba.redact import redact, remember
+from ocp_mamba.tracking.charts import VIEW
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 UI_PORT = 5000
@@ -188,7 +189,8 @@ def ui_link(
     """Return the link to the epochs' chart, and the command that serves it (None for a server).
 
     A fresh browser opens MLflow 3.17 in its GenAI mode; the link's ``workflowType`` chooses model
-    training. With ``run_id`` the link is that run's page. Neither has a password.
+    training, and ``viewStateShareKey`` the saved view of `tracking.charts`. With ``run_id`` the
+    link is that run's page. Neither has a password.
     """
     store = redact(store)
     command = f"mlflow ui --backend-store-uri {shlex.quote(store)} --port {port}"
@@ -196,6 +198,7 @@ def ui_link(
     base = re.sub("//[^/]*@", "//", store).rstrip("/") if served else f"http://127.0.0.1:{port}"
     page = f"runs/{run_id}?" if run_id else "runs?compareRunsMode=CHART&"
     link = f"{base}/#/experiments/{experiment_id}/{page}workflowType=machine_learning"
+    link += "" if run_id else f"&viewStateShareKey={VIEW}"
     return link, None if served else command
 
 

@@ -25,3 +25,6 @@ MAX_TAG_CHARACTERS = 5000
 
 PARENT = "mlflow.parentRunId"
 """MLflow's own: the run under which the UI shows a nested run."""
+
+NOTE = "mlflow.note.content"
+"""The description, in Markdown, of a run, an experiment or a model of an epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ocp_mamba.config import TrainConfig
+from ocp_mamba.data.analysis.learnt import learnt_from
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import (
     CheckpointError,
@@ -96,6 +98,14 @@ class StateFiles:
         self._fingerprint = dataset.fingerprint
         self._encoder = dict(dataset.meta.get("encoder", {}))
         self._config = config
+        self._dataset = dataset
+
+    @cached_property
+    def learnt(self) -> dict[str, Any] | None:
+        """Hashes of what is learnt, for each ``.pt`` of the training; None without an output."""
+        if self._best is None:
+            return None
+        return learnt_from(self._dataset, self._config.min_context).to_block()
 
     def write(self, state: TrainState) -> None:
         """Write the state, and at the end of an epoch that is the best one its weights.
@@ -233,6 +243,7 @@ class StateFiles:
                 dataset_fingerprint=self._fingerprint,
                 encoder=self._encoder,
                 loop=loop,
+                learnt=self.learnt,
             )
         except (OSError, RuntimeError) as error:  # torch's writer turns some into RuntimeError
             raise OutputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -16,11 +17,15 @@ from ocp_mamba.training.negatives import NO_NEGATIVES, NegativePool
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult(EpochRecord):
-    """What ``on_epoch`` receives: the record, the live model, and the alarms until now."""
+    """What ``on_epoch`` receives: the record, the live model, and the alarms until now.
+
+    ``learnt`` is for the ``.pt`` of the epoch: hashes of what the training learns from.
+    """
 
     max_epochs: int
     model: NextVectorModel
     alarms: tuple[Alarm, ...] = ()
+    learnt: dict[str, Any] | None = None
 
 
 @dataclass

@@ -162,7 +162,7 @@ def fit(
         saved = world.broadcast(files.load)
         saved.put_into(state)
         best_weights = saved.best_weights
-        results = [_result(state, config, n) for n in range(1, len(state.history) + 1)]
+        results = [_result(state, config, n, files) for n in range(1, len(state.history) + 1)]
         if on_resume is not None and world.main:
             on_resume(results)
         if results and state.progress is None:
@@ -173,7 +173,7 @@ def fit(
         record = _run_epoch(state, dataset, bank, config, plan, validate, bar, save, on_step)
         state.history.append(record)
         state.progress = None
-        result = _result(state, config, len(state.history))
+        result = _result(state, config, len(state.history), files)
         bar.validated(record.val, result.alarms)
         if record.is_best:
             best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -193,12 +193,13 @@ def fit(
     )
 
 
-def _result(state: TrainState, config: TrainConfig, epochs: int) -> EpochResult:
+def _result(state: TrainState, config: TrainConfig, epochs: int, files: StateFiles) -> EpochResult:
     """The result of an epoch, given the number of epochs until and with it."""
     return EpochResult(
         **vars(state.history[epochs - 1]),
         max_epochs=config.max_epochs,
         model=state.model,
+        learnt=files.learnt if state.world.main else None,
         alarms=find_alarms(state.history[:epochs], config),
     )
 

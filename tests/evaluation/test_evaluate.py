@@ -247,7 +247,7 @@ def test_gates_pass_and_fail_on_what_they_name(counting):
         inference_ready=False, leaks=True, same_encoder=False,
     )  # fmt: skip
     assert bad.pop("unseen_beats_ridge") == gates.NOT_RUN
-    assert bad.pop("not_collapsed") == gates.PASS
+    assert bad.pop("not_collapsed") == bad.pop("causal") == gates.PASS
     assert bad.pop("targets_vary") == gates.PASS
     assert set(bad.values()) == {gates.FAIL}
     assert gates.beats_gate(oracle, {"itself": oracle}, "next_vec_cosine") == gates.FAIL

@@ -8,6 +8,7 @@ what no cheap baseline can. Some topics are in no train chain.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,9 @@ from ocp_mamba.errors import CheckpointError
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.evaluate import evaluate, validator
+from ocp_mamba.evaluation.exposure import exposure_of
+from ocp_mamba.jobs.evaluate import EvaluationJob, evaluate_on
+from ocp_mamba.jobs.open_model import declared, open_predictor
 from ocp_mamba.jobs.train import _same_predictions
 from ocp_mamba.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
@@ -246,3 +250,151 @@ def test_targets_that_lead_by_one_teach_what_fails(data, baselines):
     assert learnt.value > 0.5
     found = failures(model, data, baselines)
     assert {"beats_baselines_cosine", "beats_baselines_p1", "unseen_beats_ridge"} <= set(found)
+
+
+def relabelled(data, n=50):
+    """A dataset whose val split is train chains of ``data``; the other chains train."""
+    split = np.zeros(data.n_chains, np.uint8)
+    split[data.chains_in("train")[:n]] = 1
+    split[data.chains_in("test")] = 2
+    return Dataset(**fields_of(data) | {"split": split})
+
+
+def rebuilt(data, seed):
+    """The same chains out of a bank in another order, with other spaces and case in its texts."""
+    order = np.random.default_rng(seed).permutation(data.n_concepts)
+    place = np.argsort(order)
+    texts = np.array([f" {text.upper()} " for text in data.texts[order].tolist()])
+    values = place[data.chain_values].astype(np.int32)
+    return Dataset(
+        **fields_of(data) | {"bank": data.bank[order], "texts": texts, "chain_values": values}
+    )
+
+
+def evaluated(model, dataset, tmp_path, said=None, **options):
+    """What `ocp-mamba evaluate` finds, without a run."""
+    job = EvaluationJob(str(model), Path("d.npz"), "val", tmp_path, track=False, **options)
+    return evaluate_on(dataset, job, (said if said is not None else []).append)
+
+
+def exposure(model, dataset):
+    """How much of a dataset's val split a file's model learnt, and the strata."""
+    return exposure_of(dataset, "val", open_predictor(str(model), dataset, {}).trained_on)
+
+
+@pytest.fixture(scope="module")
+def on_its_own_train(data, trained, tmp_path_factory):
+    faulty = relabelled(data)
+    assert not check(faulty, min_context=1).leaks, "the file alone shows nothing"
+    return evaluated(trained.path, faulty, tmp_path_factory.mktemp("own"))
+
+
+def test_a_model_evaluated_on_what_it_was_trained_on_fails_no_leak(on_its_own_train):
+    found, n = on_its_own_train, on_its_own_train.evaluation.n_examples
+    assert found.evaluation.figures["next_vec_cosine"].value > 0.9, "it looks good"
+    assert "no_leak" in gates.failed(found.gates)
+    assert found.gates["no_leak"].reason == (
+        f"it learnt {n} of the {n} evaluated sequences, answer included"
+    )
+    page = found.page.read_text(encoding="utf-8")
+    assert f"It learnt {n} of the {n} evaluated sequences, answers included" in page
+    assert page.count('<div class="card good">') == 1, "only that it does not look ahead"
+
+
+def test_strata_are_of_what_the_model_learnt(on_its_own_train, data, trained):
+    """Not of the train split of the file that it is evaluated on, in each row of the table."""
+    for result in (on_its_own_train.evaluation, *on_its_own_train.baselines.values()):
+        assert result.strata["seen"].all()
+        assert result.figures["unseen/faiss_retrieval_p1"].value is None
+    assert on_its_own_train.gates["unseen_beats_ridge"] == gates.NOT_RUN
+    val, test = (data.chains_in(split) for split in ("val", "test"))
+    split = np.where(np.isin(np.arange(data.n_chains), test), 0, data.split)
+    other_train = Dataset(**fields_of(data) | {"split": split.astype(np.uint8)})
+    assert len(val) == len(other_train.chains_in("val"))
+    for name, mask in exposure(trained.path, data)[1].items():
+        np.testing.assert_array_equal(exposure(trained.path, other_train)[1][name], mask)
+
+
+def test_another_split_and_a_file_that_was_built_again_hide_nothing(data, trained):
+    assert exposure(trained.path, data)[0].learnt == 0
+    again = np.random.default_rng(5).permutation(data.split)
+    other_seed = Dataset(**fields_of(data) | {"split": again})
+    learnt = set(data.chains_in("train").tolist())
+    for faulty in (other_seed, rebuilt(relabelled(data), 6)):
+        assert not check(faulty, min_context=1).leaks, "the file alone shows nothing"
+        chains = faulty.examples("val").chain
+        found = exposure(trained.path, faulty)[0]
+        assert found.learnt == sum(int(c) in learnt for c in chains) > 0
+
+
+def test_a_model_that_does_not_say_what_it_learnt_gets_no_verdict_on_it(data, trained, tmp_path):
+    content = torch.load(trained.path, weights_only=True)
+    del content["learnt"]
+    older, said = tmp_path / "older.pt", []
+    torch.save(content, older)
+    found = evaluated(older, relabelled(data), tmp_path, said, against=False)
+    assert found.gates["no_leak"] == found.gates["unseen_beats_ridge"] == gates.NOT_RUN
+    why = "older.pt does not say what it learnt from"
+    assert any(why in line for line in said)
+    assert why in found.page.read_text(encoding="utf-8")
+    assert found.evaluation.figures["unseen/faiss_retrieval_p1"].n == 0
+    torch.save(content | {"learnt": {"form": "of tomorrow"}}, older)
+    opened = open_predictor(str(older), data, {})
+    assert opened.trained_on.learnt is None
+    assert "have the form 'of tomorrow'" in opened.trained_on.words
+
+
+def test_what_a_caller_says_of_a_model_can_fail_it_and_proves_nothing(data, trained):
+    """Strata are made of it, so that a predictor of one's own has them."""
+    said = declared(data, "d.npz")
+    found = evaluate(trained.model, data, "val", name="own", trained_on=said)
+    assert found.strata["seen"].any()
+    verdict = gates.leak_gate(found, leaks=False)
+    assert verdict == gates.NOT_RUN
+    assert verdict.reason == "the train split of d.npz, as the caller says; nothing proves it"
+    faulty, _ = exposure_of(relabelled(data), "val", said)
+    assert gates.leak_gate(replace(found, exposure=faulty), leaks=False) == gates.FAIL
+
+
+class LooksAhead:
+    """Repeats its input, one position early: each answer stands right there."""
+
+    def predict_all(self, seq_vectors, tmd=None):
+        return torch.roll(seq_vectors, -1, dims=1)
+
+
+def test_a_predictor_that_looks_ahead_fails_causal(data, baselines):
+    found = evaluate(LooksAhead(), data, "val", name="it")
+    verdict = gates.evaluate_gates(found, baselines)["causal"]
+    assert verdict == gates.FAIL
+    assert found.figures["next_vec_cosine"].value > 0.5, "it looks good"
+    assert found.causality.n > 100
+    for honest in (*baselines.values(), evaluate(Persistence(), data, "val", name="it")):
+        assert gates.causal_gate(honest) == gates.PASS
+
+
+def test_a_predictor_that_remembers_whole_chains_fails_causal_too(data, baselines):
+    """It looks ahead where it can, and answers a context alone from what it saw before."""
+
+    class Remembers(LooksAhead):
+        def __init__(self):
+            self.known = {}
+
+        def predict_all(self, seq_vectors, tmd=None):
+            for chain in seq_vectors:
+                for t in range(len(chain) - 1):
+                    self.known.setdefault(chain[t].numpy().tobytes(), chain[t + 1])
+            out = super().predict_all(seq_vectors).clone()
+            for row, chain in zip(out, seq_vectors, strict=True):
+                row[-1] = self.known.get(chain[-1].numpy().tobytes(), chain[-1])
+            return out
+
+    found = evaluate(Remembers(), data, "val", name="it")
+    assert gates.causal_gate(found) == gates.FAIL
+
+
+def test_a_chain_that_ends_with_its_only_target_shows_nothing_to_look_at(data):
+    windows = with_chains(data, [data.chain(i)[:3] for i in range(data.n_chains)])
+    verdict = gates.causal_gate(evaluate(LooksAhead(), windows, "val", name="it"))
+    assert verdict == gates.NOT_RUN
+    assert "no chain goes on after a context" in verdict.reason

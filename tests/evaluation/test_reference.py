@@ -6,7 +6,6 @@ import torch
 from data_maker import make_dataset
 
 from ocp_mamba.baselines.simple import ContextMean, GlobalMean, Persistence
-from ocp_mamba.data.analysis.leakage import strata
 from ocp_mamba.data.split import families
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation import metrics, predict, reference
@@ -21,8 +20,6 @@ def test_it_is_what_each_evaluation_would_work_out():
     margin = metrics.cosine(untrained, targets) - metrics.cosine(untrained, last)
     np.testing.assert_array_equal(found.context_mean_margin, margin.numpy())
     np.testing.assert_array_equal(found.families, families(data, "val"))
-    for name, mask in strata(data, "val").items():
-        np.testing.assert_array_equal(found.strata[name], mask)
     mean = data.bank[data.examples("train").target].mean(axis=0)
     np.testing.assert_allclose(found.global_mean, mean / np.linalg.norm(mean), atol=1e-6)
     evaluated = evaluate(GlobalMean(data), data, "val", name="mean")

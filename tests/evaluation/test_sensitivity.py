@@ -147,9 +147,9 @@ def test_a_sample_has_each_position_as_often_as_the_split(monkeypatch):
     data = make_dataset(n_chains=400, split=np.ones(400, np.uint8))
     examples = data.examples("val")
     rows = np.arange(len(examples.target))
-    chosen = sensitivity._choose(examples, rows, 0)
+    chosen = sensitivity.choose(examples, rows, 0)
     assert len(set(chosen)) == 100
-    assert not np.array_equal(chosen, sensitivity._choose(examples, rows, 1))
+    assert not np.array_equal(chosen, sensitivity.choose(examples, rows, 1))
     for k in np.unique(examples.position):
         expected = (examples.position == k).mean() * 100
         assert abs((examples.position[chosen] == k).sum() - expected) <= 1

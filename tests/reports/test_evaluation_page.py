@@ -146,7 +146,7 @@ def test_equals_cannot_be_told_apart(baselines) -> None:
     twin = {"twin": baselines["ridge"]}
     said = findings.statements(baselines["ridge"], twin, DATA)[1]
     assert said.answer == "no, ties with twin"
-    assert said.evidence == "Against twin, the strongest baseline: +0.000 [+0.000, +0.000]."
+    assert said.evidence == "n = 140. Minus twin, the strongest: +0.000 [+0.000, +0.000]."
 
 
 def test_baselines_of_other_examples_are_refused(oracle) -> None:

@@ -17,8 +17,8 @@ from ocp_mamba.data.analysis.overlap import overlap_with_dataset
 from ocp_mamba.data.analysis.subset import part_of, places_of
 from ocp_mamba.data.chunks import chain_chunks, count_examples
 from ocp_mamba.data.dataset import SPLITS, Dataset, Examples
+from ocp_mamba.data.hashing import mix
 
-MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 LARGEST_KEY = 2**64 - 1
 
 
@@ -220,24 +220,14 @@ def _share_of_keys(share: float) -> int:
 def _keys(values: np.ndarray, starts: np.ndarray, seed: int) -> np.ndarray:
     """A hash of all concepts but the first of each chain, uint64 ``(m,)``.
 
-    Each concept and its position are mixed as in Steele et al., "Fast Splittable Pseudorandom
-    Number Generators", 2014 (SplitMix64), and added up.
+    Each concept and its position are mixed, see `mix`, and added up.
     """
     lengths = np.diff(np.append(starts, len(values)))
     place = np.arange(len(values)) - np.repeat(starts, lengths)
-    mixed = _mix(values.astype(np.uint64) + (place.astype(np.uint64) << np.uint64(32)))
+    mixed = mix(values.astype(np.uint64) + (place.astype(np.uint64) << np.uint64(32)))
     both = np.stack([starts, starts + 1], axis=1).ravel()
     tails: np.ndarray = np.add.reduceat(mixed, both)[1::2]
-    return _mix(tails + _mix(np.array([seed], np.uint64)))
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    add, one, other = (np.uint64(c) for c in MIX)
-    x = x + add
-    x = (x ^ (x >> np.uint64(30))) * one
-    x = (x ^ (x >> np.uint64(27))) * other
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
+    return mix(tails + mix(np.array([seed], np.uint64)))
 
 
 def _draw_concepts(dataset: Dataset, used: np.ndarray, limits: EvalLimits) -> np.ndarray:
