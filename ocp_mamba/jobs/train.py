@@ -132,6 +132,7 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
                 progress=job.progress,
                 world=world,
             )
+        run.log_params({"ran.capture": fitted.capture})
         # evaluated on a CPU wherever it was trained, so that metrics compare between machines
         model = model.cpu().eval()
         return _evaluate_and_register(run, job, model, data, fitted, log, world.device)

@@ -8,6 +8,7 @@ import torch
 
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.training.alarms import Alarm
+from ocp_mamba.training.captured import Capture
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.loss import Objective
@@ -37,6 +38,7 @@ class TrainState:
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
     world: World = ALONE
+    capture: Capture = field(default_factory=Capture)
 
     def __post_init__(self) -> None:
         """Wrap the loss so that gradients are averaged over all processes."""
@@ -50,13 +52,17 @@ class TrainState:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Outcome of `fit`; the model holds the best epoch's weights."""
+    """Outcome of `fit`; the model holds the best epoch's weights.
+
+    ``capture`` says whether the steps ran as CUDA graphs, and why not.
+    """
 
     history: list[EpochRecord]
     best_epoch: int
     best_cosine: float
     stopped_early: bool
     alarms: tuple[Alarm, ...] = ()
+    capture: str = ""
 
     @property
     def train_minutes(self) -> float:

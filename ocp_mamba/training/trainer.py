@@ -24,6 +24,7 @@ from ocp_mamba.errors import TrainingError
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.system.malloc import freed_is_kept
 from ocp_mamba.training.alarms import Alarm, find_alarms
+from ocp_mamba.training.captured import start_capture
 from ocp_mamba.training.checkpointing import StateFiles
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.distributed import ALONE, World
@@ -72,21 +73,31 @@ def train_step(
     """
     for group in state.optimizer.param_groups:
         group["lr"] = lr
+    captured = state.capture.take(batch, lr)
+    if captured is not None:
+        _require_finite(captured, state, lr)
+        state.step += 1
+        return captured
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
         losses = state.objective(batch, bank, config, state.negative_pool)
     (losses["total"] * state.world.size).backward()  # DDP averages the parts; they must be added
     norm = _clip(state.model, config.grad_clip)
     losses = state.world.all_reduce(losses)
     values = {name: loss.item() for name, loss in losses.items()} | {"grad_norm": norm}
+    _require_finite(values, state, lr)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return values
+
+
+def _require_finite(values: dict[str, float], state: TrainState, lr: float) -> None:
+    """Raise `TrainingError` for a loss or a gradient that is not finite."""
     if not all(math.isfinite(v) for v in values.values()):
         raise TrainingError(
             f"step {state.step + 1}: {values} is not finite at learning rate {lr:g}; "
             "lower --lr or use --precision float32"
         )
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    return values
 
 
 def _clip(model: NextVectorModel, max_norm: float) -> float:
@@ -151,6 +162,9 @@ def fit(
     if resume:
         files.restore(state)
     best_weights = files.read_best() if resume else None
+    state.capture = start_capture(
+        model, state.optimizer, precision, state.negative_pool, bank, config, dataset, world.size
+    )
     bar = _ProgressBar(state, plan, progress and world.main)
     while not (state.history and state.history[-1].is_last):
         record = _run_epoch(state, dataset, bank, config, plan, validate, bar, on_step)
@@ -179,6 +193,7 @@ def fit(
         best_cosine=state.best.val["next_vec_cosine"],
         stopped_early=len(state.history) < config.max_epochs,
         alarms=find_alarms(state.history, config),
+        capture=str(state.capture),
     )
 
 
