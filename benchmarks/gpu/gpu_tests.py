@@ -1,0 +1,57 @@
+"""The tests that need a GPU, by pytest; in a dry run those of the same code that need none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from benchmarks.frame import ROOT
+from benchmarks.gpu.place import Place
+from benchmarks.run import Run
+
+ON_A_GPU = ("-m", "gpu", "tests/kernels/test_gpu.py")
+STAND_IN = (
+    "-m",
+    "not gpu and not slow",
+    "tests/kernels/test_backend.py",
+    "tests/kernels/test_cuda.py",
+)
+
+
+class Counted:
+    """A plugin of pytest that counts outcomes and keeps the names of what failed."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.outcomes[report.outcome] += 1
+            if report.failed:
+                self.failed.append(report.nodeid)
+
+
+def main(run: Run, place: Place) -> None:
+    """Run the tests in this process and count them."""
+    words = STAND_IN if place.stand_in else ON_A_GPU
+    table = run.table(place.title("Tests"), [{"command": f"pytest {' '.join(words)}"}])
+    goal = run.goal("the tests that need a GPU pass")
+    counted = Counted()
+    options = ["-p", "no:cacheprovider", "-q", f"--rootdir={ROOT}"]
+    code = pytest.main([*options, *words], plugins=[counted])
+    passed, failed = counted.outcomes["passed"], counted.outcomes["failed"]
+    run.fill(
+        table.rows[0],
+        {
+            "passed": passed,
+            "failed": failed,
+            "skipped": counted.outcomes["skipped"],
+            "exit status": int(code),
+        },
+    )
+    if counted.failed:
+        table.note = f"Failed: {', '.join(counted.failed)}"
+    run.reach(goal, f"{passed} passed, {failed} failed", int(code) == 0 and passed > 0)
