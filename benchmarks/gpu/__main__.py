@@ -9,6 +9,7 @@ import argparse
 import importlib
 from pathlib import Path
 
+from benchmarks import frame
 from benchmarks.gpu.place import find_place
 from benchmarks.run import Run
 
@@ -28,7 +29,10 @@ def main() -> None:
     try:
         importlib.import_module(f"benchmarks.gpu.{args.stage}").main(run, place)
     except BaseException as error:
-        run.extra["error"] = f"{type(error).__name__}: {error}"[:500]
+        run.extra["error"] = text = f"{type(error).__name__}: {error}"[:500]
+        for row in (row for table in run.result.tables for row in table.rows):
+            if row.get(frame.REMARK) == run.not_run:
+                run.skip(row, text.splitlines()[0])
         raise
     finally:
         run.save()

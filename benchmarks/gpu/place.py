@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks import timing
+from benchmarks.frame import Goal
 from benchmarks.models import SINGLE
 from benchmarks.run import Run
 from ocp_mamba.config import ModelConfig
@@ -39,6 +40,10 @@ class Place:
     def title(self, text: str) -> str:
         """Return a table's title, which says so where a CPU stands in."""
         return f"{STAND_IN}{text}" if self.stand_in else text
+
+    def goal(self, run: Run, text: str) -> Goal:
+        """Declare a goal, which says so where a CPU stands in."""
+        return run.goal(self.title(text))
 
     def wait(self) -> None:
         """Wait until the device has done what it was given."""

@@ -34,7 +34,7 @@ def main(run: Run, place: Place) -> None:
         [{"step": name} for name in names],
         f"mamba_ssm's blocks alone, without input norm, last norm and head; {their_path(place)}.",
     )
-    goal = run.goal("one vector: at least as fast as mamba_ssm's blocks")
+    goal = place.goal(run, "one vector: at least as fast as mamba_ssm's blocks")
     torch.manual_seed(0)
     model = build_model(place.config).to(place.device).eval()
     vector = torch.randn(1, model.config.d_vector, device=place.device)

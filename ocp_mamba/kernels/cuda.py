@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -39,6 +40,8 @@ CONV_WIDTHS = (2, 3, 4)
 """Widths that causal_conv1d has kernels for."""
 STRIDE = 8
 """causal_conv1d takes a channels-last input without a copy if its strides are multiples of 8."""
+EXACT_FLOAT32 = ("TRITON_F32_DEFAULT", "ieee")
+"""Triton else rounds the factors of float32 products to 10 bits (TF32)."""
 SMALLEST_CHUNK = 16
 """mamba_ssm's scan takes chunks of a power of two, at least this; it gave NaN for others."""
 
@@ -103,6 +106,7 @@ def mamba_ssm_module(name: str) -> ModuleType:
     full = f"{MAMBA_SSM}.{name}"
     if full in sys.modules:
         return sys.modules[full]
+    os.environ.setdefault(*EXACT_FLOAT32)
     if MAMBA_SSM in sys.modules:
         return importlib.import_module(full)
     spec = importlib.util.find_spec(MAMBA_SSM)
