@@ -9,7 +9,9 @@ compute capability such as 9.0; the default is that of the GPU.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -26,6 +28,10 @@ PACKAGE, EXTENSION = "causal_conv1d", "causal_conv1d_cuda"
 
 def build(archive: Path, site: Path, architecture: str = "") -> None:
     """Compile the extension beside the package's Python files, and move both to the site."""
+    own = Path(sys.executable).parent  # ninja's program stands beside Python
+    os.environ["PATH"] = f"{own}{os.pathsep}{os.environ['PATH']}"
+    os.environ.setdefault("CUDA_HOME", str(toolkit()))  # read by the next import
+
     import torch
     from torch.utils import cpp_extension
 
@@ -56,6 +62,24 @@ def build(archive: Path, site: Path, architecture: str = "") -> None:
             path.replace(site / path.name)
         shutil.rmtree(site / PACKAGE, ignore_errors=True)
         (source / PACKAGE).replace(site / PACKAGE)
+
+
+def toolkit() -> Path:
+    """Return the folder of the CUDA toolkit, as nvcc says it, which may be a link or a script.
+
+    Raises:
+        SystemExit: there is no nvcc, or it does not say.
+    """
+    try:
+        done = subprocess.run(
+            ["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"causal_conv1d needs CUDA's compiler nvcc: {error}") from error
+    found = re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"nvcc does not say where its toolkit is: {done.stderr[:200]}")
+    return Path(found[1]).resolve()
 
 
 def toolkit_headers(torch_file: str) -> list[str]:

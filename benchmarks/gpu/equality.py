@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.place import Place
-from benchmarks.gpu.steps import captured_step, plain_state
+from benchmarks.gpu.steps import captured_step, plain_state, smallest_configurations
 from benchmarks.run import Run
 from benchmarks.train_step import batch_of, random_bank
 from ocp_mamba.config import TrainConfig
@@ -28,6 +28,7 @@ Call = Callable[..., Tensor]
 
 def main(run: Run, place: Place) -> None:
     """Compare each part on random shapes, then the steps of a training."""
+    smallest_configurations(place)
     operations(run, place)
     captured(run, place)
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.frame import ROOT
 from benchmarks.gpu.place import Place
+from benchmarks.gpu.steps import smallest_configurations
 from benchmarks.run import Run
 
 ON_A_GPU = ("-m", "gpu", "tests/kernels/test_gpu.py")
@@ -43,6 +44,7 @@ def main(run: Run, place: Place) -> None:
     table = run.table(place.title("Tests"), [{"command": f"pytest {' '.join(words)}"}])
     goal = place.goal(run, "the tests that need a GPU pass")
     counted = Counted()
+    smallest_configurations(place)
     if place.stand_in:
         os.environ[INTERPRET] = "1"
     options = ["-p", "no:cacheprovider", "-q", f"--rootdir={ROOT}"]

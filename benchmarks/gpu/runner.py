@@ -1,6 +1,6 @@
 """Run the stages one after the other on a machine with a GPU, each in a process with a limit.
 
-Beside the first stages, which time nothing, Triton's cache is filled and causal_conv1d is built.
+Beside the first stages, which time nothing, caches are filled and causal_conv1d is built.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GRACE_S = 8.0
 """Seconds after its limit at which a stage is ended from outside."""
 LEAST_S = 10.0
 """A stage is not begun with less time left."""
-BESIDE_S = 200.0
+BESIDE_S = 180.0
 """Seconds after which what runs beside the first stages is ended."""
 
 
@@ -99,35 +99,34 @@ def install(site: Path, folder: Path) -> dict[str, str]:
 
 
 class Beside:
-    """What runs beside the first stages: Triton's cache, and the build of causal_conv1d."""
+    """What runs beside the first stages: caches are filled, and causal_conv1d is built."""
 
     def __init__(
         self, environment: dict[str, str], site: Path, stand_in: bool, began: float
     ) -> None:
-        """Start both; a build only where there is nvcc and no package yet."""
+        """Start all; a build only where there is nvcc and no package yet."""
         self._began = began
         folder = site.parent
-        self._running = {
-            "Triton's cache": process(
-                ["benchmarks.gpu", "warm", str(folder / "warm.json"), str(BESIDE_S)]
-                + ["--stand-in"] * stand_in,
-                environment,
-                folder / "warm.log",
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._logs: dict[str, Path] = {}
+        for name in ("warm", "warm_long"):
+            words = ["benchmarks.gpu", name, str(folder / f"{name}.json"), str(BESIDE_S)]
+            self._logs[name] = folder / f"{name}.log"
+            self._running[name] = process(
+                words + ["--stand-in"] * stand_in, environment, self._logs[name]
             )
-        }
-        self._logs = {"Triton's cache": folder / "warm.log"}
         archives = list(FOLDER.glob("causal_conv1d-*.tar.gz"))
         if (site / "causal_conv1d").is_dir():
             print("causal_conv1d: built before")
         elif stand_in or not shutil.which("nvcc") or not archives:
-            print("causal_conv1d: not-run, no nvcc" if not stand_in else "causal_conv1d: not-run")
+            print(f"causal_conv1d: not-run, {'a dry run' if stand_in else 'there is no nvcc'}")
         else:
             self._logs["causal_conv1d"] = folder / "build.log"
             words = ["benchmarks.gpu.build_conv", str(archives[0]), str(site)]
             self._running["causal_conv1d"] = process(words, environment, folder / "build.log")
 
     def finish(self, now: bool = False) -> None:
-        """Wait for both until their limit, end what still runs, and say how they went."""
+        """Wait for all until their limit, end what still runs, and say how they went."""
         for name, started in list(self._running.items()):
             left = 0.0 if now else max(0.0, BESIDE_S - (time.monotonic() - self._began))
             try:

@@ -26,12 +26,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("environment", "versions, parts of the backend, ceilings", 30, timed=False),
-    Stage("equality", "kernels and captured steps against plain torch", 100, timed=False),
-    Stage("gpu_tests", "pytest -m gpu", 70, timed=False),
-    Stage("training", "the training step beside its peers", 150),
-    Stage("quality", "the default training on the default dataset", 60),
-    Stage("stepping", "one vector, as a CUDA graph", 40),
-    Stage("quality_cpu", "the same training on this machine's CPU", 60),
+    Stage("environment", "versions, parts of the backend, ceilings", 25, timed=False),
+    Stage("equality", "kernels and captured steps against plain torch", 70, timed=False),
+    Stage("gpu_tests", "pytest -m gpu", 50, timed=False),
+    Stage("training", "the training step beside its peers", 190),
+    Stage("quality", "the default training on the default dataset", 50),
+    Stage("stepping", "one vector, as a CUDA graph", 35),
+    Stage("quality_cpu", "the same training on this machine's CPU", 50),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

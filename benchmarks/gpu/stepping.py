@@ -70,7 +70,7 @@ def contestant(
 ) -> tuple[Callable[[], object], int]:
     """Return the call that takes one step, and the bytes of the weights that it reads."""
     if name == THEIRS:
-        blocks = nn.ModuleList(layer.mixer for layer in with_their_mixers(model, place).layers)
+        blocks = nn.ModuleList(layer.mixer for layer in with_their_mixers(model, place, 1).layers)
         return captured_blocks(blocks, model, place), weight_bytes(blocks)
     cache = model.allocate_inference_cache(1)
     if name == PLAIN or place.stand_in:  # on a CPU, compiling the step takes half a minute

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ from ocp_mamba.training.trainer import make_optimizer, train_step
 
 LR = 1e-6
 """Of the steps that are timed: the weights hardly change."""
+THEIR_CHUNK = 256
+"""Default chunk of mamba_ssm's block."""
 
 
 def plain_state(model: NextVectorModel, config: TrainConfig, precision: str) -> TrainState:
@@ -71,11 +75,12 @@ def copy_of(model: OCPMambaLVM) -> OCPMambaLVM:
     return copy.to(next(model.parameters()).device)
 
 
-def with_their_mixers(model: OCPMambaLVM, place: Place) -> OCPMambaLVM:
+def with_their_mixers(model: OCPMambaLVM, place: Place, length: int) -> OCPMambaLVM:
     """Return a copy of a model whose mixers are mamba_ssm's `Mamba2`, with the same weights.
 
-    Their fused path needs causal_conv1d; without it they take their path by parts. On a CPU a copy
-    of our own mixers stands in.
+    Their fused path needs causal_conv1d; without it they take their path by parts. They get the
+    chunks that suit the length: their default's 256 positions, or fewer for short sequences. On a
+    CPU a copy of our own mixers stands in.
     """
     copy = copy_of(model)
     if place.stand_in:
@@ -83,11 +88,12 @@ def with_their_mixers(model: OCPMambaLVM, place: Place) -> OCPMambaLVM:
     block = cuda.mamba_ssm_module("modules.mamba2").Mamba2
     c = model.config
     fused = cuda.parts()[cuda.CONVOLUTION].by == cuda.CAUSAL_CONV1D
+    chunk = c.chunk_size if length <= 2 * c.chunk_size else THEIR_CHUNK
     for i, layer in enumerate(copy.layers):
         assert isinstance(layer.mixer, nn.Module)
         theirs = block(
             c.d_model, d_state=c.d_state, d_conv=c.d_conv, expand=c.expand, headdim=c.headdim,
-            use_mem_eff_path=fused, layer_idx=i, device=place.device,
+            chunk_size=chunk, use_mem_eff_path=fused, layer_idx=i, device=place.device,
         )  # fmt: skip
         theirs.load_state_dict(layer.mixer.state_dict(), strict=True)
         layer.mixer = theirs
@@ -100,6 +106,29 @@ def their_path(place: Place) -> str:
         return "our own mixers stand in"
     by = cuda.parts()[cuda.CONVOLUTION].by
     return "fused path" if by == cuda.CAUSAL_CONV1D else "path by parts, no causal_conv1d"
+
+
+def smallest_configurations(place: Place) -> None:
+    """Let Triton's autotuner know one configuration of each kernel, in this process.
+
+    A first call compiles and times every configuration it knows, for each new shape of a head,
+    which takes a minute or two. Call this before mamba_ssm is imported.
+    """
+    if place.stand_in:
+        return
+    import triton
+
+    original = triton.autotune
+
+    def cost(config: Any) -> float:
+        return math.prod(v for v in config.kwargs.values() if isinstance(v, int)) * max(
+            1, config.num_stages or 1
+        )
+
+    def autotune(configs: Any, *args: Any, **kwargs: Any) -> Any:
+        return original([min(configs, key=cost)], *args, **kwargs)
+
+    triton.autotune = autotune
 
 
 def first_line(error: BaseException) -> str:

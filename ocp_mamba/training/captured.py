@@ -30,6 +30,8 @@ from ocp_mamba.training.padded import graph_length, padded, padded_losses
 
 WARMUP = 3
 """Steps before a capture, in which kernels are tuned and memory is allocated."""
+COMPILED_CHUNKS = 2
+"""Most chunks of a sequence whose layers torch's compiler fuses."""
 
 
 def why_not(model: nn.Module, config: TrainConfig, device: torch.device, processes: int = 1) -> str:
@@ -146,6 +148,7 @@ class CapturedStep:
         self._candidates = _candidates(negative_pool, bank, config)
         self._lr = torch.zeros((), device=bank.device)
         self._places: dict[int, _Place] = {}
+        self._fused: list[int] = []
         self._names: list[str] = []
         self._pool = torch.cuda.graph_pool_handle() if bank.is_cuda else None
 
@@ -153,8 +156,11 @@ class CapturedStep:
         """Return what ran, for a person and for the tracked run."""
         if self.failed:
             return f"failed ({self.failed})"
-        lengths = ", ".join(map(str, sorted(self._places))) or "no"
-        return f"on ({lengths} positions)"
+        lengths, fused = (
+            ", ".join(map(str, sorted(found))) or "no" for found in (self._places, self._fused)
+        )
+        compiled = f", compiled: {fused}" if self._config.compile == "on" else ""
+        return f"on ({lengths} positions{compiled})"
 
     def __call__(self, batch: Batch, lr: float) -> dict[str, float] | None:
         """Take one step; returns the loss terms and ``grad_norm``, as `trainer.train_step`.
@@ -212,7 +218,8 @@ class CapturedStep:
         place = self._places[length]
         before = _Before(self._model, self._optimizer)
         try:
-            with _compiled(self._model, self._config.compile == "on"):
+            wanted = self._config.compile == "on" and compiles(self._model, length)
+            with _compiled(self._model, wanted):
                 side = torch.cuda.Stream()
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
@@ -223,6 +230,7 @@ class CapturedStep:
                 with torch.cuda.graph(graph, pool=self._pool):
                     place.values = self._step(place)
                 place.graph = graph
+            self._fused += [length] * wanted
         except Exception as error:  # kernels and compilers fail in many ways
             self._give_up(error)
         finally:
@@ -273,6 +281,12 @@ def _capturable(optimizer: torch.optim.Optimizer, lr: Tensor) -> Iterator[None]:
     finally:
         for group, (rate, capturable) in zip(optimizer.param_groups, before, strict=True):
             group["lr"], group["capturable"] = rate, capturable
+
+
+def compiles(model: nn.Module, length: int) -> bool:
+    """Whether torch's compiler is worth its time: it unrolls the chunks of a sequence."""
+    chunks = [m.mixer.config.chunk_size for m in model.modules() if isinstance(m, Mamba2Layer)]
+    return bool(chunks) and length <= COMPILED_CHUNKS * min(chunks)
 
 
 @contextmanager
