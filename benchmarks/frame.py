@@ -12,6 +12,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -75,6 +76,7 @@ def write(
     load: float,
     slowness: float = 1.0,
     complete: bool = True,
+    extra: Mapping[str, object] | None = None,
 ) -> None:
     """Keep a result as JSON with what it ran on; a reader never finds half a file."""
     content = {
@@ -87,6 +89,7 @@ def write(
         "slowness": round(slowness, 2),
         "complete": complete,
         **asdict(result),
+        **(extra or {}),
     }
     written = path.with_suffix(".tmp")
     written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -113,10 +116,13 @@ def machine() -> dict[str, Any]:
     """Return what the results depend on, beside the code."""
     import torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-        check=False,
-    ).stdout.strip()  # fmt: skip
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+            check=False,
+        ).stdout.strip()  # fmt: skip
+    except OSError:  # a copy of the folder on a machine without git
+        commit = ""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

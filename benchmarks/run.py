@@ -35,6 +35,8 @@ class Run:
         self.name, self.path, self.quick, self.slowness = name, path, quick, slowness
         self.limit_s = limit_s * slowness
         self.result = Result()
+        self.extra: dict[str, object] = {}
+        """What the JSON file holds beside the results."""
         self._load, self._started = os.getloadavg()[0], time.monotonic()
         self.not_run = f"{frame.NOT_RUN}: the limit of {frame.shown(self.limit_s)} s was reached"
 
@@ -114,6 +116,7 @@ class Run:
             seconds=self.seconds(),
             load=self._load,
             slowness=self.slowness,
+            extra=self.extra,
             complete=self.not_run not in remarks
             and all(goal.met is not None for goal in self.result.goals),
         )

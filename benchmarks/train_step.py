@@ -138,13 +138,14 @@ def mambapy_mamba(model: OCPMambaLVM) -> Peer:
 def batch_of(B: int, L: int, bank: Tensor) -> Batch:
     """Return B full chains of L + 1 random concepts of the bank."""
     ids = torch.randint(len(bank), (B, L + 1), generator=torch.Generator().manual_seed(0))
+    ids, device = ids.to(bank.device), bank.device
     known = {
         "vectors": bank[ids[:, :-1]],
-        "lengths": torch.full((B,), L),
+        "lengths": torch.full((B,), L, device=device),
         "inputs": ids[:, :-1],
         "targets": ids[:, 1:],
-        "mask": torch.ones(B, L, dtype=torch.bool),
-        "chain_ids": torch.arange(B),
+        "mask": torch.ones(B, L, dtype=torch.bool, device=device),
+        "chain_ids": torch.arange(B, device=device),
         "all_targets": ids[:, 1:].flatten(),
     }
     return Batch(**dict.fromkeys(Batch.__dataclass_fields__) | known)

@@ -94,7 +94,8 @@ SMALL, DEFAULTS = MODEL_SIZES["small"], TrainConfig()
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]),
               help="auto: bf16 where the hardware supports its products.")  # fmt: skip
 @click.option("--compile", type=click.Choice(["auto", "on", "off"]),
-              help="Compiled CPU kernels; auto: where they save time.")  # fmt: skip
+              help="Compiled CPU kernels; auto: where they save time. On a GPU: CUDA graphs "
+                   "(auto), with torch's compiler (on), or neither (off).")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
               show_default=True, help="auto: the GPU where torch sees one.")  # fmt: skip
 @click.option("--backend", type=click.Choice(["auto", "torch", "cuda"]), default="auto",

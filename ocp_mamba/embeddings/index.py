@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
+
+if TYPE_CHECKING:
+    import faiss
 
 KINDS = ("auto", "exact", "ivf", "hnsw")
 EXACT_ROWS = 1_000_000
@@ -92,6 +94,8 @@ class BankIndex:
 
     def _exact(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Compare with the bank in place; an index of FAISS would copy it."""
+        import faiss  # here, because training imports this module where there is no FAISS
+
         faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= BLAS_QUERIES else 2**30
         scores, ids = faiss.knn(queries, self._bank, k, metric=faiss.METRIC_INNER_PRODUCT)
         return scores, ids
@@ -126,6 +130,8 @@ def _near(rows: np.ndarray) -> np.ndarray:
 
 
 def _approximate(rows: np.ndarray, kind: str) -> faiss.Index:
+    import faiss
+
     width = rows.shape[1]
     if kind == "hnsw":
         graph = faiss.IndexHNSWFlat(width, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)

@@ -15,7 +15,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.names import LATENCY
-from ocp_mamba.kernels.backend import resolve_backend
+from ocp_mamba.kernels.backend import described
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.tracking.session import EXPERIMENT, track
 from ocp_mamba.training.compile import start_kernels
@@ -100,7 +100,7 @@ def what_ran(
     """Return the params of what really runs, whatever was asked for; starts the CPU kernels."""
     device = next(model.parameters()).device
     return {
-        "ran.backend": resolve_backend(backend, device),
+        "ran.backend": described(backend, device),
         "ran.device": str(device),
         "ran.precision": resolve_precision(config.precision, device),
         **start_kernels(model, dataset, config).params(),

@@ -195,6 +195,7 @@ def _run(job: TrainJob, mine: Claim, log: Log, world: World) -> TrainOutcome:
                 progress=job.progress,
                 world=world,
             )
+        run.log_params({"ran.capture": fitted.capture})
         # evaluated on a CPU wherever it was trained, so that metrics compare between machines
         model = model.cpu().eval()
         outcome = _evaluate_and_register(run, job, folder, model, data, fitted, log, world.device)

@@ -40,7 +40,7 @@ def resolve_device(requested: str = "auto") -> torch.device:
 def resolve_backend(requested: str = "auto", device: torch.device | str = "cpu") -> str:
     """Return the name of the backend that runs on a device, ``torch`` or ``cuda``.
 
-    Where ``auto`` finds no CUDA kernels on a GPU, a warning says why and what to do.
+    Where ``auto`` finds no CUDA kernels for a part on a GPU, a warning says why and what to do.
 
     Raises:
         BackendError: the name is unknown, or the backend is forced and cannot run.
@@ -58,17 +58,29 @@ def resolve_backend(requested: str = "auto", device: torch.device | str = "cpu")
     reason = cuda.missing()
     if not reason:
         return "cuda"
-    way_out = f"install it with `{cuda.INSTALL}` (docs/gpu.md)"
     if requested == "cuda":
         raise BackendError(
-            f"backend 'cuda' was forced, but {reason}; {way_out}, or use backend 'torch'"
+            f"backend 'cuda' was forced, but {reason}; install it (docs/gpu.md), or use backend "
+            "'auto' or 'torch'"
         )
+    some = any(map(cuda.has_kernels, cuda.parts()))
+    what = "a part of the model" if some else "the model"
     warnings.warn(
-        f"the model runs on the GPU without CUDA kernels, in plain torch, because {reason}; "
-        f"{way_out}, or choose backend 'torch' to avoid this warning",
+        f"{what} runs on the GPU without CUDA kernels, in plain torch, because {reason}; "
+        "docs/gpu.md has more, and backend 'torch' avoids this warning",
         stacklevel=2,
     )
-    return "torch"
+    return "cuda" if some else "torch"
+
+
+def described(requested: str, device: torch.device | str) -> str:
+    """Return the backend that runs, and on a GPU what computes each part, for the tracked run.
+
+    Raises:
+        BackendError: as `resolve_backend`.
+    """
+    name = resolve_backend(requested, device)
+    return name if name == "torch" else f"{name} ({cuda.described()})"
 
 
 def use_backend(requested: str, device: torch.device | str) -> str:
@@ -83,16 +95,12 @@ def use_backend(requested: str, device: torch.device | str) -> str:
     return name
 
 
-def kernels_run(x: Tensor) -> bool:
-    """Whether the CUDA kernels compute with this tensor.
+def kernels_run(x: Tensor, part: str) -> bool:
+    """Whether the CUDA kernels compute a part of a mixer, such as `cuda.SCAN`, with this tensor.
 
-    They do not support float64, which is used in comparisons only.
+    They do not support float64, which is used in comparisons only. Where torch's compiler fuses
+    the operations itself, it gets plain torch.
     """
     if not x.is_cuda or x.dtype == torch.float64 or _requested == "torch":
         return False
-    return _no_kernel_is_missing()
-
-
-@torch.compiler.assume_constant_result
-def _no_kernel_is_missing() -> bool:
-    return not cuda.missing()
+    return not torch.compiler.is_compiling() and cuda.has_kernels(part)

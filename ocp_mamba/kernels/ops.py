@@ -31,7 +31,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         ``(B, L, C)``.
     """
-    if kernels_run(x):
+    if kernels_run(x, cuda.CONVOLUTION):
         return cuda.causal_conv1d(x, weight, bias)
     L, K = x.shape[1], weight.shape[1]
     out = bias + x * weight[:, K - 1]
@@ -48,7 +48,8 @@ def ssd_scan(
 
     Computes, for each head, ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T`` and
     ``y_t = C_t h_t + D x_t`` from ``h_0 = 0``. Inside a chunk the sum over earlier positions is a
-    masked matrix product; between chunks only the state is carried.
+    masked matrix product; between chunks only the state is carried. A sequence of one chunk is
+    such a product also where there are kernels, which are made for long ones.
     Source: Dao and Gu, "Transformers are SSMs", 2024, section 6.
 
     Args:
@@ -63,9 +64,9 @@ def ssd_scan(
     Returns:
         ``(B, L, H, P)``.
     """
-    if kernels_run(x):
-        return cuda.ssd_scan(x, dt, A, B, C, D, chunk_size)
     L = x.shape[1]
+    if chunk_size < L and kernels_run(x, cuda.SCAN):
+        return cuda.ssd_scan(x, dt, A, B, C, D, chunk_size)
     outputs = []
     state = None
     for start in range(0, L, chunk_size):

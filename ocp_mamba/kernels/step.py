@@ -17,7 +17,7 @@ from ocp_mamba.kernels.backend import kernels_run
 
 def conv_step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """One position of `ops.causal_conv1d`: ``(B, C)`` from ``(B, C)``."""
-    if kernels_run(x):
+    if kernels_run(x, cuda.CONVOLUTION) and cuda.steps_convolution():
         return cuda.conv_step(x, conv_state, weight, bias)
     seen = torch.cat([conv_state.mT[:, 1:], x[:, None]], dim=1)  # (B, K, C)
     conv_state.mT.copy_(seen)
@@ -41,7 +41,7 @@ def ssm_step(
     Returns:
         ``(B, H, P)``.
     """
-    if kernels_run(x):
+    if kernels_run(x, cuda.STEP):
         return cuda.ssm_step(x, dt, A, B, C, D, ssm_state)
     ssm_state.mul_((dt * A).exp()[..., None, None])
     ssm_state.add_((dt[..., None] * x)[..., None] * B[:, None, None])

@@ -11,6 +11,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.kernels import cpu
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.training.captured import why_not
 
 COMPILE_SECONDS = 15.0
 """Upper estimate of the time to compile; one core took 10 s."""
@@ -51,16 +52,27 @@ def start_kernels(model: NextVectorModel, dataset: Dataset, config: TrainConfig)
     ``auto`` compiles where that saves more time than it costs. Where compilation fails, a warning
     gives the reason and training goes on in plain torch.
 
+    On a GPU, ``on`` lets torch's compiler fuse the layers of the captured step
+    (`training.captured`), and ``off`` captures nothing.
+
     Raises:
-        CompileError: compilation is ``on`` and fails.
+        CompileError: compilation is ``on`` and fails, or the step cannot be captured.
     """
     cpu.use(False)
     if config.compile == "off":
         return Compiled("off", "asked for")
     if not isinstance(model, OCPMambaLVM):
         return Compiled("off", "the model has no Mamba-2 layers")
-    if next(model.parameters()).device.type != "cpu":
-        return Compiled("off", "the kernels are for CPUs")
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        if config.compile != "on":
+            return Compiled("off", "on a GPU torch's compiler is used where it is asked for")
+        if reason := why_not(model, config, device):
+            raise errors.CompileError(
+                f"compile 'on' was asked for, but the step cannot be captured: {reason}; use "
+                "compile 'auto'"
+            )
+        return Compiled("on", "torch's compiler, in the captured step")
     if config.compile == "auto":
         saved = seconds_saved(model.config, dataset, config.max_epochs)
         if saved < COMPILE_SECONDS:

@@ -51,21 +51,53 @@ def batch_losses(
     if batch.mix is not None:
         weight, others = batch.mix.weight[batch.mask], batch.mix.targets[batch.mask]
         targets = torch.lerp(bank[others], targets, weight[:, None])
-    retrieved, log_sum = model.read_memory(members, config.temperature)
-    terms = {"cosine": cosine_loss(retrieved, targets)}
+    candidates = hard = counted = None
     if config.infonce_weight:
         candidate_ids = negative_pool.candidates(batch.all_targets)
-        if log_sum is None or not negative_pool.is_memory:
+        if not negative_pool.is_memory:
             candidates = negative_pool.vectors(candidate_ids, bank)
-            _, log_sum = softmax_mean(members, candidates, config.temperature)
-        hard = counted = None
         if negative_pool.hard is not None:
             hard_ids = negative_pool.hard.of(batch.inputs[batch.mask], target_ids)
             hard = bank[hard_ids.clamp_min(0)]
             counted = (hard_ids >= 0) & ~torch.isin(hard_ids, candidate_ids)
-        terms["infonce"] = info_nce(members, targets, log_sum, config.temperature, hard, counted)
+    terms = loss_terms(model, members, targets, config, candidates, hard, counted)
     share = len(members) * len(batch.all_targets)
-    losses = {name: term.sum() / share for name, term in terms.items()}
+    return with_total({name: term.sum() / share for name, term in terms.items()}, config)
+
+
+def loss_terms(
+    model: NextVectorModel,
+    members: Tensor,
+    targets: Tensor,
+    config: TrainConfig,
+    candidates: Tensor | None = None,
+    hard: Tensor | None = None,
+    counted: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return each loss term of each prediction, ``(M, R)``, by name.
+
+    Args:
+        model: reads its memory head.
+        members: ``(M, R, 768)`` unit rows that M members predict.
+        targets: ``(R, 768)`` unit rows, or mixtures of two.
+        config: weights and temperature.
+        candidates: ``(C, 768)`` of InfoNCE; None where they are the rows of the memory head, and
+            where InfoNCE has no weight.
+        hard: see `info_nce`.
+        counted: see `info_nce`.
+    """
+    retrieved, log_sum = model.read_memory(members, config.temperature)
+    terms = {"cosine": cosine_loss(retrieved, targets)}
+    if config.infonce_weight:
+        if candidates is not None:
+            _, log_sum = softmax_mean(members, candidates, config.temperature)
+        assert log_sum is not None
+        terms["infonce"] = info_nce(members, targets, log_sum, config.temperature, hard, counted)
+    return terms
+
+
+def with_total(losses: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
+    """Return the loss terms of a batch, scalars by name, and their weighted sum ``total``."""
     weighted = [config.loss_weights[name] * loss for name, loss in losses.items()]
     return losses | {"total": torch.stack(weighted).sum()}
 

@@ -9,6 +9,7 @@ import torch
 
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.training.alarms import Alarm
+from ocp_mamba.training.captured import Capture
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.history import EpochProgress, EpochRecord
 from ocp_mamba.training.loss import Objective
@@ -44,6 +45,7 @@ class TrainState:
     step: int = 0
     progress: EpochProgress | None = None
     world: World = ALONE
+    capture: Capture = field(default_factory=Capture)
 
     def __post_init__(self) -> None:
         """Wrap the loss so that gradients are averaged over all processes."""
@@ -57,13 +59,17 @@ class TrainState:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Outcome of `fit`; the model holds the best epoch's weights."""
+    """Outcome of `fit`; the model holds the best epoch's weights.
+
+    ``capture`` says whether the steps ran as CUDA graphs, and why not.
+    """
 
     history: list[EpochRecord]
     best_epoch: int
     best_cosine: float
     stopped_early: bool
     alarms: tuple[Alarm, ...] = ()
+    capture: str = ""
 
     @property
     def train_minutes(self) -> float:

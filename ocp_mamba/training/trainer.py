@@ -23,6 +23,7 @@ from ocp_mamba.errors import NotFiniteError, TrainingError
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.system.malloc import freed_is_kept
 from ocp_mamba.training.alarms import Alarm, find_alarms
+from ocp_mamba.training.captured import start_capture
 from ocp_mamba.training.checkpointing import StateFiles
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.distributed import ALONE, World
@@ -74,6 +75,10 @@ def train_step(
     """
     for group in state.optimizer.param_groups:
         group["lr"] = lr
+    captured = state.capture.take(batch, lr)
+    if captured is not None:
+        state.step += 1
+        return captured
     with torch.autocast(bank.device.type, torch.bfloat16, enabled=state.precision == "bf16"):
         losses = state.objective(batch, bank, config, state.negative_pool)
     (losses["total"] * state.world.size).backward()  # DDP averages the parts; they must be added
@@ -167,6 +172,9 @@ def fit(
             on_resume(results)
         if results and state.progress is None:
             tell(results[-1])
+    state.capture = start_capture(
+        model, state.optimizer, precision, state.negative_pool, bank, config, dataset, world.size
+    )
     bar = _ProgressBar(state, plan, progress and world.main)
     save = _Saver(files, state, save_seconds if world.main else math.inf)
     while not (state.history and state.history[-1].is_last):
@@ -190,6 +198,7 @@ def fit(
         best_cosine=state.best.val["next_vec_cosine"],
         stopped_early=len(state.history) < config.max_epochs,
         alarms=find_alarms(state.history, config),
+        capture=str(state.capture),
     )
 
 

@@ -23,8 +23,17 @@ SSD = "mamba_ssm.ops.triton.ssd_combined"
 UPDATE = "mamba_ssm.ops.triton.selective_state_update"
 
 
+ALL = {
+    cuda.SCAN: cuda.Part("mamba_ssm"),
+    cuda.STEP: cuda.Part("mamba_ssm"),
+    cuda.CONVOLUTION: cuda.Part("causal_conv1d"),
+}
+
+
 def chunk_scan(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, dt_softplus=False):
     """(B, L, H, P), (B, L, H), (H,), (B, L, G, N) twice, int, (H,); the recurrence, in float64."""
+    assert chunk_size >= 16
+    assert chunk_size.bit_count() == 1  # others gave NaN
     assert (z, dt_bias, dt_softplus) == (None, None, False)
     assert B.shape == C.shape == (*x.shape[:2], 1, B.shape[-1])
     assert isinstance(chunk_size, int)
@@ -82,10 +91,10 @@ def ours(monkeypatch):
 
 def theirs(monkeypatch):
     """The packages' own references; a placeholder stands for the compiled parts they import."""
-    for name in ("causal_conv1d_cuda", "selective_scan_cuda"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", ModuleType("causal_conv1d_cuda"))
     try:
-        ssd, update = importlib.import_module(SSD), importlib.import_module(UPDATE)
+        ssd = cuda.mamba_ssm_module(cuda.SCAN_MODULE)
+        update = cuda.mamba_ssm_module(cuda.STEP_MODULE)
         conv = importlib.import_module("causal_conv1d.causal_conv1d_interface")
     except ImportError as error:
         pytest.skip(f"their references were not compared: {error} (docs/gpu.md: without kernels)")
@@ -108,6 +117,7 @@ def theirs(monkeypatch):
 @pytest.fixture(params=[ours, theirs], ids=["our stand-ins", "their references"])
 def kernels(request, monkeypatch):
     scan, update, conv, conv_one = request.param(monkeypatch)
+    monkeypatch.setattr(cuda, "parts", lambda: ALL)
     for module, name, function in (
         (SSD, "mamba_chunk_scan_combined", scan),
         (UPDATE, "selective_state_update", update),
@@ -145,6 +155,7 @@ def test_scan(kernels, B, L, H, P, N, seed):
     A, D = -draw(H, seed=seed + 2).exp(), draw(H, seed=seed + 3)
     b, c = draw(B, L, N, seed=seed + 4), draw(B, L, N, seed=seed + 5)
     close(cuda.ssd_scan(x, dt, A, b, c, D, 8), ops.ssd_scan(x, dt, A, b, c, D, 8))
+    close(cuda.ssd_scan(x, dt, A, b, c, D, 20), ops.ssd_scan(x, dt, A, b, c, D, 20))
 
 
 @quick
@@ -177,7 +188,8 @@ def test_one_position_of_the_convolution(kernels, B, C, K):
     close(state, after)
 
 
-def test_a_width_without_a_kernel_is_refused():
+def test_a_width_without_a_kernel_is_refused(monkeypatch):
+    monkeypatch.setattr(cuda, "parts", lambda: ALL)
     with pytest.raises(ValueError, match="widths 2, 3, 4, not 5; use backend 'torch'"):
         cuda.causal_conv1d(draw(1, 3, 2), draw(2, 5), draw(2))
     with pytest.raises(ValueError, match="widths 2, 3, 4, not 5"):
@@ -191,11 +203,20 @@ def test_the_four_operations_are_sent_to_the_kernels_by_one_switch(kernels, monk
         original = getattr(cuda, name)
         monkeypatch.setattr(cuda, name, lambda *a, n=name, f=original: called.append(n) or f(*a))
     for module in (ops, step):
-        monkeypatch.setattr(module, "kernels_run", lambda x: True)
+        monkeypatch.setattr(module, "kernels_run", lambda x, part: True)
     x, dt, A, D = draw(2, 5, 3, 4), F.softplus(draw(2, 5, 3)), -draw(3).exp(), draw(3)
     b, state = draw(2, 5, 6), draw(2, 3, 4, 6)
-    ops.ssd_scan(x, dt, A, b, b, D, 8)
+    ops.ssd_scan(x, dt, A, b, b, D, 8)  # one chunk: a dense product is faster
+    ops.ssd_scan(x, dt, A, b, b, D, 4)
     ops.causal_conv1d(b, draw(6, 4), draw(6))
     step.ssm_step(x[:, 0], dt[:, 0], A, b[:, 0], b[:, 0], D, state)
     step.conv_step(b[:, 0], draw(2, 6, 4), draw(6, 4), draw(6))
     assert called == ["ssd_scan", "causal_conv1d", "ssm_step", "conv_step"]
+
+
+def test_without_causal_conv1d_one_position_of_the_convolution_is_plain_torch(monkeypatch):
+    monkeypatch.setattr(cuda, "parts", lambda: ALL | {cuda.CONVOLUTION: cuda.Part("triton")})
+    monkeypatch.setattr(step, "kernels_run", lambda x, part: True)
+    x, weight, bias, state = draw(2, 6), draw(6, 4), draw(6), draw(2, 6, 4)
+    seen = torch.cat([state[..., 1:], x[..., None]], dim=-1)
+    close(step.conv_step(x, state, weight, bias), F.silu((seen * weight).sum(-1) + bias))

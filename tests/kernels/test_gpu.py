@@ -1,16 +1,20 @@
-"""The CUDA kernels against plain torch on the same device; needs a GPU and both packages.
+"""The CUDA kernels against plain torch on the same device; needs a GPU and mamba_ssm.
 
 Run by ``pytest -m gpu``. None of it has run yet: docs/gpu.md.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from data_maker import make_dataset
 
-from ocp_mamba.config import MODEL_SIZES, ModelConfig
+from ocp_mamba.config import MODEL_SIZES, ModelConfig, TrainConfig
 from ocp_mamba.kernels import backend, cuda, ops, step
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.compiled_step import fast_step
+from ocp_mamba.training.trainer import fit
 
 pytestmark = pytest.mark.gpu
 
@@ -61,11 +65,13 @@ def test_scan_with_gradients(dtype, B, L):
     )
     dt, A, D = F.softplus(draw(B, L, H, seed=3) - 3), -draw(H, seed=4).exp(), draw(H, seed=5)
     inputs = [t.requires_grad_() for t in (x, dt, A, b, c, D)]
-    call = lambda *t: ops.ssd_scan(*t, 64)  # noqa: E731
     expected = by_torch(
-        lambda *t: with_gradients(call, t), *[t.detach().requires_grad_() for t in inputs]
+        lambda *t: with_gradients(lambda *u: ops.ssd_scan(*u, 64), t),
+        *[t.detach().requires_grad_() for t in inputs],
     )
-    for ours, theirs in zip(with_gradients(call, inputs), expected, strict=True):
+    # by the kernel also where `ops` takes a dense product, because there is one chunk
+    found = with_gradients(lambda *t: cuda.ssd_scan(*t, 64), inputs)
+    for ours, theirs in zip(found, expected, strict=True):
         close(ours, theirs, dtype)
 
 
@@ -139,5 +145,77 @@ def test_steps_plain_and_captured_equal_the_full_pass():
         close(fast(x[:, t]), whole[:, t], torch.float32)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("B", "L", "channels"), [(1, 1, 70), (3, 14, 1568), (2, 300, 1569)])
+def test_the_triton_convolution_with_gradients(dtype, B, L, channels):
+    """Also where causal_conv1d is installed and takes its place."""
+    from ocp_mamba.kernels.triton_conv import causal_conv1d
+
+    x = draw(B, L, channels + 9).to(dtype)[..., 3 : 3 + channels]
+    inputs = [x.detach(), draw(channels, K, seed=1), draw(channels, seed=2)]
+    given = [t.requires_grad_() for t in inputs]
+    expected = by_torch(
+        lambda *t: with_gradients(ops.causal_conv1d, t),
+        *[t.detach().requires_grad_() for t in inputs],
+    )
+    for ours, theirs in zip(with_gradients(causal_conv1d, given), expected, strict=True):
+        close(ours, theirs, dtype)
+
+
 def test_nothing_is_missing():
     assert cuda.missing() == ""
+
+
+CAPTURED = {
+    "cosine": (ModelConfig(n_layers=2), TrainConfig(precision="float32")),
+    "bf16": (ModelConfig(n_layers=2), TrainConfig(precision="bf16")),
+    "compiled": (ModelConfig(n_layers=2), TrainConfig(precision="float32", compile="on")),
+    "memory head": (
+        ModelConfig(n_layers=2, members=2, n_memory=500),
+        TrainConfig(precision="float32", infonce_weight=0.1),
+    ),
+    "TMD": (ModelConfig(n_layers=2, d_tmd=16), TrainConfig(precision="float32")),
+}
+
+
+@pytest.mark.parametrize("case", CAPTURED)
+def test_captured_steps_equal_plain_ones(case):
+    model_config, config = CAPTURED[case]
+    data = make_dataset(n_chains=300, n_concepts=200, max_length=15, seed=1)
+    weights = []
+    for capture in (True, False):
+        torch.manual_seed(0)
+        model = build_model(model_config).cuda()
+        how = config.compile if capture else "off"
+        fitted = fit(
+            model, data, replace(config, max_epochs=1, compile=how),
+            validate=lambda model: {"next_vec_cosine": 0.5}, progress=False,
+        )  # fmt: skip
+        assert fitted.capture.startswith("on (" if capture else "off (asked for)")
+        weights.append((fitted.history[0].losses, [p.detach() for p in model.parameters()]))
+    (found, ours), (wanted, theirs) = weights
+    rel = 1e-2 if config.precision == "bf16" else 1e-4
+    assert found == pytest.approx(wanted, rel=rel)
+    for one, two in zip(ours, theirs, strict=True):
+        close(one, two, torch.bfloat16)
+
+
+def test_a_training_goes_on_from_a_captured_one(tmp_path):
+    """The state of captured steps is that of plain ones: a CPU can go on with it."""
+    data = make_dataset(n_chains=100, n_concepts=50, seed=1)
+    config = TrainConfig(max_epochs=3, precision="float32", batch_size=16)
+    validate, path = (lambda model: {"next_vec_cosine": 0.5}), tmp_path / "model.pt"
+
+    def interrupt(result):
+        if result.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            build_model(ModelConfig(n_layers=1)).cuda(), data, config, validate=validate,
+            output=path, on_epoch=interrupt, progress=False,
+        )  # fmt: skip
+    model = build_model(ModelConfig(n_layers=1))
+    fitted = fit(model, data, config, validate=validate, output=path, resume=True, progress=False)
+    assert len(fitted.history) == 3
+    assert fitted.capture == "off (the device is cpu)"
