@@ -17,6 +17,8 @@ TEXT_MODEL_NAME = "ocp-mamba-lvm-text"
 VECTOR_VERSION = "vector_version"
 """Tag of a text version: the version of `MODEL_NAME` whose files it holds."""
 
+EXAMPLE = '{"inputs": [{"concepts": ["sand tiger", "shark"]}], "params": {"top_k": 5, "steps": 2}}'
+
 
 def register_text(model_id: str, version: ModelVersion) -> ModelVersion:
     """Register a LoggedModel for people as the text version of a version; both are candidates.
@@ -29,7 +31,13 @@ def register_text(model_id: str, version: ModelVersion) -> ModelVersion:
         RegistryError: the model does not exist or holds no weights.
     """
     tags = {VECTOR_VERSION: str(version.version)}
-    return register_best(model_id, name=TEXT_MODEL_NAME, tags=tags)
+    text = register_best(model_id, name=TEXT_MODEL_NAME, tags=tags)
+    description = (
+        f"{MODEL_NAME} version {version.version}, asked in words: chains of concepts in, the next "
+        "concepts out, each with its cosine to the predicted vector. A request, in JSON:\n\n"
+        f"    {EXAMPLE}\n\nEach step reads the best concept of the step before it."
+    )
+    return mlflow.MlflowClient().update_model_version(TEXT_MODEL_NAME, text.version, description)
 
 
 def follow_aliases() -> dict[str, str | None]:
