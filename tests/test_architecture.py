@@ -144,7 +144,7 @@ def test_only_the_distributed_training_imports_torch_distributed() -> None:
 @pytest.mark.parametrize(
     "module",
     ["", "config", "errors", "presets", "system.paths", "cli", "cli.runs", "cli.compare",
-     "cli.sweep", "cli.train"],
+     "cli.sweep", "cli.train", "cli.ask", "cli.predict"],
 )  # fmt: skip
 def test_importing_loads_nothing_heavy_and_writes_nothing(module: str, tmp_path: Path) -> None:
     name = f"{PACKAGE}.{module}".rstrip(".")

@@ -17,6 +17,8 @@ TEXT_MODEL_NAME = f"{MODEL_NAME}-text"
 VECTOR_VERSION = "vector_version"
 """Tag of a text version: the version of `MODEL_NAME` whose files it holds."""
 
+EXAMPLE = '{"inputs": [{"concepts": ["sand tiger", "shark"]}], "params": {"top_k": 5, "steps": 2}}'
+
 
 def text_name(name: str) -> str:
     """Return the name of the model for people that belongs to a registered model of vectors."""
@@ -35,9 +37,16 @@ def register_text_once(model_id: str, version: ModelVersion) -> None:
     Raises:
         RegistryError: the model does not exist or holds no weights.
     """
-    name, number = text_name(version.name), str(version.version)
-    if _text_version_of(mlflow.MlflowClient(), name, number) is None:
-        register_best(model_id, name=name, alias=None, tags={VECTOR_VERSION: number})
+    client, name, number = mlflow.MlflowClient(), text_name(version.name), str(version.version)
+    if _text_version_of(client, name, number) is not None:
+        return
+    text = register_best(model_id, name=name, alias=None, tags={VECTOR_VERSION: number})
+    description = (
+        f"{version.name} version {number}, asked in words: chains of concepts in, the next "
+        "concepts out, each with its cosine to the predicted vector. A request, in JSON:\n\n"
+        f"    {EXAMPLE}\n\nEach step reads the best concept of the step before it."
+    )
+    client.update_model_version(name, text.version, description)
 
 
 def follow_aliases(name: str = MODEL_NAME) -> dict[str, str | None]:

@@ -54,6 +54,8 @@ def test_both_models_are_registered_with_the_same_files_and_alias(
     for tag in ("checkpoint.sha256", "bundle.sha256", "run_id", "epoch"):
         assert text.tags[tag] == version.tags[tag]
     assert aliases(TEXT_MODEL_NAME) == {"candidate": "1"}
+    assert text.description.startswith("ocp-mamba-lvm version 1, asked in words")
+    assert '{"inputs": [{"concepts": ["sand tiger", "shark"]}]' in text.description
     loaded = mlflow.pyfunc.load_model(f"models:/{TEXT_MODEL_NAME}@candidate")
     words = [str(word) for word in dataset.texts[:2]]
     [answer] = loaded.predict(pd.DataFrame({"concepts": [words]}))
