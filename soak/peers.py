@@ -161,13 +161,13 @@ def _drive(
     assert process.stdout
     kind, _, moment = what.partition(", ")
     deadline = time.monotonic() + 600
-    blocked = 0.0
+    blocked, began = 0.0, time.monotonic()
     for line in process.stdout:
         if not line.startswith("{"):
             continue
         told: dict[str, Any] = json.loads(line)
         blocked += told.get("blocked", 0.0)
-        epoch = told.get("epoch")
+        epoch, began = told.get("epoch"), time.monotonic()
         if epoch is None:
             break
         if what == KILL and epoch == ENDS:
@@ -181,7 +181,6 @@ def _drive(
                 threading.Timer(OUTAGE_SECONDS, proxy.end).start()
         process.stdin.write("go\n")
         process.stdin.flush()
-    began = time.monotonic()
     try:
         process.wait(max(1.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -226,7 +225,7 @@ def _judged(case: str, seen: Seen, *, killed: bool) -> Result:
     if "RUNNING" in seen.status or seen.status == "no run":
         faults.append("left RUNNING" if "RUNNING" in seen.status else "no run")
     if not killed and not seen.ended:
-        faults.append("did not end, or not well")
+        faults.append("killed, because it had not ended a minute after the outage began")
     took = f"logging took {seen.in_loop:.1f} s of the loop and {seen.at_end:.1f} s after it"
     detail = "; ".join([*faults, f"status {seen.status}", took])
     return Result(CAMPAIGN, case, "lost" if faults else "survived", detail)

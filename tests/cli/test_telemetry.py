@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from command import run
@@ -23,6 +24,6 @@ def test_telemetry_is_off_before_a_command_imports_mlflow(
         seen.append(os.environ.get(TELEMETRY_VARIABLE))
         return __import__(name, fromlist=["_"])
 
-    monkeypatch.setattr("ocp_mamba.cli.main.import_module", imported)
+    monkeypatch.setattr(sys.modules["ocp_mamba.cli.main"], "import_module", imported)
     run("runs", "--help")
     assert seen[0] == found
