@@ -247,21 +247,17 @@ def tracking_server(
     tracking, auth = (
         f"postgresql+psycopg://{DATABASE_USER}@127.0.0.1:{port}/{name}" for name in DATABASES
     )
-    config = layout.root / "basic_auth.ini"
-    config.write_text(AUTH_CONFIG.format(uri=auth, admin=ADMIN))
-    environment = (
-        {"MLFLOW_DISABLE_TELEMETRY": "true"}
-        | os.environ
-        | {
-            "PGPASSFILE": str(layout.root / "secrets" / "pgpass"),
-            "MLFLOW_AUTH_CONFIG_PATH": str(config),
-            "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
-            "MLFLOW_AUTH_ADMIN_PASSWORD": layout.secret("admin.password"),
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": layout.secret("flask.key"),
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        }
-    )
+    (config := layout.root / "basic_auth.ini").write_text(AUTH_CONFIG.format(uri=auth, admin=ADMIN))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    environment = os.environ | {
+        "PGPASSFILE": str(layout.root / "secrets" / "pgpass"),
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": layout.secret("admin.password"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": layout.secret("flask.key"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"]
     command += ["--backend-store-uri", tracking, "--serve-artifacts"]
     command += ["--artifacts-destination", str(layout.root / "artifacts")]

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "ocp_mamba"
 MAX_LINES = 400
 MAX_FILES_IN_A_FOLDER = 13
-MAX_TOP_MODULES = 7
+MAX_TOP_MODULES = 8
 
 # Optional, or slow to import: imported inside the function that uses them.
 LAZY = {

@@ -29,7 +29,8 @@ def paste(folder: Path) -> None:
     frame.render()
     page = PAGE.read_text(encoding="utf-8")
     page = frame.between(PAGE, page, STATUS, status(content))
-    page = frame.between(PAGE, page, GOALS, frame.markdown(content | {"tables": content["tables"][:2]}))
+    goals = frame.markdown(content | {"tables": content["tables"][:2]})
+    page = frame.between(PAGE, page, GOALS, goals)
     PAGE.write_text(page, encoding="utf-8")
     print(f"written: {kept}, {frame.PAGE}, {PAGE}")
 

@@ -162,7 +162,7 @@ def _migration_lock(uri: str) -> Iterator[None]:
     backend = url.get_backend_name()
     engine = create_engine(url, poolclass=NullPool)
     path = Path(url.database).absolute() if backend == "sqlite" and url.database else None
-    lock = FileLock(path.with_name(f".{path.name}.lock")) if path else nullcontext()
+    lock = FileLock(path.with_name(f"{path.name}.lock")) if path else nullcontext()
     # MLflow tries a database that does not answer for 100 s; this connection fails at once
     with lock, engine.begin() as connection:
         if backend == "postgresql":

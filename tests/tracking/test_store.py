@@ -79,7 +79,7 @@ def test_runs_that_start_at_once_on_a_new_store(store: str, tmp_path: Path) -> N
 def test_one_process_at_a_time_makes_the_tables(store: str, tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path / 'new.db'}"
     making = threading.Thread(target=use_store, args=(address,))
-    with FileLock(tmp_path / ".new.db.lock"):
+    with FileLock(tmp_path / "new.db.lock"):
         making.start()
         making.join(0.5)
         assert making.is_alive()
