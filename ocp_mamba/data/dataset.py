@@ -16,7 +16,7 @@ import numpy as np
 
 from ocp_mamba.config import MIN_CONTEXT
 from ocp_mamba.data.arrays import DatasetArrays
-from ocp_mamba.data.fingerprint import fingerprint_of
+from ocp_mamba.data.fingerprint import chunks, fingerprint_of
 from ocp_mamba.data.npz import Npz, npz_keys, write_npz
 from ocp_mamba.data.validation import check_characters, check_dataset
 from ocp_mamba.errors import DatasetError, shown
@@ -276,10 +276,11 @@ def unit_rows(bank: np.ndarray) -> np.ndarray:
     for the check to refuse.
     """
     rows = bank.astype(np.float32)
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
-    off = np.abs(norms - 1)
-    nearly = (off > 1e-6) & (off < 2e-3)
-    rows[nearly] = (rows[nearly] / norms[nearly, None]).astype(np.float32)
+    for part in chunks(rows):  # views: a whole bank in float64 would take twice its own memory
+        norms = np.linalg.norm(part.astype(np.float64), axis=1)
+        off = np.abs(norms - 1)
+        nearly = (off > 1e-6) & (off < 2e-3)
+        part[nearly] = (part[nearly] / norms[nearly, None]).astype(np.float32)
     return rows
 
 

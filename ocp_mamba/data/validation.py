@@ -109,7 +109,10 @@ def _check_range(key: str, array: np.ndarray, low: int, high: int) -> None:
 
 
 def _check_finite(key: str, array: np.ndarray) -> None:
-    rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    # a sum is finite where all are, unless it overflows: only then every value is looked at
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = np.flatnonzero(~np.isfinite(np.einsum("nd->n", array)))
+    rows = rows[~np.isfinite(array[rows]).all(axis=1)]
     if len(rows):
         raise DatasetError(f"key '{key}': NaN or infinity in {len(rows)} rows, first row {rows[0]}")
 
@@ -192,7 +195,7 @@ def check_bank(bank: np.ndarray, texts: np.ndarray, bank_dtype: str) -> None:
     if len(bank) == 0:
         raise DatasetError("key 'bank': no rows found, at least one concept wanted")
     _check_finite("bank", bank)
-    norms = np.linalg.norm(bank, axis=1)
+    norms = np.sqrt(np.einsum("nd,nd->n", bank, bank))
     wrong = np.flatnonzero(np.abs(norms - 1) > UNIT_TOLERANCE)
     if len(wrong):
         raise DatasetError(

@@ -73,7 +73,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not isinstance(content, dict) or "format_version" not in content:
         raise CheckpointError(f"checkpoint {path}: not an ocp_mamba checkpoint (no format_version)")
     version = content["format_version"]
-    if isinstance(version, bool) or version not in (1, 2, FORMAT_VERSION):
+    if type(version) is not int or version not in (1, 2, FORMAT_VERSION):
         raise CheckpointError(
             f"checkpoint {path}: format {shown(version)}, this version reads 1 to {FORMAT_VERSION}"
         )
@@ -89,7 +89,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             version,
         )
     content = {"kind": LVM_KINDS[0]} | content
-    shape = "model_config" if content["kind"] in LVM_KINDS else "settings"
+    is_lvm = isinstance(content["kind"], str) and content["kind"] in LVM_KINDS
+    shape = "model_config" if is_lvm else "settings"
     _check_keys(path, content, REQUIRED_KEYS | {shape: dict})
     _check_values(path, content)
     return _from_version_1(content, shape) if version == 1 else content

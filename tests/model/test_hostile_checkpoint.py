@@ -100,6 +100,8 @@ FORGED = [
     ({"kind": None}, "settings"),
     ({"kind": "RelationLVM"}, "its kind is RelationLVM, but its model_config is that of OCPMamba"),
     ({"format_version": "3"}, "format '3', this version reads 1 to 3"),
+    ({"format_version": torch.zeros(3)}, r"format tensor\(\[0"),
+    ({"kind": torch.zeros(3)}, "settings"),
     ({"format_version": True}, "format True, this version reads 1 to 3"),
     ({"format_version": 2**2000}, "format 114"),
     ({"extra": 1}, r"keys \['extra'\] are unknown"),
