@@ -46,6 +46,26 @@ class Figure:
         return f"[{self.low:{form}}, {self.high:{form}}]"
 
 
+def other_of_each(values: np.ndarray, seed: int) -> np.ndarray | None:
+    """Draw for each entry the value of another one, never its own value.
+
+    Args:
+        values: integers ``(n,)``.
+        seed: of the draw, which is uniform over the entries with another value.
+
+    Returns:
+        ``(n,)``; None where all values are the same, so that there is no other.
+    """
+    ordered = np.sort(values)
+    first = np.searchsorted(ordered, values, side="left")
+    same = np.searchsorted(ordered, values, side="right") - first
+    if (same == len(values)).any():
+        return None
+    drawn = np.random.default_rng(seed).integers(0, len(values) - same)
+    others: np.ndarray = ordered[drawn + np.where(drawn >= first, same, 0)]
+    return others
+
+
 def bootstrap_mean(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> Figure:
     """Mean of ``values`` with a percentile interval from resampling whole groups.
 

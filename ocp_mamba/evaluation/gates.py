@@ -120,7 +120,7 @@ def ready_gate(ready: bool | None) -> Verdict:
 def beats_gate(evaluation: Evaluation, baselines: Mapping[str, Evaluation], metric: str) -> Verdict:
     """The metric exceeds every baseline's: the paired 95% interval lies above zero."""
     if not baselines:
-        return Verdict(None, "", _LEAD, "no baseline was evaluated")
+        return Verdict(None, "", _LEAD, "no such baseline was evaluated")
     return _leads(evaluation, baselines, {"": metric}, None)
 
 

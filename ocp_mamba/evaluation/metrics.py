@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ocp_mamba.stats import other_of_each
+
 METRICS_VERSION = "4"
 """Changes when a definition changes: metrics of two versions are not comparable."""
 
@@ -60,14 +62,7 @@ def other_targets(target_ids: np.ndarray, seed: int) -> np.ndarray | None:
     Returns:
         Bank rows ``(n,)``; None where all examples have one target, so that there is no other.
     """
-    ordered = np.sort(target_ids)
-    first = np.searchsorted(ordered, target_ids, side="left")
-    same = np.searchsorted(ordered, target_ids, side="right") - first
-    if (same == len(target_ids)).any():
-        return None
-    drawn = np.random.default_rng(seed).integers(0, len(target_ids) - same)
-    others: np.ndarray = ordered[drawn + np.where(drawn >= first, same, 0)]
-    return others
+    return other_of_each(target_ids, seed)
 
 
 def variance(rows: Tensor) -> float:

@@ -17,6 +17,7 @@ from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.jobs.train import TrainJob, run_training
 from ocp_mamba.sweep.attempts import first_number
 from ocp_mamba.sweep.defaults import OBJECTIVES
+from ocp_mamba.sweep.report import best_beside_baselines
 from ocp_mamba.sweep.space import DEFAULT_SPACE, load_space
 from ocp_mamba.sweep.storage import SweepStorage, default_journal, open_storage
 from ocp_mamba.sweep.study import Sweep, SweepSettings, join, start, study_data
@@ -183,6 +184,7 @@ def _result(sweep: Sweep, folder: Path) -> str:
         names = sweep.settings.objectives
         values = ", ".join(f"{k} {v:.4f}" for k, v in zip(names, best.values, strict=True))
         lines.append(f"best         trial {first_number(best)}: {values} on the val split")
+        lines.append(f"\n{best_beside_baselines(sweep, best)}\n")
         lines += [f"  {k:24} {v:g}" if isinstance(v, float) else f"  {k:24} {v}"
                   for k, v in best.params.items()]  # fmt: skip
         if len(names) > 1:

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
+from tabulate import tabulate
 from tqdm import tqdm
 
 from ocp_mamba.config import ModelConfig, TrainConfig
@@ -22,6 +23,7 @@ from ocp_mamba.sweep.attempts import first_number
 from ocp_mamba.sweep.defaults import OBJECTIVES
 from ocp_mamba.sweep.study import N_TRIALS, RUN_ID, Sweep
 from ocp_mamba.tracking.store import STORE_FAILURES
+from ocp_mamba.tracking.tags import NOTE
 from ocp_mamba.training.state import EpochResult
 
 PLOT_SECONDS = 30.0
@@ -94,9 +96,15 @@ class SweepReport:
                 for k, v in zip(sweep.settings.objectives, best.values, strict=True)
             }
             tags |= {f"best.{k}": str(v) for k, v in best.params.items()}
+            tags[NOTE] = best_beside_baselines(sweep, best)
             tags |= {"best.trial": str(first_number(best)), "best.run": best.user_attrs[RUN_ID]}
             if len(best.values) > 1:
                 tags["best.of"] = f"{sweep.settings.objectives[0]}; see pareto_front.png"
+            metrics |= {
+                f"best_minus_baseline_val_{OBJECTIVES[k]}": v - max(_baseline_values(sweep, k))
+                for k, v in zip(sweep.settings.objectives, best.values, strict=True)
+                if _baseline_values(sweep, k)
+            }
         sweep.parent.log(metrics=metrics, tags=tags, step=counts.done)
 
     def _log_files(self) -> None:
@@ -114,6 +122,21 @@ class SweepReport:
             tags={f"plot.{p.stem}": "drawn" for p in drawn}
             | {f"plot.{name}": f"not-run: {why}" for name, why in missing.items()}
         )
+
+
+def _baseline_values(sweep: Sweep, objective: str) -> list[float]:
+    return [found[objective] for found in sweep.baselines().values()]
+
+
+def best_beside_baselines(sweep: Sweep, best: FrozenTrial) -> str:
+    """Return the best trial and each baseline as a table, with a verdict above it."""
+    objectives = sweep.settings.objectives
+    rows = [[f"trial {first_number(best)}, the best", *best.values]]
+    rows += [[name, *(found[k] for k in objectives)] for name, found in sweep.baselines().items()]
+    behind = {k: names for k, names in sweep.ahead_of(best).items() if names}
+    verdict = "; ".join(f"{k}: not above {', '.join(names)}" for k, names in behind.items())
+    table = tabulate(rows, ["on the val split", *objectives], tablefmt="github", floatfmt=".4f")
+    return f"{verdict or 'The best trial is above every baseline.'}\n\n{table}"
 
 
 def write_table(sweep: Sweep, path: Path) -> Path:
@@ -263,7 +286,11 @@ class Progress:
         if state == "finished":
             reason = self._values(trial)
         best = sweep.best()
-        best_text = f"best {self._values(best)} (trial {first_number(best)})" if best else "no best"
+        best_text = "no best"
+        if best:
+            best_text = (
+                f"best {self._values(best)} (trial {first_number(best)}){self._beside(best)}"
+            )
         parts = [f"trial {number:<3} {state:8} {reason}", best_text,
                  f"{counts.done} of {wanted}{self._left(counts.done, wanted)}"]  # fmt: skip
         self._say("  |  ".join(parts))
@@ -284,6 +311,16 @@ class Progress:
     def _values(self, trial: FrozenTrial) -> str:
         names = self._sweep.settings.objectives
         return " ".join(f"{k} {v:.4f}" for k, v in zip(names, trial.values, strict=True))
+
+    def _beside(self, best: FrozenTrial) -> str:
+        """The strongest baseline in the first objective, beside the best trial."""
+        objective = self._sweep.settings.objectives[0]
+        values = {n: found[objective] for n, found in self._sweep.baselines().items()}
+        if not values:
+            return ""
+        name = max(values, key=values.__getitem__)
+        words = "below" if best.values[0] < values[name] else "baseline"
+        return f", {words} {name} {values[name]:.4f}"
 
     def _left(self, done: int, wanted: int) -> str:
         ended = done - self._done

@@ -37,6 +37,7 @@ from ocp_mamba.sweep.storage import SweepStorage
 
 ID, SETTINGS, N_TRIALS, PARENT = "id", "settings", "n_trials", "parent_run_id"
 RUN_ID, WARM_START, REASON = "run_id", "warm_start", "reason"
+BASELINES = "baselines"
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,25 @@ class Sweep:
         if not begin_again(self.study, trial) and RUN_ID in trial.user_attrs:
             reason = f"{MAX_RETRIES + 1} workers were lost on this trial"
             end_trial_run(trial.user_attrs[RUN_ID], "FAILED", reason)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Return each baseline's values by objective, as `note_baselines` stored them."""
+        found: dict[str, dict[str, float]] = self.study.user_attrs.get(BASELINES, {})
+        return found
+
+    def note_baselines(self, measure: Callable[[], dict[str, dict[str, float]]]) -> None:
+        """Store what the baselines reach on the split of the trials, once for the study."""
+        if not self.baselines():
+            self.study.set_user_attr(BASELINES, measure())
+
+    def ahead_of(self, trial: FrozenTrial) -> dict[str, list[str]]:
+        """Return, for each objective, the baselines that a finished trial does not exceed."""
+        return {
+            objective: [
+                name for name, found in self.baselines().items() if found[objective] >= value
+            ]
+            for objective, value in zip(self.settings.objectives, trial.values, strict=True)
+        }
 
     def best(self) -> FrozenTrial | None:
         """Return the finished trial that is best in the first objective, or None."""

@@ -16,6 +16,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from ocp_mamba.baselines.simple import cheap_baselines
 from ocp_mamba.data.analysis.sample import EvalLimits, evaluation_part, sample_of
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
@@ -85,6 +86,7 @@ def work(sweep: Sweep, worker: Worker) -> None:
             f"{sample_of(evaluated)}"
         )
     validate = validator(evaluated, BankIndex(evaluated.bank))
+    sweep.note_baselines(lambda: _baselines(evaluated, validate))
     report = SweepReport(sweep, worker.output)
     ended = ("FINISHED", "time limit")
     try:
@@ -99,6 +101,17 @@ def work(sweep: Sweep, worker: Worker) -> None:
     finally:
         with undisturbed():
             _leave(sweep, report, *ended)
+
+
+def _baselines(
+    evaluated: Dataset, validate: Callable[[Any], dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """What the baselines without a gradient reach where the trials are validated."""
+    found = {name: validate(predictor) for name, predictor in cheap_baselines(evaluated).items()}
+    return {
+        name: {objective: values[metric] for objective, metric in OBJECTIVES.items()}
+        for name, values in found.items()
+    }
 
 
 def _loop(

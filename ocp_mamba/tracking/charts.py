@@ -109,7 +109,7 @@ def _view_state() -> dict[str, Any]:
     ]
     sections = [
         _section("s1", "Epochs beside the baselines", columns=2),
-        _section("s2", "The best epoch", height=220),
+        _section("s2", "The best epoch", height=280),
         _section("s3", "Training"),
         *(_section(f"h{i}", name, display=False) for i, name in enumerate(HIDDEN)),
     ]

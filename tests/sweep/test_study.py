@@ -67,6 +67,13 @@ def test_a_sweep_is_tracked_goes_on_and_trains_its_best_again(files: Files, jour
     value = best.data.metrics["objective.cosine"]
     assert parent.data.metrics["best_val_next_vec_cosine"] == value
     assert value == best.data.metrics["best_val_next_vec_cosine"]
+    shown = said[said.index("on the val split  ") :]
+    for name in ("persistence", "context_mean", "global_mean", "ridge", "nearest_neighbour"):
+        assert name in shown, "the best trial stands beside the baselines"
+    lead = parent.data.metrics["best_minus_baseline_val_next_vec_cosine"]
+    above = "The best trial is above every baseline." in parent.data.tags["mlflow.note.content"]
+    assert above == (lead > 0)
+    assert f", {'baseline' if lead >= 0 else 'below'} " in said
     assert parent.data.params["study"] == "small"
     assert parent.data.params["storage"] == journal
     assert best.data.params["train.lr"] == best.data.params["search.train.lr"]

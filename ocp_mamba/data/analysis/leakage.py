@@ -14,22 +14,18 @@ from itertools import combinations
 import numpy as np
 from tabulate import tabulate
 
+from ocp_mamba.data.analysis.description import describe, leak_warnings, seen_sentences
 from ocp_mamba.data.analysis.duplicates import find_duplicates
 from ocp_mamba.data.analysis.overlap import IN_SPLIT, IN_TRAIN_CHAIN, KNOWN_TARGET, SEEN
 from ocp_mamba.data.analysis.sample import Sample, SampledDataset, sample_of
 from ocp_mamba.data.dataset import SPLITS, Dataset, Examples
+from ocp_mamba.stats import other_of_each
 
 LEARN_ALL = 1
 """The ``min_context`` of `check` that covers the most that any training learns."""
 
 NORM_TOLERANCE = 1e-3
 """How far the norm of a unit row may be from 1."""
-
-REPEAT_LIMIT = 0.01
-"""Largest share of targets that equal the context's last concept without a warning."""
-
-ZERO_TMD_LIMIT = 0.5
-"""Largest share of chains with all-zero TMD codes without a warning."""
 
 STRATA = ("seen", "unseen", "unseen_target")
 """Keys of `strata`."""
@@ -53,6 +49,7 @@ class LeakReport:
             are those of the whole dataset, the other numbers those of the sample.
         min_context: fewest concepts of context that training is taken to learn from; None for the
             dataset's own rule, each chain's ``chain_first``.
+        description: what the dataset is like, one plain sentence each.
     """
 
     splits: dict[str, dict[str, float]]
@@ -62,6 +59,7 @@ class LeakReport:
     warnings: list[str] = field(default_factory=list)
     sample: Sample | None = None
     min_context: int | None = None
+    description: list[str] = field(default_factory=list)
 
     @property
     def leaks(self) -> bool:
@@ -91,6 +89,7 @@ class LeakReport:
         scope = [f"Of {self.sample}; looked up in all chains.\n"] if self.sample else []
         warnings = [f"- WARNING: {warning}" for warning in self.warnings]
         parts = [*scope, verdict, _learnt(self.min_context), *warnings]
+        parts += ["", *(f"- {sentence}" for sentence in self.description)]
         names = list(dict.fromkeys(name for values in self.splits.values() for name in values))
         rows: list[list[object]] = [
             [name, *(_number(self.splits.get(split, {}).get(name)) for split in SPLITS)]
@@ -156,8 +155,16 @@ def check(dataset: Dataset, seed: int = 0, *, min_context: int | None = None) ->
     bank = _bank_numbers(dataset)
     sources = _source_counts(dataset, examples)
     sample = sample_of(dataset)
-    report = LeakReport(splits, pairs, bank, sources, sample=sample, min_context=min_context)
-    report.warnings.extend(_warnings(report))
+    about, said, warned = describe(dataset)
+    report = LeakReport(
+        splits, pairs, bank | about, sources, sample=sample, min_context=min_context
+    )
+    report.description.extend(said)
+    report.warnings.extend([*leak_warnings(splits, pairs, bank, sample is not None), *warned])
+    for split in [s for s in splits if s != "train" and "train" in splits]:
+        sentence, warning = seen_sentences(split, splits[split])
+        report.description.append(sentence)
+        report.warnings.extend([] if warning is None else [warning])
     return report
 
 
@@ -237,9 +244,9 @@ def _split_numbers(
 ) -> dict[str, float]:
     n = len(examples.chain)
     prefix = nodes[dataset.chain_offsets[examples.chain] + examples.position - 1]
-    shuffled = np.random.default_rng(seed).permutation(examples.target)
-    paired = _cosines(dataset.bank, examples.last, examples.target)
-    permuted = _cosines(dataset.bank, examples.last, shuffled)
+    paired, permuted = _near_and_far(
+        dataset.bank, examples.last, examples.target, examples.position, seed
+    )
     gain = paired - permuted
     numbers = {
         "chains": float(len(dataset.chains_in(split))),
@@ -250,6 +257,7 @@ def _split_numbers(
         "permuted_cosine": float(permuted.mean()),
         "paired_gain_standard_error": float(gain.std() / np.sqrt(n)),
         "target_is_last_share": float((examples.last == examples.target).mean()),
+        **_context_gain(dataset, split, seed),
     }
     if split == "train":
         return numbers
@@ -257,6 +265,45 @@ def _split_numbers(
     numbers["targets_seen_share"] = float(1 - parts["unseen_target"].mean())
     numbers["transitions_seen_share"] = float(parts["seen"].mean())
     return numbers | {f"{name}_examples": float(part.sum()) for name, part in parts.items()}
+
+
+def _near_and_far(
+    bank: np.ndarray, one: np.ndarray, other: np.ndarray, position: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of pairs, and of the first of each with the second of another pair, float32 (n,).
+
+    The other pair is of the same position in its chain, because languages or levels may alternate
+    along chains, and its second is another concept, because there may be few. Where there is no
+    such pair, the two cosines are the same.
+    """
+    far = other.copy()
+    for place in np.unique(position):
+        rows = position == place
+        drawn = other_of_each(other[rows], seed)
+        if drawn is not None:
+            far[rows] = drawn
+    return _cosines(bank, one, other), _cosines(bank, one, far)
+
+
+def _context_gain(dataset: Dataset, split: str, seed: int) -> dict[str, float]:
+    """How much nearer neighbours are within the contexts, before any target, with its error.
+
+    That is what targets are compared with: where neighbours in a context are near and targets are
+    not, the targets are the fault.
+    """
+    ids = dataset.chains_in(split)
+    counts = dataset.chain_first[ids].astype(np.int64) - 1
+    begins_of = dataset.chain_offsets[ids]
+    at = np.repeat(begins_of - np.cumsum(counts) + counts, counts) + np.arange(counts.sum()) + 1
+    if len(at) == 0:
+        return {}
+    one, other = dataset.chain_values[at - 1], dataset.chain_values[at]
+    near, far = _near_and_far(dataset.bank, one, other, at - np.repeat(begins_of, counts), seed)
+    gain = near - far
+    return {
+        "context_gain": float(gain.mean()),
+        "context_gain_standard_error": float(gain.std() / np.sqrt(len(gain))),
+    }
 
 
 def _ceiling(prefix: np.ndarray, identity: np.ndarray) -> float:
@@ -312,51 +359,6 @@ def _source_counts(dataset: Dataset, examples: dict[str, Examples]) -> dict[str,
         for s, e in examples.items()
     }
     return {name: {s: int(c[i]) for s, c in counts.items()} for i, name in enumerate(names)}
-
-
-def _warnings(report: LeakReport) -> list[str]:
-    of = "the sample of " if report.sample else ""
-    found = [
-        f"{count} examples of {of}{other} ({share:.1%}) also are in {one}, context and target: "
-        f"{other} is not unseen data."
-        for (one, other), (count, share) in report.pairs.items()
-        if count
-    ]
-    found += [
-        f"split {split} has no examples: nothing can be measured on it."
-        for split in SPLITS
-        if split not in report.splits
-    ]
-    for split, values in report.splits.items():
-        gain = values["paired_cosine"] - values["permuted_cosine"]
-        if gain <= 2 * values["paired_gain_standard_error"]:
-            found.append(
-                f"in {split} a target is no nearer to its context ({values['paired_cosine']:.3f}) "
-                f"than to a random context ({values['permuted_cosine']:.3f}): the targets look "
-                "shuffled or off by one row, or the vectors carry no relation."
-            )
-        if values["target_is_last_share"] > REPEAT_LIMIT:
-            found.append(
-                f"in {split} {values['target_is_last_share']:.1%} of the targets are the last "
-                "concept of their own context: the targets look off by one."
-            )
-    return found + _bank_warnings(report.bank)
-
-
-def _bank_warnings(bank: dict[str, float]) -> list[str]:
-    found = []
-    if bank["non_unit_rows"]:
-        found.append(f"{bank['non_unit_rows']:.0f} bank rows are not of unit length.")
-    if bank["duplicate_vectors"]:
-        found.append(
-            f"{bank['duplicate_vectors']:.0f} bank rows repeat another row's vector, but for "
-            "rounding: retrieval cannot tell such concepts apart."
-        )
-    if bank["duplicate_texts"]:
-        found.append(f"{bank['duplicate_texts']:.0f} bank rows repeat another row's text.")
-    if bank.get("zero_tmd_share", 0.0) > ZERO_TMD_LIMIT:
-        found.append(f"{bank['zero_tmd_share']:.1%} of the chains have all-zero TMD codes.")
-    return found
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,7 @@ from legacy_files import WINDOW_NAMES, full_windows, padded, save, targets_of, w
 
 from ocp_mamba.cli.data import data
 from ocp_mamba.config import D_TMD
-from ocp_mamba.data.analysis.leakage import check, strata
+from ocp_mamba.data.analysis.leakage import LeakReport, check, strata
 from ocp_mamba.data.dataset import SPLITS, Dataset
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.jobs.common import check_dataset_and_log
@@ -43,30 +43,38 @@ def dataset_of(chains: dict[str, list[list[int]]], **replaced: Any) -> Dataset:
 
 def walk_dataset(**replaced: Any) -> Dataset:
     """A clean dataset: chains step along a random walk, so neighbours are alike."""
+    return long_walk(50, **replaced)
+
+
+def long_walk(n: int, **replaced: Any) -> Dataset:
     rng = np.random.default_rng(0)
-    bank = rng.standard_normal((60, 768)).cumsum(axis=0)
+    bank = rng.standard_normal((n + 10, 768)).cumsum(axis=0)
     bank = (bank / np.linalg.norm(bank, axis=1, keepdims=True)).astype(np.float32)
-    starts = np.arange(50)
+    starts = np.arange(n)
     fields: dict[str, Any] = {
         "bank": bank,
-        "texts": np.array([f"t{i}" for i in range(60)]),
+        "texts": np.array([f"t{i}" for i in range(n + 10)]),
         "chain_values": (starts[:, None] + np.arange(6)).ravel().astype(np.int32),
-        "chain_offsets": np.arange(0, 301, 6, dtype=np.int64),
+        "chain_offsets": np.arange(0, 6 * n + 1, 6, dtype=np.int64),
         "chain_source": (starts % 2).astype(np.uint8),
-        "chain_tmd": np.ones((50, D_TMD), dtype=np.float32),
+        "chain_tmd": np.ones((n, D_TMD), dtype=np.float32),
         "split": (starts % 3).astype(np.uint8),
-        "chain_first": np.full(50, 2, dtype=np.uint8),
+        "chain_first": np.full(n, 2, dtype=np.uint8),
     }
     return make_dataset(1, 1, **fields | replaced)
+
+
+def faults(report: LeakReport) -> list[str]:
+    """The warnings but those that almost all transitions are in train, as in these walks."""
+    return [w for w in report.warnings if "looking them up is enough" not in w]
 
 
 def test_clean_dataset_has_no_leak_and_no_warning_but_unused_rows() -> None:
     report = check(walk_dataset())
     assert not report.leaks
-    assert report.warnings == []
+    assert faults(report) == []
     assert report.bank["unused_concepts"] == 5
     assert "No identical" in report.to_markdown()
-    assert "WARNING" not in report.to_markdown()
 
 
 def test_identical_examples_are_counted_for_each_pair_of_splits() -> None:
@@ -130,12 +138,12 @@ def test_ceiling_by_hand() -> None:
 
 
 def test_shuffled_targets_are_noticed() -> None:
-    clean = walk_dataset()
-    values = clean.chain_values.reshape(50, 6).copy()
+    clean = long_walk(400)
+    values = clean.chain_values.reshape(400, 6).copy()
     values[:, 5] = np.random.default_rng(1).permutation(values[:, 5])
-    late = np.full(50, 5, dtype=np.uint8)
-    single = walk_dataset(chain_first=late)
-    shuffled = walk_dataset(chain_first=late, chain_values=values.ravel())
+    late = np.full(400, 5, dtype=np.uint8)
+    single = long_walk(400, chain_first=late)
+    shuffled = long_walk(400, chain_first=late, chain_values=values.ravel())
     assert not any("no nearer" in w for w in check(single).warnings)
     assert sum("no nearer" in w for w in check(shuffled).warnings) == 3
     figures = check(single).figures()
@@ -164,7 +172,7 @@ def test_bank_faults_are_counted() -> None:
     assert report.bank["duplicate_texts"] == 1
     assert report.bank["non_unit_rows"] == 1
     assert report.bank["zero_tmd_share"] == 0.6
-    assert len(report.warnings) == 4
+    assert len(faults(report)) == 4
     assert not report.leaks
 
 
