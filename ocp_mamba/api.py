@@ -21,7 +21,7 @@ from ocp_mamba.jobs.train import TrainJob, TrainOutcome, run_training
 from ocp_mamba.jobs.train_job import SAVE_MINUTES
 from ocp_mamba.presets import BASE
 from ocp_mamba.presets import preset as preset_named
-from ocp_mamba.tracking.aliases import MODEL_NAME
+from ocp_mamba.tracking.registry.aliases import MODEL_NAME
 from ocp_mamba.tracking.session import EXPERIMENT
 
 IN_MEMORY = Path("dataset")

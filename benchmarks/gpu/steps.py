@@ -16,7 +16,7 @@ from ocp_mamba.kernels import cuda
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.training.captured import CapturedStep
+from ocp_mamba.training.capture.step import CapturedStep
 from ocp_mamba.training.negatives import NO_NEGATIVES
 from ocp_mamba.training.state import TrainState
 from ocp_mamba.training.trainer import make_optimizer, train_step

@@ -31,7 +31,7 @@ from ocp_mamba.data.batches import Batch
 from ocp_mamba.kernels import backend
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.training.captured import compiles
+from ocp_mamba.training.capture.step import compiles
 
 CAPTURED, COMPILED = "ocp_mamba, one CUDA graph", "ocp_mamba, one CUDA graph, torch.compile"
 PLAIN, TORCH = "ocp_mamba, plain", "ocp_mamba, plain, backend torch"

@@ -27,7 +27,7 @@ COMMANDS = (
     "train",
     "variants",
 )
-MODULES = {"rollback": "promote"}
+MODULES = {"quality": "variants", "rollback": "promote"}
 """The module that a command's function stands in, where that is not the one of its own name."""
 
 TELEMETRY_VARIABLE = "MLFLOW_DISABLE_TELEMETRY"

@@ -71,9 +71,9 @@ def rollback(name: str, store: str | None) -> None:
     """
 
     def run() -> None:
-        from ocp_mamba.tracking.aliases import roll_back
+        from ocp_mamba.tracking.registry.aliases import roll_back
+        from ocp_mamba.tracking.registry.text import follow_aliases
         from ocp_mamba.tracking.store import store_errors, use_store
-        from ocp_mamba.tracking.text_registry import follow_aliases
 
         uri, started = use_store(store), time.perf_counter()
         with store_errors(uri):

@@ -1,14 +1,19 @@
-"""The files of a job: plots, pages and tables, written to a folder and logged as artifacts."""
+"""What a job leaves: plots, pages and tables, logged as artifacts, and where to look."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from ocp_mamba.data.analysis.leakage import LeakReport
+from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.reports.evaluation_page import Report, write_evaluation
 from ocp_mamba.reports.plots import plot_cosine, plot_losses
+from ocp_mamba.tracking.registry import CANDIDATE, ModelVersion
+from ocp_mamba.tracking.registry.candidate import alias_said
 from ocp_mamba.tracking.run import TrackedRun
+from ocp_mamba.tracking.store import ui_link
 
 
 def log_evaluation(run: TrackedRun, report: Report, folder: Path) -> Path:
@@ -46,3 +51,55 @@ def log_training(
         (folder / name).write_text(text + "\n", encoding="utf-8")
         run.log_artifact(folder / name, "reports")
     return page
+
+
+def where_to_look(
+    run: TrackedRun,
+    output: Path,
+    version: ModelVersion | None,
+    report: Path,
+    dataset: Dataset,
+) -> str:
+    """Return the paths and commands of the model file, the report, the served model and the UI.
+
+    Args:
+        run: the tracked run.
+        output: the shared ``.pt``.
+        version: that was registered; None where the store did not take it in time.
+        report: the page.
+        dataset: whose words the example asks.
+    """
+    link, command = ui_link(run.store, run.experiment_id)
+    lines = [f"\nmodel file   {output}", f"report       {report}"]
+    if version is None:
+        lines.append("registered   not-run: the store did not take the model in time, see below")
+    else:
+        name, number = version.name, version.version
+        moved = alias_said(version)[0]
+        uri = f"models:/{name}@{CANDIDATE}" if moved else f"models:/{name}/{number}"
+        lines += [
+            f"registered   {name} version {number}, {_alias_line(version)}",
+            f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
+            f"               mlflow models serve -m {uri} --env-manager local --port 5001",
+            f"ask it       ocp-mamba ask --model {uri} {_first_words(dataset)}",
+        ]
+    if command:
+        lines.append(f"open the UI  {command}")
+    return "\n".join([*lines, f"then look at {link}"])
+
+
+def _alias_line(version: ModelVersion) -> str:
+    """Whether a version has the alias; if not, why, and what to do where it should have it."""
+    moved, objection = alias_said(version)
+    if moved:
+        return f"alias {CANDIDATE}" + (f", moved although {objection}" if objection else "")
+    return (
+        f"without the alias {CANDIDATE}:\n             {objection}.\n"
+        "             --alias-anyway moves it all the same; --model-name registers a model of its "
+        "own"
+    )
+
+
+def _first_words(dataset: Dataset) -> str:
+    """The first two concepts of a val chain, quoted for a shell."""
+    return shlex.join(str(dataset.texts[i]) for i in dataset.chain(dataset.chains_in("val")[0])[:2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from ocp_mamba.evaluation.latency import inference_latency
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.names import COSINE, ECHO, LATENCY, P1, TRAIN_MINUTES
 from ocp_mamba.evaluation.result import Evaluation
-from ocp_mamba.jobs.artifacts import log_training
+from ocp_mamba.jobs.artifacts import log_training, where_to_look
 from ocp_mamba.jobs.baselines import (
     FULL,
     evaluate_cheap,
@@ -55,13 +54,10 @@ from ocp_mamba.reports.tables import baseline_table, epoch_table, result_table
 from ocp_mamba.system.disk import require_space
 from ocp_mamba.system.files import sha256_of
 from ocp_mamba.system.malloc import give_back_freed
-from ocp_mamba.tracking.aliases import CANDIDATE
-from ocp_mamba.tracking.candidate import alias_said
 from ocp_mamba.tracking.registry import ModelVersion
 from ocp_mamba.tracking.resumed import Opening, open_store, output_tag
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import config_params, track
-from ocp_mamba.tracking.store import ui_link
 from ocp_mamba.tracking.tags import NOTE
 from ocp_mamba.training import alarms
 from ocp_mamba.training.distributed import ALONE, World
@@ -200,7 +196,11 @@ def _run(job: TrainJob, mine: Claim, log: Log, world: World) -> TrainOutcome:
         model = model.cpu().eval()
         outcome = _evaluate_and_register(run, job, folder, model, data, fitted, log, world.device)
         folder.publish()
-        log(_where_to_look(run, job, outcome.version, folder, data.evaluation_data))
+        log(
+            where_to_look(
+                run, job.output, outcome.version, folder.path / "report.html", data.evaluation_data
+            )
+        )
     folder.finish()
     return outcome
 
@@ -388,47 +388,3 @@ def _report(
         history=fitted.history,
         warnings=data.leaks.warnings,
     )
-
-
-def _alias_line(version: ModelVersion) -> str:
-    """Whether a version has the alias; if not, why, and what to do where it should have it."""
-    moved, objection = alias_said(version)
-    if moved:
-        return f"alias {CANDIDATE}" + (f", moved although {objection}" if objection else "")
-    return (
-        f"without the alias {CANDIDATE}:\n             {objection}.\n"
-        "             --alias-anyway moves it all the same; --model-name registers a model of its "
-        "own"
-    )
-
-
-def _where_to_look(
-    run: TrackedRun,
-    job: TrainJob,
-    version: ModelVersion | None,
-    folder: RunFolder,
-    dataset: Dataset,
-) -> str:
-    """The paths and commands of the model file, the report, the served model and the UI."""
-    link, command = ui_link(run.store, run.experiment_id)
-    lines = [f"\nmodel file   {job.output}", f"report       {folder.path / 'report.html'}"]
-    if version is None:
-        lines.append("registered   not-run: the store did not take the model in time, see below")
-    else:
-        name, number = version.name, version.version
-        moved = alias_said(version)[0]
-        uri = f"models:/{name}@{CANDIDATE}" if moved else f"models:/{name}/{number}"
-        lines += [
-            f"registered   {name} version {number}, {_alias_line(version)}",
-            f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
-            f"               mlflow models serve -m {uri} --env-manager local --port 5001",
-            f"ask it       ocp-mamba ask --model {uri} {_first_words(dataset)}",
-        ]
-    if command:
-        lines.append(f"open the UI  {command}")
-    return "\n".join([*lines, f"then look at {link}"])
-
-
-def _first_words(dataset: Dataset) -> str:
-    """The first two concepts of a val chain, quoted for a shell."""
-    return shlex.join(str(dataset.texts[i]) for i in dataset.chain(dataset.chains_in("val")[0])[:2])

@@ -15,7 +15,7 @@ from ocp_mamba.jobs.baselines import CHEAP
 from ocp_mamba.jobs.common import Log, open_data
 from ocp_mamba.jobs.preconditions import require_trainable, with_relations
 from ocp_mamba.kernels.backend import resolve_device, use_backend
-from ocp_mamba.tracking.aliases import MODEL_NAME
+from ocp_mamba.tracking.registry.aliases import MODEL_NAME
 from ocp_mamba.tracking.session import EXPERIMENT
 from ocp_mamba.training.asked import asked_for
 from ocp_mamba.training.distributed import World

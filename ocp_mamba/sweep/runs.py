@@ -25,6 +25,7 @@ from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, open_experi
 from ocp_mamba.tracking.tags import ENDED_REASON, MAX_TAG_CHARACTERS, PARENT
 from ocp_mamba.training.state import EpochResult
 
+LOGGED_EACH_EPOCH = "val_next_vec_cosine"
 SWEEP_TAG, TRIAL_TAG, KIND_TAG = "sweep.id", "sweep.trial", "kind"
 
 
@@ -42,7 +43,7 @@ class TrialRun(TrackedRun):
     ) -> None:
         """Wrap a run as `open_trial_run` gives it."""
         super().__init__(run, store, dataset, data_path, output_dir)
-        self._logged_until = self.last_logged_epoch()
+        self._logged_until = self._last_logged_epoch()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the params that the run does not have yet."""
@@ -54,6 +55,15 @@ class TrialRun(TrackedRun):
         if result.epoch > self._logged_until:
             super().on_epoch(result)
         self._best = self._better(result)
+
+    def _last_logged_epoch(self) -> int:
+        """The last epoch that the run holds in the store or in its queue; 0 for none."""
+        client = mlflow.MlflowClient()
+        logged = [m.step for m in client.get_metric_history(self.run_id, LOGGED_EACH_EPOCH)]
+        for operation in self._sender.waiting():
+            metrics = operation.get("metrics", []) if operation["op"] == "log" else []
+            logged += [m["step"] for m in metrics if m["key"] == LOGGED_EACH_EPOCH]
+        return max(logged, default=0)
 
 
 def open_trial_run(

@@ -38,10 +38,9 @@ from ocp_mamba.serving.text_pyfunc import save_text_pyfunc
 from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.registry import register_once
+from ocp_mamba.tracking.registry.text import follow_aliases, register_text_once
 from ocp_mamba.tracking.store import retried
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST, MAX_TAG_CHARACTERS, NOTE, PARENT
-from ocp_mamba.tracking.text_registry import follow_aliases, register_text_once
-from ocp_mamba.training.history import EpochRecord
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 WEIGHTS_TAG, OPERATION_TAG = "weights", "operation"
@@ -54,40 +53,6 @@ WEIGHTLESS_NOTE = (
     "(checkpoint_every)."
 )
 BATCH = 100
-
-
-def metric_entry(
-    key: str, value: float, timestamp: int, step: int, dataset: tuple[str, str] | None = None
-) -> dict[str, Any]:
-    """Return a metric as JSON; ``dataset`` is (name, digest) of the split it was computed on."""
-    return {"key": key, "value": value, "time": timestamp, "step": step, "dataset": dataset}
-
-
-def epoch_numbers(record: EpochRecord) -> dict[str, float]:
-    """Return an epoch's numbers by the names of their metrics; a trend of None is absent."""
-    trend, longest = record.improvement_trend, record.longest_chain
-    return {
-        **{f"val_{name}": value for name, value in record.val.items()},
-        **{_train_metric(name): value for name, value in record.losses.items()},
-        **({} if trend is None else {"improvement_trend": trend}),
-        **({} if longest is None else {"curriculum_longest_chain": float(longest)}),
-        **({} if not record.skipped_steps else {"skipped_steps": float(record.skipped_steps)}),
-        "epoch_seconds": record.seconds,
-        "learning_rate": record.lr,
-        "examples_per_second": record.examples_per_second,
-    }
-
-
-def _train_metric(name: str) -> str:
-    """The name of a training metric; that of a loss term begins with ``train_loss_``."""
-    return "train_grad_norm" if name == "grad_norm" else f"train_loss_{name}"
-
-
-def split_of_metric(name: str) -> str | None:
-    """Return the split that an epoch's metric was computed on, or None."""
-    if name.startswith(("val_", "improvement_trend")):
-        return "val"
-    return "train" if name.startswith("train_") else None
 
 
 def model_entry(

@@ -25,19 +25,12 @@ from ocp_mamba.redact import redact, redact_all
 from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking import sender
 from ocp_mamba.tracking.active_run import end_run, leave_active_run
-from ocp_mamba.tracking.aliases import MODEL_NAME
 from ocp_mamba.tracking.charts import epoch_lines
 from ocp_mamba.tracking.dataset_input import DatasetInput
+from ocp_mamba.tracking.metrics import Cost, epoch_numbers, metric_entry, now, split_of_metric
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
-from ocp_mamba.tracking.operations import (
-    apply,
-    epoch_numbers,
-    metric_entry,
-    model_entry,
-    register_entry,
-    split_of_metric,
-    text_model_entry,
-)
+from ocp_mamba.tracking.operations import apply, model_entry, register_entry, text_model_entry
+from ocp_mamba.tracking.registry.aliases import MODEL_NAME
 from ocp_mamba.tracking.resumed import logged_points
 from ocp_mamba.tracking.store import is_refusal, retried
 from ocp_mamba.tracking.tags import BUNDLE, ENDED_REASON
@@ -46,8 +39,6 @@ from ocp_mamba.training.state import EpochResult
 
 NOT_RUN = "not-run"
 CONTEXT = "mlflow.data.context"
-LOGGED_EACH_EPOCH = "val_next_vec_cosine"
-
 SHOWN = ("params", "tags", "name")
 """What of an operation people see in MLflow, so that no password may be in it."""
 
@@ -112,7 +103,7 @@ class TrackedRun:
         self._stored: dict[int, str] = {}
         self._children: Counter[str] = Counter()
         self._opened = time.perf_counter()
-        self._cost = _Cost()
+        self._cost = Cost()
         logged = [
             LoggedInput(LoggedDataset(**self._inputs[split].to_dict()), [InputTag(CONTEXT, name)])
             for split, name in inputs.items()
@@ -276,19 +267,6 @@ class TrackedRun:
         with self._cost:
             return self._sender.wait(seconds)
 
-    def last_logged_epoch(self) -> int:
-        """Return the last epoch that the run holds in the store or in its queue; 0 for none.
-
-        Raises:
-            MlflowException: the store does not answer.
-        """
-        client = mlflow.MlflowClient()
-        logged = [m.step for m in client.get_metric_history(self.run_id, LOGGED_EACH_EPOCH)]
-        for operation in self._sender.waiting():
-            metrics = operation.get("metrics", []) if operation["op"] == "log" else []
-            logged += [m["step"] for m in metrics if m["key"] == LOGGED_EACH_EPOCH]
-        return max(logged, default=0)
-
     def link_model(self, model_id: str) -> None:
         """Log a LoggedModel as the run's input, so that the UI links each to the other."""
         self._send({"op": "model_input", "model_id": model_id})
@@ -365,7 +343,7 @@ class TrackedRun:
             leave_active_run(self.run_id)
             if reason:
                 self._send({"op": "log", "tags": {ENDED_REASON: reason}})
-            self._send({"op": "end", "status": status, "time": _now()})
+            self._send({"op": "end", "status": status, "time": now()})
             self.flush(sender.KILLED_SECONDS if status == "KILLED" else math.inf)
         except QueueError as error:
             print(f"{error}. The run ends without what was to be logged last.")
@@ -400,7 +378,7 @@ class TrackedRun:
         """
         metrics: list[dict[str, Any]] = []
         notes: dict[str, str] = {}
-        now = time or _now()
+        at = time or now()
         for name, value in numbers.items():
             if value is None:
                 notes[f"metric.{name}"] = NOT_RUN
@@ -409,7 +387,7 @@ class TrackedRun:
             else:
                 source = self._inputs.get(split_of(name) or "")
                 dataset = source.identity if source else None
-                metrics.append(metric_entry(name, float(value), now, step, dataset))
+                metrics.append(metric_entry(name, float(value), at, step, dataset))
         return metrics, notes
 
     def _log(
@@ -440,30 +418,6 @@ class TrackedRun:
         self._send(operation)
 
 
-class _Cost:
-    """Seconds spent inside its outermost ``with`` blocks, in all and in epochs."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.in_epochs = 0.0
-        self.training = 0.0
-        self._depth = 0
-
-    def __enter__(self) -> None:
-        if self._depth == 0:
-            self._started = time.perf_counter()
-        self._depth += 1
-
-    def __exit__(self, *error: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self.seconds += time.perf_counter() - self._started
-
-
 def queue_path(folder: Path, run_id: str) -> Path:
     """Return the file of a run's offline queue."""
     return folder / f"{run_id}.queue.jsonl"
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

@@ -11,7 +11,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.kernels import cpu
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.training.captured import why_not
+from ocp_mamba.training.capture.step import why_not
 
 COMPILE_SECONDS = 15.0
 """Upper estimate of the time to compile; one core took 10 s."""

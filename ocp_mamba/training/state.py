@@ -9,7 +9,7 @@ import torch
 
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.training.alarms import Alarm
-from ocp_mamba.training.captured import Capture
+from ocp_mamba.training.capture.step import Capture
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.history import EpochProgress, EpochRecord
 from ocp_mamba.training.loss import Objective

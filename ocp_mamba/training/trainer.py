@@ -23,7 +23,7 @@ from ocp_mamba.errors import NotFiniteError, TrainingError
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.system.malloc import freed_is_kept
 from ocp_mamba.training.alarms import Alarm, find_alarms
-from ocp_mamba.training.captured import start_capture
+from ocp_mamba.training.capture.step import start_capture
 from ocp_mamba.training.checkpointing import StateFiles
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.distributed import ALONE, World

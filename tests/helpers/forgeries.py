@@ -32,9 +32,9 @@ from ocp_mamba.serving.bundle import (
     digest_of,
     write_bundle,
 )
-from ocp_mamba.tracking.aliases import aliases_of
 from ocp_mamba.tracking.operations import BUNDLE_TAG, DIGEST_TAG
-from ocp_mamba.tracking.versions import find_version
+from ocp_mamba.tracking.registry.aliases import aliases_of
+from ocp_mamba.tracking.registry.versions import find_version
 
 
 @dataclass

@@ -11,9 +11,9 @@ import pytest
 from forgeries import NAME, Workshop
 from registered import learnable, train_version
 
-from ocp_mamba.tracking.aliases import CHAMPION, set_alias
+from ocp_mamba.tracking.registry.aliases import CHAMPION, set_alias
+from ocp_mamba.tracking.registry.versions import downloaded
 from ocp_mamba.tracking.store import use_store
-from ocp_mamba.tracking.versions import downloaded
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ from ocp_mamba.jobs.promotion.promote import (
     PromotionOutcome,
     run_promotion,
 )
-from ocp_mamba.tracking.aliases import CHAMPION, MODEL_NAME, aliases_of, make_champion
-from ocp_mamba.tracking.versions import find_version
+from ocp_mamba.tracking.registry.aliases import CHAMPION, MODEL_NAME, aliases_of, make_champion
+from ocp_mamba.tracking.registry.versions import find_version
 
 
 def promoted(version: ModelVersion, **settings: object) -> PromotionOutcome:

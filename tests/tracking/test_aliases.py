@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from ocp_mamba.errors import EvidenceError, RegistryError
 from ocp_mamba.tracking import aliases
-from ocp_mamba.tracking.aliases import (
+from ocp_mamba.tracking.registry.aliases import (
     CHAMPION,
     PREVIOUS,
     PROMOTION_LOCK,

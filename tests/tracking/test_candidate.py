@@ -8,8 +8,8 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from ocp_mamba.tracking.aliases import aliases_of
-from ocp_mamba.tracking.candidate import alias_said, move_candidate
+from ocp_mamba.tracking.registry.aliases import aliases_of
+from ocp_mamba.tracking.registry.candidate import alias_said, move_candidate
 
 NAME = "m"
 GOOD = {

@@ -19,7 +19,7 @@ from ocp_mamba.serving.bundle import MANIFEST, write_bundle
 from ocp_mamba.tracking import session
 from ocp_mamba.tracking.operations import apply, text_model_entry
 from ocp_mamba.tracking.registry import MODEL_NAME
-from ocp_mamba.tracking.text_registry import (
+from ocp_mamba.tracking.registry.text import (
     TEXT_MODEL_NAME,
     VECTOR_VERSION,
     follow_aliases,

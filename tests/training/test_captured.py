@@ -17,11 +17,11 @@ from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.batches import batches
 from ocp_mamba.errors import CompileError, TrainingError
 from ocp_mamba.training import captured
-from ocp_mamba.training.captured import CapturedStep, why_not
+from ocp_mamba.training.capture.padded import graph_length, padded, padded_losses
+from ocp_mamba.training.capture.step import CapturedStep, why_not
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.loss import batch_losses
 from ocp_mamba.training.negatives import build_negative_pool
-from ocp_mamba.training.padded import graph_length, padded, padded_losses
 from ocp_mamba.training.state import TrainState
 from ocp_mamba.training.trainer import fit, make_optimizer, train_step
 

@@ -30,8 +30,8 @@ from ocp_mamba.serving.bundle import (
 )
 from ocp_mamba.serving.served_files import require_served_files
 from ocp_mamba.tracking.registry import VERSION_METRICS, ModelVersion
+from ocp_mamba.tracking.registry.versions import run_tags
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST
-from ocp_mamba.tracking.versions import run_tags
 
 ARTIFACTS = "artifacts"
 PREDICTION_TOLERANCE = 1e-5

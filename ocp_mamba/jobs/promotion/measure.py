@@ -21,7 +21,7 @@ from ocp_mamba.reports.tables import COLUMNS
 from ocp_mamba.serving.bundle import CHECKPOINT, MANIFEST
 from ocp_mamba.stats import Figure
 from ocp_mamba.tracking.registry import ModelVersion
-from ocp_mamba.tracking.versions import downloaded
+from ocp_mamba.tracking.registry.versions import downloaded
 
 SCORE_TOLERANCE = 1e-3
 """How far a metric may be from the one at training: the sums of another processor, a tie or two."""

@@ -13,7 +13,8 @@ from ocp_mamba.jobs.common import Log
 from ocp_mamba.jobs.promotion.checks import Evidence, check_evidence
 from ocp_mamba.jobs.promotion.measure import Comparison, Measured, compare, measure
 from ocp_mamba.reports.promotion_card import Card
-from ocp_mamba.tracking.aliases import (
+from ocp_mamba.tracking.registry import ModelVersion
+from ocp_mamba.tracking.registry.aliases import (
     CANDIDATE,
     CHAMPION,
     MODEL_NAME,
@@ -22,9 +23,13 @@ from ocp_mamba.tracking.aliases import (
     make_champion,
     version_at,
 )
-from ocp_mamba.tracking.registry import ModelVersion
-from ocp_mamba.tracking.text_registry import follow_aliases
-from ocp_mamba.tracking.versions import describe_version, downloaded, find_version, tag_version
+from ocp_mamba.tracking.registry.text import follow_aliases
+from ocp_mamba.tracking.registry.versions import (
+    describe_version,
+    downloaded,
+    find_version,
+    tag_version,
+)
 
 PROMOTED, REFUSED, FORCED, UNCHANGED = "promoted", "refused", "forced", "unchanged"
 

@@ -11,7 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from ocp_mamba.errors import EvidenceError, RegistryError, first_line
 from ocp_mamba.serving.bundle import MANIFEST
-from ocp_mamba.tracking.registry import MODEL_NAME, register_best
+from ocp_mamba.tracking.registry.aliases import MODEL_NAME
+from ocp_mamba.tracking.registry.register import register_best
 
 TEXT_MODEL_NAME = f"{MODEL_NAME}-text"
 VECTOR_VERSION = "vector_version"

@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from ocp_mamba.errors import EvidenceError, first_line
-from ocp_mamba.tracking.aliases import aliases_of
+from ocp_mamba.tracking.registry.aliases import aliases_of
 from ocp_mamba.tracking.tags import MAX_TAG_CHARACTERS
 
 MAX_CARD_CHARACTERS = 5000

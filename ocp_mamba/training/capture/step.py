@@ -2,7 +2,7 @@
 
 On short chains a step on a GPU takes as long as its hundreds of small kernels take to start. A
 graph starts all of them at once, but it needs the same shapes and addresses every time. So batches
-are padded (`training.padded`) to one of a few lengths, and each length has a graph of its own.
+are padded (`capture.padded`) to one of a few lengths, and each length has a graph of its own.
 Losses and gradients are those of `trainer.train_step`, apart from rounding.
 
 Not every training can be captured; `why_not` gives the reason in words.
@@ -25,8 +25,8 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.mamba2 import Mamba2Layer
+from ocp_mamba.training.capture.padded import graph_length, padded, padded_losses
 from ocp_mamba.training.negatives import MAX_CANDIDATES, NegativePool
-from ocp_mamba.training.padded import graph_length, padded, padded_losses
 
 WARMUP = 3
 """Steps before a capture, in which kernels are tuned and memory is allocated."""

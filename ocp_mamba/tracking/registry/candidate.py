@@ -7,8 +7,14 @@ from collections.abc import Mapping
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from ocp_mamba.tracking.aliases import ALIASES_LOCK, CANDIDATE, locked, set_alias, version_at
-from ocp_mamba.tracking.versions import tag_version
+from ocp_mamba.tracking.registry.aliases import (
+    ALIASES_LOCK,
+    CANDIDATE,
+    locked,
+    set_alias,
+    version_at,
+)
+from ocp_mamba.tracking.registry.versions import tag_version
 
 PASS, FAIL = "pass", "fail"
 """Values of the tags ``gate.<name>``."""

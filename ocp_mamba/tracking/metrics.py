@@ -1,0 +1,70 @@
+"""What a run logs as metrics: their names, how one is written down, and what logging costs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ocp_mamba.training.history import EpochRecord
+
+
+def metric_entry(
+    key: str, value: float, timestamp: int, step: int, dataset: tuple[str, str] | None = None
+) -> dict[str, Any]:
+    """Return a metric as JSON; ``dataset`` is (name, digest) of the split it was computed on."""
+    return {"key": key, "value": value, "time": timestamp, "step": step, "dataset": dataset}
+
+
+def epoch_numbers(record: EpochRecord) -> dict[str, float]:
+    """Return an epoch's numbers by the names of their metrics; a trend of None is absent."""
+    trend, longest = record.improvement_trend, record.longest_chain
+    return {
+        **{f"val_{name}": value for name, value in record.val.items()},
+        **{_train_metric(name): value for name, value in record.losses.items()},
+        **({} if trend is None else {"improvement_trend": trend}),
+        **({} if longest is None else {"curriculum_longest_chain": float(longest)}),
+        **({} if not record.skipped_steps else {"skipped_steps": float(record.skipped_steps)}),
+        "epoch_seconds": record.seconds,
+        "learning_rate": record.lr,
+        "examples_per_second": record.examples_per_second,
+    }
+
+
+def _train_metric(name: str) -> str:
+    """The name of a training metric; that of a loss term begins with ``train_loss_``."""
+    return "train_grad_norm" if name == "grad_norm" else f"train_loss_{name}"
+
+
+def split_of_metric(name: str) -> str | None:
+    """Return the split that an epoch's metric was computed on, or None."""
+    if name.startswith(("val_", "improvement_trend")):
+        return "val"
+    return "train" if name.startswith("train_") else None
+
+
+class Cost:
+    """Seconds spent inside its outermost ``with`` blocks, in all and in epochs."""
+
+    def __init__(self) -> None:
+        """Begin with nothing spent."""
+        self.seconds = 0.0
+        self.in_epochs = 0.0
+        self.training = 0.0
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        """Begin to count, unless an outer block does."""
+        if self._depth == 0:
+            self._started = time.perf_counter()
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        """Count the seconds of an outermost block."""
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.perf_counter() - self._started
+
+
+def now() -> int:
+    """Return the time in Unix milliseconds."""
+    return int(time.time() * 1000)
