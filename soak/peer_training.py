@@ -46,7 +46,7 @@ def with_ocp_mamba(experiment: str, epochs: int, clock: Clock) -> None:
     from data_maker import make_dataset
 
     from ocp_mamba.tracking import session
-    from ocp_mamba.tracking.operations import metric_entry
+    from ocp_mamba.tracking.metrics import metric_entry
 
     with session.track(
         make_dataset(), "d.npz", output_dir="out", experiment=experiment, system_metrics=False

@@ -44,7 +44,7 @@ from ocp_mamba.model.quantize import quantize
 from ocp_mamba.reports.evaluation_page import Report, write_evaluation
 from ocp_mamba.reports.note import run_note
 from ocp_mamba.reports.tables import baseline_table, result_table
-from ocp_mamba.tracking.run import Numbers
+from ocp_mamba.tracking.metrics import Numbers
 from ocp_mamba.tracking.session import config_params, track
 from ocp_mamba.tracking.tags import NOTE
 

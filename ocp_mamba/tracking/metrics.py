@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ocp_mamba.training.history import EpochRecord
+
+NOT_RUN = "not-run"
+
+Numbers = Mapping[str, float | None]
 
 
 def metric_entry(
@@ -13,6 +19,33 @@ def metric_entry(
 ) -> dict[str, Any]:
     """Return a metric as JSON; ``dataset`` is (name, digest) of the split it was computed on."""
     return {"key": key, "value": value, "time": timestamp, "step": step, "dataset": dataset}
+
+
+def entries(
+    numbers: Numbers,
+    step: int,
+    computed_on: Callable[[str], tuple[str, str] | None],
+    time: int = 0,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the finite numbers as metrics, and a tag for each of the others.
+
+    Args:
+        numbers: the metrics by name; None for one that was not computed.
+        step: of all of them.
+        computed_on: gives name and digest of the data that a metric was computed on, or None.
+        time: Unix milliseconds; 0 for now.
+    """
+    metrics: list[dict[str, Any]] = []
+    notes: dict[str, str] = {}
+    at = time or now()
+    for name, value in numbers.items():
+        if value is None:
+            notes[f"metric.{name}"] = NOT_RUN
+        elif not math.isfinite(value):
+            notes[f"metric.{name}"] = f"not finite ({value}) at step {step}"
+        else:
+            metrics.append(metric_entry(name, float(value), at, step, computed_on(name)))
+    return metrics, notes
 
 
 def epoch_numbers(record: EpochRecord) -> dict[str, float]:

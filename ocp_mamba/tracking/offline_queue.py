@@ -34,6 +34,11 @@ VERSION_KEY, OLD_VERSION_KEY = "queue_version", "spool_version"
 OWNER_ONLY = 0o600
 
 
+def queue_path(folder: Path, run_id: str) -> Path:
+    """Return the file of a run's offline queue."""
+    return folder / f"{run_id}.queue.jsonl"
+
+
 class OfflineQueue:
     """Operations that wait in a file; one process at a time may hold it.
 

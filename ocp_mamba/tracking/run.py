@@ -27,8 +27,8 @@ from ocp_mamba.tracking import sender
 from ocp_mamba.tracking.active_run import end_run, leave_active_run
 from ocp_mamba.tracking.charts import epoch_lines
 from ocp_mamba.tracking.dataset_input import DatasetInput
-from ocp_mamba.tracking.metrics import Cost, epoch_numbers, metric_entry, now, split_of_metric
-from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation
+from ocp_mamba.tracking.metrics import Cost, Numbers, entries, epoch_numbers, now, split_of_metric
+from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation, queue_path
 from ocp_mamba.tracking.operations import apply, model_entry, register_entry, text_model_entry
 from ocp_mamba.tracking.registry.aliases import MODEL_NAME
 from ocp_mamba.tracking.resumed import logged_points
@@ -37,7 +37,6 @@ from ocp_mamba.tracking.tags import BUNDLE, ENDED_REASON
 from ocp_mamba.training.history import EpochRecord
 from ocp_mamba.training.state import EpochResult
 
-NOT_RUN = "not-run"
 CONTEXT = "mlflow.data.context"
 SHOWN = ("params", "tags", "name")
 """What of an operation people see in MLflow, so that no password may be in it."""
@@ -45,8 +44,6 @@ SHOWN = ("params", "tags", "name")
 TRAINED_ON = "training"
 TRAINING_INPUTS: Mapping[str, str] = {"train": TRAINED_ON, "val": "validation"}
 """The splits that a training reads, and the context in which MLflow shows each."""
-
-Numbers = Mapping[str, float | None]
 
 
 class TrackedRun:
@@ -152,8 +149,7 @@ class TrackedRun:
             split: the split that the model was evaluated on.
         """
         metrics, notes = self._entries(numbers, 0, lambda name: split)
-        notes |= {f"gate.{name}": verdict for name, verdict in (gates or {}).items()}
-        notes |= tags or {}
+        notes |= {f"gate.{k}": str(v) for k, v in (gates or {}).items()} | dict(tags or {})
         self._log(metrics, notes, epoch)
 
     def on_resume(self, results: Sequence[EpochResult]) -> None:
@@ -366,29 +362,15 @@ class TrackedRun:
             return self._sender.send({**operation, **shown, "run_id": self.run_id})
 
     def _entries(
-        self,
-        numbers: Numbers,
-        step: int,
-        split_of: Callable[[str], str | None],
-        time: int = 0,
+        self, numbers: Numbers, step: int, split_of: Callable[[str], str | None], time: int = 0
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Return the finite numbers as metrics, and a tag for each of the others.
+        """As `metrics.entries`, with the data of the split that ``split_of`` names for a metric."""
 
-        The time is in Unix milliseconds, 0 for now.
-        """
-        metrics: list[dict[str, Any]] = []
-        notes: dict[str, str] = {}
-        at = time or now()
-        for name, value in numbers.items():
-            if value is None:
-                notes[f"metric.{name}"] = NOT_RUN
-            elif not math.isfinite(value):
-                notes[f"metric.{name}"] = f"not finite ({value}) at step {step}"
-            else:
-                source = self._inputs.get(split_of(name) or "")
-                dataset = source.identity if source else None
-                metrics.append(metric_entry(name, float(value), at, step, dataset))
-        return metrics, notes
+        def computed_on(name: str) -> tuple[str, str] | None:
+            source = self._inputs.get(split_of(name) or "")
+            return source.identity if source else None
+
+        return entries(numbers, step, computed_on, time)
 
     def _log(
         self, metrics: list[dict[str, Any]], tags: dict[str, str], epoch: int | None = None
@@ -416,8 +398,3 @@ class TrackedRun:
         operation = model_entry(epoch, checkpoint, bundle, delete_checkpoint=delete)
         self._stored[epoch] = operation["sha256"]
         self._send(operation)
-
-
-def queue_path(folder: Path, run_id: str) -> Path:
-    """Return the file of a run's offline queue."""
-    return folder / f"{run_id}.queue.jsonl"

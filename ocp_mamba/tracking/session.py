@@ -25,10 +25,10 @@ from ocp_mamba.system.process import (
 )
 from ocp_mamba.tracking.active_run import end_active_run
 from ocp_mamba.tracking.charts import describe_experiment
-from ocp_mamba.tracking.offline_queue import Operation, read_queue, replay_queue
+from ocp_mamba.tracking.offline_queue import Operation, queue_path, read_queue, replay_queue
 from ocp_mamba.tracking.operations import apply
 from ocp_mamba.tracking.resumed import RUN_VARIABLE, reopen
-from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun, queue_path
+from ocp_mamba.tracking.run import TRAINING_INPUTS, TrackedRun
 from ocp_mamba.tracking.store import (
     STORE_FAILURES,
     STORE_VARIABLE,

@@ -22,7 +22,7 @@ from ocp_mamba import stats
 from ocp_mamba.baselines.checkpoint import load_predictor
 from ocp_mamba.cli import options
 from ocp_mamba.cli import train as train_command
-from ocp_mamba.cli.quality import quality as command
+from ocp_mamba.cli.variants import quality as command
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.jobs import train_once
