@@ -63,6 +63,7 @@ def serve(**flags: Any) -> None:
     def run() -> None:
         import torch
 
+        from ocp_mamba.service.drift import Drift
         from ocp_mamba.service.routes.app import create_app
         from ocp_mamba.service.server import bound, server_of
         from ocp_mamba.service.settings import MIB, ServiceSettings
@@ -90,7 +91,8 @@ def serve(**flags: Any) -> None:
                 err=True,
             )
         where = bound(settings.host, settings.port)  # before the model is loaded, which takes long
-        service = Service(_source(flags), settings)
+        drift = Drift(flags["drift_experiment"]) if flags["drift_experiment"] else None
+        service = Service(_source(flags), settings, drift)
 
         def told(address: str) -> None:
             v = service.serving

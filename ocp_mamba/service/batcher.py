@@ -44,15 +44,19 @@ class _Work:
 
 @dataclass(frozen=True)
 class BatchDone:
-    """What is told of each computed batch: its sizes, and its seconds."""
+    """What is told of each computed batch.
 
-    version: Version
-    requests: int
-    chains: int
-    positions: int
+    Attributes:
+        chains: that were read.
+        answers: one for each request, of one version.
+        seconds: that the model took.
+        waited: seconds that the oldest request waited before.
+    """
+
+    chains: Sequence[Chain]
+    answers: Sequence[Predicted]
     seconds: float
     waited: float
-    top_scores: Sequence[float]
 
 
 class Batcher:
@@ -206,19 +210,14 @@ class Batcher:
         chains = sum(len(work.chains) for work in works)
         now = chains / max(seconds, 1e-6)
         self._rate = RATE_MEMORY * self._rate + (1 - RATE_MEMORY) * now if self._rate else now
-        if self._on_batch is None:
-            return
-        scores = [
-            float(score)
-            for result in results
-            if isinstance(result, Predicted) and result.scores is not None
-            for score in result.scores[:, 0, 0]
-        ]
-        lengths = (len(c.vectors) for work in works for c in work.chains)
-        waited = begun - min(work.since for work in works)
-        self._on_batch(
-            BatchDone(works[0].version, len(works), chains, sum(lengths), seconds, waited, scores)
-        )
+        answers = [result for result in results if isinstance(result, Predicted)]
+        if self._on_batch is not None and answers:
+            waited = begun - min(work.since for work in works)
+            read = [chain for work in works for chain in work.chains]
+            try:
+                self._on_batch(BatchDone(read, answers, seconds, waited))
+            except Exception:  # what watches must not end the thread
+                log.exception("a batch was computed, and is missing in the statistics")
 
 
 def _predict_all(works: Sequence[_Work]) -> list[Predicted]:

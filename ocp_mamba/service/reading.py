@@ -189,9 +189,11 @@ def _chains_of_vectors(version: Version, body: PredictBody) -> list[Chain]:
         raise RequestError(str(error.message).replace("seq_vectors", "vectors")) from None
     except OverflowError:
         raise RequestError("lengths has a number that no chain is as long as") from None
+    with np.errstate(over="ignore"):  # infinite is what the statistics leave out
+        norms = np.linalg.norm(vectors, axis=-1)
     rows, codes_of = unit.numpy(), None if checked is None else checked.numpy()
     return [
-        Chain(rows[b, :length], None if codes_of is None else codes_of[b])
+        Chain(rows[b, :length], None if codes_of is None else codes_of[b], norms[b, :length])
         for b, length in enumerate(lengths.tolist())
     ]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
 
 from ocp_mamba.service.batcher import BatchDone, Batcher
+from ocp_mamba.service.drift import Drift
 from ocp_mamba.service.follower import Follower
 from ocp_mamba.service.metrics import Metrics
 from ocp_mamba.service.sessions import Sessions
@@ -16,8 +15,6 @@ from ocp_mamba.service.version import Version
 
 SWEEP_SECONDS = 5.0
 """How often old sessions are looked for."""
-
-log = logging.getLogger(__name__)
 
 
 class Service:
@@ -33,14 +30,14 @@ class Service:
         self,
         source: Source,
         settings: ServiceSettings | None = None,
-        on_batch: Callable[[BatchDone], None] | None = None,
+        drift: Drift | None = None,
     ) -> None:
         """Load the source's version; `start` begins to compute.
 
         Args:
             source: of the model.
             settings: the default ones where none are given.
-            on_batch: told of each batch that was computed, in the model's thread.
+            drift: is told of each batch, and logs statistics of them.
 
         Raises:
             OcpMambaError: the version cannot be loaded.
@@ -49,7 +46,7 @@ class Service:
         self.source, self.metrics = source, Metrics()
         self.serving = source.load(source.current())
         self.stopping = False
-        self._on_batch = on_batch
+        self.drift = drift
         self._before: Version | None = None
         self.batcher = Batcher(
             self.settings.max_batch, self.settings.max_queue, on_batch=self._count
@@ -66,6 +63,8 @@ class Service:
         """Start the threads; called in the event loop."""
         self._loop = asyncio.get_running_loop()
         self.batcher.start()
+        if self.drift is not None:
+            self.drift.start()
         if self.source.follows:
             self.follower.start()
         self._sweeper = self._loop.create_task(self._sweep())
@@ -77,6 +76,8 @@ class Service:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await asyncio.to_thread(self.batcher.stop)
+        if self.drift is not None:
+            await asyncio.to_thread(self.drift.stop)
 
     async def _sweep(self) -> None:
         while True:
@@ -107,10 +108,10 @@ class Service:
         self.metrics.switches.inc()
 
     def _count(self, done: BatchDone) -> None:
-        self.metrics.batch_chains.observe(done.chains)
+        self.metrics.batch_chains.observe(len(done.chains))
         self.metrics.batch_seconds.observe(done.seconds)
-        if self._on_batch is not None:
-            self._on_batch(done)
+        if self.drift is not None:
+            self.drift.see(done)
 
     def show_metrics(self) -> bytes:
         """Return the text of ``/metrics``, with the numbers that are read only now."""

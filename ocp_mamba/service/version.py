@@ -30,10 +30,17 @@ MAX_POSITIONS = 1_024
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain whose next concepts are wanted: unit rows float32 ``(L, 768)``, TMD or None."""
+    """One chain whose next concepts are wanted.
+
+    Attributes:
+        vectors: unit rows float32 ``(L, 768)``.
+        tmd: float32 ``(16,)`` for a model with TMD, else None.
+        norms: ``(L,)``, lengths of the vectors as they were sent; None for concepts.
+    """
 
     vectors: np.ndarray
     tmd: np.ndarray | None = None
+    norms: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
