@@ -129,7 +129,7 @@ MOMENTS: tuple[Moment, ...] = (
     *both(PUBLISH, "training.run_folder:RunFolder.publish"),
     Moment(PUBLISH, "training.run_folder:shutil.copyfileobj", after=True),
     *both(END, "tracking.run:TrackedRun.end"),
-    Moment(END, "training.run_folder:_left_over", 1),
+    *both(END, "training.run_folder:_remove", 2),
 )
 
 QUICK = (15, 49)

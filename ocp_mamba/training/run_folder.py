@@ -247,7 +247,7 @@ def _interrupted(output: Path, asked: Mapping[str, Any]) -> RunFolder | None:
         if lock is None:
             continue
         record = _read(found.path)
-        if record is not None and not record.get("ended"):
+        if record is not None and not _is_done(found.path, record):
             if not changed:
                 _remove(partial_files(found.path))
                 return RunFolder(found.path, output, lock, record)
@@ -268,8 +268,14 @@ def _left(output: Path) -> list[_Found]:
         for file in output.parent.glob(f"*/{RECORD}")
         if (record := _read(file.parent)) is not None
     ]
-    found = [f for f in found if f.record["output"] == output.name and not f.record.get("ended")]
+    found = [f for f in found if f.record["output"] == output.name]
+    found = [f for f in found if not _is_done(f.path, f.record)]
     return sorted(found, key=lambda f: float(f.record["started"]), reverse=True)
+
+
+def _is_done(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a run has ended; one that was killed in its very last moment still has its state."""
+    return bool(record.get("ended")) and not resume_path(path / str(record["output"])).exists()
 
 
 def _changed(found: _Found, asked: Mapping[str, Any]) -> str:
@@ -306,7 +312,7 @@ def interrupted(folder: Path) -> list[tuple[Path, str]]:
     found = []
     for file in sorted(folder.glob(f"*/{RECORD}")):
         record = _read(file.parent)
-        if record is None or record.get("ended"):
+        if record is None or _is_done(file.parent, record):
             continue
         if is_free(file.parent):
             found.append((file.parent, str(record["output"])))

@@ -12,7 +12,14 @@ import pytest
 from ocp_mamba.errors import OutputError, ResumeError
 from ocp_mamba.system.disk import require_space
 from ocp_mamba.training.asked import differences
-from ocp_mamba.training.run_folder import RECORD, Claim, claim, clean, resumable
+from ocp_mamba.training.run_folder import (
+    RECORD,
+    Claim,
+    claim,
+    clean,
+    interrupted,
+    resumable,
+)
 
 ASKED = {"train": {"lr": 0.1, "threads": 1}, "model": {"relations": ("a", "b")}}
 BEGUN = {"dataset": "d" * 64, "store": "sqlite:///x"}
@@ -128,6 +135,19 @@ def test_what_a_kill_leaves_is_cleaned(output: Path) -> None:
     assert left(cut) == {"model.last.pt", "cut.epoch-003.pt"}, "it may be gone on with"
     assert not blank.exists()
     assert (foreign / "notes.last.pt").exists()
+
+
+def test_a_kill_in_the_last_moment_is_gone_on_with(output: Path) -> None:
+    """The run is marked as ended, and its state is still there: no new training starts."""
+    path = begin(output, "first")
+    record = json.loads((path / RECORD).read_text())
+    (path / RECORD).write_text(json.dumps(record | {"ended": True, "published": True}))
+    assert interrupted(output.parent) == [(path, "model.pt")]
+    with claim(output, ASKED, resume=True) as mine:
+        assert mine.made.run_id == "first"
+        mine.made.finish()
+    assert found(output) is None
+    assert interrupted(output.parent) == []
 
 
 def test_other_data_is_refused(output: Path) -> None:
