@@ -1,4 +1,4 @@
-"""Training steps of several models, plain and captured, as calls to be timed."""
+"""Training steps of several models, plain and captured, as calls that return the loss."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ def captured_step(
 
 def plain_call(
     model: NextVectorModel, config: TrainConfig, precision: str, batch: Batch, bank: Tensor
-) -> Callable[[], object]:
-    """Return a call that takes a plain step."""
+) -> Callable[[], float]:
+    """Return a call that takes a plain step and returns the loss before it."""
     state = plain_state(model, config, precision)
-    return lambda: train_step(state, batch, bank, LR, config)
+    return lambda: train_step(state, batch, bank, LR, config)["total"]
 
 
 def captured_call(
     model: NextVectorModel, config: TrainConfig, precision: str, batch: Batch, bank: Tensor
-) -> Callable[[], object]:
-    """Return a call that replays a captured step.
+) -> Callable[[], float]:
+    """Return a call that replays a captured step and returns the loss before it.
 
-    Raises:
-        RuntimeError: the step cannot be captured; the message says why.
+    The call raises `RuntimeError` where the step cannot be captured, with the reason.
     """
     step = captured_step(model, config, precision, bank, *batch.mask.shape)
 
-    def call() -> None:
-        if step(batch, LR) is None:
+    def call() -> float:
+        values = step(batch, LR)
+        if values is None:
             raise RuntimeError(str(step))
+        return values["total"]
 
-    call()
     return call
 
 

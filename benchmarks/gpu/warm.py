@@ -24,7 +24,7 @@ def main(run: Run, place: Place) -> None:
     bank = random_bank(50).to(place.device)
     batch = batch_of(*place.shapes["short chains"], bank)
     model = build_model(place.config).to(place.device)
-    captured_call(model, replace(CONFIG, compile="on"), "bf16", batch, bank)
+    captured_call(model, replace(CONFIG, compile="on"), "bf16", batch, bank)()
 
 
 def step_of_theirs(place: Place, length: int) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+import torch
+
 from ocp_mamba import errors
 from ocp_mamba.config import ModelConfig, TrainConfig
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.kernels import cpu
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.training.capture.step import why_not
+from ocp_mamba.training.capture.step import compiles, why_not
 
 COMPILE_SECONDS = 15.0
 """Upper estimate of the time to compile; one core took 10 s."""
@@ -65,14 +67,7 @@ def start_kernels(model: NextVectorModel, dataset: Dataset, config: TrainConfig)
         return Compiled("off", "the model has no Mamba-2 layers")
     device = next(model.parameters()).device
     if device.type != "cpu":
-        if config.compile != "on":
-            return Compiled("off", "on a GPU torch's compiler is used where it is asked for")
-        if reason := why_not(model, config, device):
-            raise errors.CompileError(
-                f"compile 'on' was asked for, but the step cannot be captured: {reason}; use "
-                "compile 'auto'"
-            )
-        return Compiled("on", "torch's compiler, in the captured step")
+        return _on_gpu(model, dataset, config, device)
     if config.compile == "auto":
         saved = seconds_saved(model.config, dataset, config.max_epochs)
         if saved < COMPILE_SECONDS:
@@ -90,3 +85,24 @@ def start_kernels(model: NextVectorModel, dataset: Dataset, config: TrainConfig)
         return Compiled("failed", str(error))
     why = "asked for" if config.compile == "on" else "it pays within the run"
     return Compiled("on", why, cpu.library().seconds)
+
+
+def _on_gpu(
+    model: OCPMambaLVM, dataset: Dataset, config: TrainConfig, device: torch.device
+) -> Compiled:
+    """Whether torch's compiler fuses the layers of the captured step.
+
+    Raises:
+        CompileError: that was asked for, and the step cannot be captured or compiled.
+    """
+    if config.compile != "on":
+        return Compiled("off", "on a GPU torch's compiler is used where it is asked for")
+    reason = why_not(model, config, device)
+    longest = int(dataset.lengths[dataset.chains_in("train")].max()) - 1
+    if not reason and not compiles(model, longest):
+        reason = f"torch's compiler would unroll the many chunks of {longest} positions"
+    if reason:
+        raise errors.CompileError(
+            f"compile 'on' was asked for, but not for this training: {reason}; use compile 'auto'"
+        )
+    return Compiled("on", "torch's compiler, in the captured step")

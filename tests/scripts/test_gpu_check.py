@@ -65,7 +65,11 @@ def filled(run: Run) -> bool:
 # --- the stages -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", [environment, equality, stepping], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "stage",
+    [environment, stepping, pytest.param(equality, marks=pytest.mark.slow)],
+    ids=lambda stage: stage.__name__,
+)
 def test_a_stage_runs_where_a_cpu_stands_in_and_says_so(stage, run, stand_in, monkeypatch):
     monkeypatch.setattr(equality, "SHAPES_DRAWN", 2)
     stage.main(run, stand_in)
@@ -106,11 +110,10 @@ def test_without_faiss_the_metrics_are_those_of_the_real_evaluation():
     dataset = load_dataset(quality.DATA)
 
     class Next:
-        """Predicts the last vector, with noise."""
+        """Looks ahead for the next vector, except at the end of the batch's longest chains."""
 
         def predict_all(self, vectors, tmd=None):
-            noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
-            return torch.nn.functional.normalize(vectors + 0.02 * noise, dim=-1)
+            return torch.nn.functional.normalize(vectors.roll(-1, dims=1) + 1e-3, dim=-1)
 
     found = validator(dataset, quality.ProductIndex(dataset.bank))(Next())
     assert found == validator(dataset, BankIndex(dataset.bank))(Next())

@@ -17,6 +17,7 @@ from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.batches import batches
 from ocp_mamba.errors import CompileError, TrainingError
 from ocp_mamba.training import captured
+from ocp_mamba.training import compile as compile_
 from ocp_mamba.training.capture.padded import graph_length, padded, padded_losses
 from ocp_mamba.training.capture.step import CapturedStep, why_not
 from ocp_mamba.training.compile import start_kernels
@@ -205,7 +206,7 @@ def test_compile_on_a_gpu_is_the_captured_steps(dataset, monkeypatch):
     model = seeded()
     monkeypatch.setattr(model, "parameters", OnGpu().parameters)
     assert start_kernels(model, dataset, QUICK).state == "off"
-    with pytest.raises(CompileError, match="cannot be captured: the device is meta; use compile"):
+    with pytest.raises(CompileError, match="for this training: the device is meta; use compile"):
         start_kernels(model, dataset, replace(QUICK, compile="on"))
 
 
@@ -233,6 +234,25 @@ def test_a_failed_capture_is_said_and_changes_nothing(forced, dataset, monkeypat
     for p, value in zip(other.model.parameters(), weights, strict=True):
         assert torch.equal(p, value)
     assert all(layer._compiled_call_impl is None for layer in other.model.layers)
+
+
+def test_compiled_layers_have_one_length(dataset):
+    """Each further one would be compiled again."""
+    step = started(TINY, replace(QUICK, compile="on"), dataset)[2]
+    bank = torch.from_numpy(dataset.bank)
+    for batch in drawn(dataset, QUICK, bank):
+        step(batch, 1e-3)
+    assert str(step) == "on (8 positions, compiled)"
+    long = make_dataset(n_chains=20, min_length=140, max_length=150)
+    assert "compiled" not in str(started(TINY, replace(QUICK, compile="on"), long)[2])
+
+
+def test_where_chains_are_too_long_to_compile_that_is_an_error(monkeypatch):
+    long, model = make_dataset(n_chains=20, min_length=140, max_length=150), seeded()
+    monkeypatch.setattr(compile_, "why_not", lambda *given: "")
+    monkeypatch.setattr(model, "parameters", OnGpu().parameters)
+    with pytest.raises(CompileError, match=r"the many chunks of 14\d positions; use"):
+        start_kernels(model, long, replace(QUICK, compile="on"))
 
 
 class OnCuda:

@@ -112,7 +112,7 @@ class _Place:
 
 
 class CapturedStep:
-    """`trainer.train_step` for batches of any length, by a graph for each length.
+    """`trainer.train_step` for batches of any length, by a graph for each of a few lengths.
 
     The graphs share their memory and are captured when a length first occurs, on a GPU. On a CPU
     the same operations run one by one, which is of use in tests only.
@@ -148,7 +148,8 @@ class CapturedStep:
         self._candidates = _candidates(negative_pool, bank, config)
         self._lr = torch.zeros((), device=bank.device)
         self._places: dict[int, _Place] = {}
-        self._fused: list[int] = []
+        # compiling takes longer than what shorter graphs would save: one length, one compilation
+        self._compiles = config.compile == "on" and compiles(model, longest)
         self._names: list[str] = []
         self._pool = torch.cuda.graph_pool_handle() if bank.is_cuda else None
 
@@ -156,11 +157,8 @@ class CapturedStep:
         """Return what ran, for a person and for the tracked run."""
         if self.failed:
             return f"failed ({self.failed})"
-        lengths, fused = (
-            ", ".join(map(str, sorted(found))) or "no" for found in (self._places, self._fused)
-        )
-        compiled = f", compiled: {fused}" if self._config.compile == "on" else ""
-        return f"on ({lengths} positions{compiled})"
+        lengths = ", ".join(map(str, sorted(self._places))) or "no"
+        return f"on ({lengths} positions{', compiled' if self._compiles else ''})"
 
     def __call__(self, batch: Batch, lr: float) -> dict[str, float] | None:
         """Take one step; returns the loss terms and ``grad_norm``, as `trainer.train_step`.
@@ -171,7 +169,9 @@ class CapturedStep:
         Raises:
             CompileError: the capture failed, and ``compile`` is on.
         """
-        length = graph_length(batch.mask.shape[1], self._longest)
+        length = self._longest
+        if not self._compiles:
+            length = graph_length(batch.mask.shape[1], self._longest)
         given = padded(batch, self._rows, length)
         share = given.mask / len(batch.all_targets)
         self._lr.fill_(lr)
@@ -212,7 +212,8 @@ class CapturedStep:
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         limit = self._config.grad_clip
-        nn.utils.clip_grads_with_norm_(parameters, limit, torch.where(norm > limit, norm, 0.0))
+        # a product, since a number in torch.where would be copied to the GPU within the capture
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm * (norm > limit))
         return norm
 
     def _capture(self, length: int) -> bool:
@@ -220,8 +221,7 @@ class CapturedStep:
         place = self._places[length]
         before = _Before(self._model, self._optimizer)
         try:
-            wanted = self._config.compile == "on" and compiles(self._model, length)
-            with _compiled(self._model, wanted):
+            with _compiled(self._model, self._compiles):
                 side = torch.cuda.Stream()
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
@@ -232,7 +232,6 @@ class CapturedStep:
                 with torch.cuda.graph(graph, pool=self._pool):
                     place.values = self._step(place)
                 place.graph = graph
-            self._fused += [length] * wanted
         except Exception as error:  # kernels and compilers fail in many ways
             self._give_up(error)
         finally:
