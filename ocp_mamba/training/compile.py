@@ -55,7 +55,7 @@ def start_kernels(model: NextVectorModel, dataset: Dataset, config: TrainConfig)
     gives the reason and training goes on in plain torch.
 
     On a GPU, ``on`` lets torch's compiler fuse the layers of the captured step
-    (`training.captured`), and ``off`` captures nothing.
+    (`training.capture`), and ``off`` captures nothing.
 
     Raises:
         CompileError: compilation is ``on`` and fails, or the step cannot be captured.

@@ -34,7 +34,12 @@ from ocp_mamba.evaluation.exposure import exposure_of
 from ocp_mamba.jobs.evaluate import EvaluationJob, evaluate_on
 from ocp_mamba.jobs.open_model import declared, open_predictor
 from ocp_mamba.jobs.train import _same_predictions
-from ocp_mamba.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from ocp_mamba.model.checkpoint import (
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    write_checkpoint,
+)
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.serving.pyfunc import save_pyfunc
 from ocp_mamba.training.trainer import fit
@@ -330,15 +335,15 @@ def test_another_split_and_a_file_that_was_built_again_hide_nothing(data, traine
 def test_a_model_that_does_not_say_what_it_learnt_gets_no_verdict_on_it(data, trained, tmp_path):
     content = torch.load(trained.path, weights_only=True)
     del content["learnt"]
-    older, said = tmp_path / "older.pt", []
-    torch.save(content, older)
+    kind, older, said = content.pop("kind"), tmp_path / "older.pt", []
+    write_checkpoint(older, kind, content)
     found = evaluated(older, relabelled(data), tmp_path, said, against=False)
     assert found.gates["no_leak"] == found.gates["unseen_beats_ridge"] == gates.NOT_RUN
     why = "older.pt does not say what it learnt from"
     assert any(why in line for line in said)
     assert why in found.page.read_text(encoding="utf-8")
     assert found.evaluation.figures["unseen/faiss_retrieval_p1"].n == 0
-    torch.save(content | {"learnt": {"form": "of tomorrow"}}, older)
+    write_checkpoint(older, kind, content | {"learnt": {"form": "of tomorrow"}})
     opened = open_predictor(str(older), data, {})
     assert opened.trained_on.learnt is None
     assert "have the form 'of tomorrow'" in opened.trained_on.words

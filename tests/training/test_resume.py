@@ -195,7 +195,7 @@ def test_weights_that_are_not_finite_stop_the_training_before_an_epoch_has_ended
         fit(model, data, QUICK, validate=validate, progress=False)
 
 
-@pytest.mark.parametrize("lr", [1e25, 1e38])
+@pytest.mark.parametrize("lr", [1e25, 1e29])
 def test_a_learning_rate_that_blows_up_is_a_clear_error(data, validate, lr):
     """Also where the last step of the epoch does it, so that only validation can see it."""
     for batch_size in (16, 1000):

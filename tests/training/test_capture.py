@@ -15,12 +15,13 @@ from trainings import QUICK, TINY, seeded
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.batches import batches
-from ocp_mamba.errors import CompileError, TrainingError
-from ocp_mamba.training import captured
+from ocp_mamba.errors import CompileError
 from ocp_mamba.training import compile as compile_
+from ocp_mamba.training.capture import step as captured
 from ocp_mamba.training.capture.padded import graph_length, padded, padded_losses
 from ocp_mamba.training.capture.step import CapturedStep, why_not
 from ocp_mamba.training.compile import start_kernels
+from ocp_mamba.training.history import is_finite
 from ocp_mamba.training.loss import batch_losses
 from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.state import TrainState
@@ -264,13 +265,23 @@ class OnCuda:
         self._bank, self.device = bank, bank.device
 
 
-def test_a_captured_step_that_is_not_finite_is_an_error(dataset):
+def test_a_captured_step_that_is_not_finite_changes_no_weight(dataset):
     _, other, step, bank = started(TINY, QUICK, dataset)
     other.capture = captured.Capture(step, "")
+    batch = next(drawn(dataset, QUICK, bank))
     with torch.no_grad():
+        kept = other.model.layers[0].mixer.D.clone()
         other.model.layers[0].mixer.D.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"step 1: .* is not finite"):
-        train_step(other, next(drawn(dataset, QUICK, bank)), bank, 1e-3, QUICK)
+    before = [p.detach().clone() for p in other.model.parameters()]
+    values = train_step(other, batch, bank, 1e-3, QUICK)
+    assert not is_finite(values)
+    for p, value in zip(other.model.parameters(), before, strict=True):
+        assert torch.equal(p.isnan(), value.isnan())
+        assert torch.equal(p.nan_to_num(), value.nan_to_num())
+    with torch.no_grad():
+        other.model.layers[0].mixer.D.copy_(kept)
+    assert is_finite(train_step(other, batch, bank, 1e-3, QUICK))
+    assert not torch.equal(other.model.layers[0].mixer.D, kept)
 
 
 def test_layers_are_compiled_within_the_block_only():
