@@ -15,7 +15,6 @@ functions that need the package's ``data`` import it themselves.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,7 @@ from ocp_mamba.kernels.cpu import kernels_off
 from ocp_mamba.model.base import conditions
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.system.files import atomic_write
+from ocp_mamba.system.files import atomic_write, sha256_of
 
 if TYPE_CHECKING:
     from ocp_mamba.data.dataset import Dataset
@@ -238,7 +237,7 @@ def write_bundle(
     files.append(folder / RECORDED)
     manifest = {
         "format_version": FORMAT_VERSION,
-        "files": {CHECKPOINT: digest_of(checkpoint), **{p.name: digest_of(p) for p in files}},
+        "files": {CHECKPOINT: sha256_of(checkpoint), **{p.name: sha256_of(p) for p in files}},
         "code_sha256": code_digest(PACKAGE),
         "dataset_fingerprint": saved.dataset_fingerprint,
         "evaluation_fingerprint": content_of(frozen).fingerprint,
@@ -306,7 +305,7 @@ def _require_digest(folder: Path, name: str, digest: str) -> None:
     kind, path = FAULTS.get(name, "file"), folder / name
     if Path(name).name != name or not path.is_file():
         raise EvidenceError(f"{kind}-missing", f"{path} does not exist; {MANIFEST} names it")
-    found = digest_of(path)
+    found = sha256_of(path)
     if found != digest:
         raise EvidenceError(
             f"{kind}-changed",
@@ -324,9 +323,3 @@ def code_digest(package: Path) -> str:
             digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
             digest.update(content)
     return digest.hexdigest()
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

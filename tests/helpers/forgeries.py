@@ -29,12 +29,12 @@ from ocp_mamba.serving.bundle import (
     EVALUATION,
     MANIFEST,
     RECORDED,
-    digest_of,
     write_bundle,
 )
-from ocp_mamba.tracking.operations import BUNDLE_TAG, DIGEST_TAG
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.registry.aliases import aliases_of
 from ocp_mamba.tracking.registry.versions import find_version
+from ocp_mamba.tracking.tags import BUNDLE, DIGEST
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Forgery:
     def write_manifest(self) -> None:
         """Write the manifest as it is, and its digest into the version's tags."""
         self.file(MANIFEST).write_text(json.dumps(self.manifest))
-        self.tags[BUNDLE_TAG] = digest_of(self.file(MANIFEST))
+        self.tags[BUNDLE] = sha256_of(self.file(MANIFEST))
 
     def seal(self) -> None:
         """Make all records agree: digests in the manifest, tags, and a run of its own."""
@@ -138,11 +138,11 @@ class Forgery:
         self.manifest["run_id"] = self.run_id
         for name in self.manifest["files"]:
             if self.file(name).exists():
-                self.manifest["files"][name] = digest_of(self.file(name))
+                self.manifest["files"][name] = sha256_of(self.file(name))
         self.write_manifest()
-        self.tags[DIGEST_TAG] = digest_of(self.file(CHECKPOINT))
+        self.tags[DIGEST] = sha256_of(self.file(CHECKPOINT))
         self.tags |= {tag: value for tag, (value, _) in expected_tags(self.manifest).items()}
-        kept = (BUNDLE_TAG, *(tag for tag in self.tags if tag.startswith("gate.")))
+        kept = (BUNDLE, *(tag for tag in self.tags if tag.startswith("gate.")))
         client.log_batch(
             self.run_id, tags=[mlflow.entities.RunTag(tag, self.tags[tag]) for tag in kept]
         )

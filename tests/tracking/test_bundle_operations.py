@@ -15,9 +15,10 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.serving.bundle import MANIFEST, read_bundle, write_bundle
 from ocp_mamba.tracking import run as run_module
 from ocp_mamba.tracking import session
-from ocp_mamba.tracking.operations import BUNDLE_TAG, apply
+from ocp_mamba.tracking.operations import apply
 from ocp_mamba.tracking.registry import register_best
 from ocp_mamba.tracking.run import TrackedRun
+from ocp_mamba.tracking.tags import BUNDLE
 
 FACTS = {"epoch": 2, "metrics_version": "3", "pool_size": 40, "metrics": {}, "gates": {}}
 
@@ -35,7 +36,7 @@ def require_stored(model_id: str, run: TrackedRun, folder: Path) -> None:
     version = register_best(model_id)
     model = mlflow.get_logged_model(model_id)
     tags = (version.tags, model.tags, mlflow.get_run(run.run_id).data.tags)
-    assert [t[BUNDLE_TAG] for t in tags] == [bundle.digest] * 3
+    assert [t[BUNDLE] for t in tags] == [bundle.digest] * 3
     loaded = mlflow.pyfunc.load_model(files).unwrap_python_model()
     assert loaded.__class__.__name__ == "ServedLVM"
 

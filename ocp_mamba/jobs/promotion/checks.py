@@ -25,10 +25,10 @@ from ocp_mamba.serving.bundle import (
     CHECKPOINT,
     RECORDED_EXAMPLES,
     Bundle,
-    digest_of,
     read_bundle,
 )
 from ocp_mamba.serving.served_files import require_served_files
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.registry import VERSION_METRICS, ModelVersion
 from ocp_mamba.tracking.registry.versions import run_tags
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST
@@ -90,7 +90,7 @@ def open_bundle(version: ModelVersion, folder: Path) -> Bundle:
             f"{version.name} version {version.version} has no {ARTIFACTS}/{CHECKPOINT}: it was not "
             "registered by ocp-mamba, or has metrics alone",
         )
-    _require_tag(version, DIGEST, digest_of(weights), "weights-changed")
+    _require_tag(version, DIGEST, sha256_of(weights), "weights-changed")
     bundle = read_bundle(files)
     _require_tag(version, BUNDLE, bundle.digest, "manifest-changed")
     return bundle
