@@ -15,6 +15,7 @@ functions that need the package's ``data`` import it themselves.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace

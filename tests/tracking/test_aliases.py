@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ocp_mamba.errors import EvidenceError, RegistryError
-from ocp_mamba.tracking import aliases
+from ocp_mamba.tracking.registry import aliases
 from ocp_mamba.tracking.registry.aliases import (
     CHAMPION,
     PREVIOUS,
