@@ -68,16 +68,17 @@ def rollback(name: str, store: str | None) -> None:
     """Swap the champion and the previous champion; no model is loaded."""
 
     def run() -> None:
-        from ocp_mamba.tracking.aliases import roll_back
+        from ocp_mamba.tracking.aliases import aliases_of, roll_back
         from ocp_mamba.tracking.store import store_errors, use_store
 
-        uri, started = use_store(store), time.perf_counter()
-        with store_errors(uri):
+        with store_errors(use_store(store)):
+            aliases_of(name)  # opens the store, for which MLflow imports libraries for seconds
+            started = time.perf_counter()
             champion, previous = roll_back(name)
-        seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started
         click.echo(
-            f"champion of {name} is version {champion} again, previous is version {previous} "
-            f"({seconds:.2f} s)"
+            f"champion of {name} is version {champion} again, previous is version {previous}; "
+            f"changed in {seconds:.2f} s"
         )
 
     with_errors(run)
