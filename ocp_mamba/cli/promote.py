@@ -71,18 +71,19 @@ def rollback(name: str, store: str | None) -> None:
     """
 
     def run() -> None:
-        from ocp_mamba.tracking.registry.aliases import roll_back
+        from ocp_mamba.tracking.registry.aliases import aliases_of, roll_back
         from ocp_mamba.tracking.registry.text import follow_aliases
         from ocp_mamba.tracking.store import store_errors, use_store
 
-        uri, started = use_store(store), time.perf_counter()
-        with store_errors(uri):
+        with store_errors(use_store(store)):
+            aliases_of(name)  # opens the store, for which MLflow imports libraries for seconds
+            started = time.perf_counter()
             champion, previous = roll_back(name)
+            seconds = time.perf_counter() - started
             follow_aliases(name)
-        seconds = time.perf_counter() - started
         click.echo(
-            f"champion of {name} is version {champion} again, previous is version {previous} "
-            f"({seconds:.2f} s)"
+            f"champion of {name} is version {champion} again, previous is version {previous}; "
+            f"changed in {seconds:.2f} s"
         )
 
     with_errors(run)

@@ -77,14 +77,14 @@ def open_predictor(model: str, dataset: Dataset, cheap: Mapping[str, Predictor])
     if model.startswith(MODELS_PREFIX):
         version, loaded = load_registered(model)
         require_conditions(model, loaded, dataset)
-        learnt = _trained_on(model, version.learnt)
+        learnt = what_it_learnt(model, version.learnt)
         return Opened(loaded, version.encoder, logged_model_id(model), learnt)
     saved = load_run_file(model) if model.startswith(RUNS_PREFIX) else load_predictor(model)
     require_conditions(model, saved.model, dataset)
-    return Opened(saved.model, saved.encoder, trained_on=_trained_on(model, saved.learnt))
+    return Opened(saved.model, saved.encoder, trained_on=what_it_learnt(model, saved.learnt))
 
 
-def _trained_on(model: str, learnt: Mapping[str, Any] | None) -> TrainedOn:
+def what_it_learnt(model: str, learnt: Mapping[str, Any] | None) -> TrainedOn:
     """What a file says that its model learnt from; where it says nothing, why."""
     if learnt is None:
         return TrainedOn(

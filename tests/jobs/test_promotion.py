@@ -13,6 +13,7 @@ from forgeries import Forgery, Workshop
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from registered import GOOD, learnable, train_version
+from servers import Server
 
 from ocp_mamba.config import override
 from ocp_mamba.data.analysis.sample import EvalLimits, evaluation_part
@@ -29,6 +30,7 @@ from ocp_mamba.jobs.promotion.promote import (
 )
 from ocp_mamba.tracking.registry.aliases import CHAMPION, MODEL_NAME, aliases_of, make_champion
 from ocp_mamba.tracking.registry.versions import find_version
+from ocp_mamba.tracking.store import use_store
 
 
 def promoted(version: ModelVersion, **settings: object) -> PromotionOutcome:
@@ -267,3 +269,23 @@ def test_a_worse_training_is_registered_and_leaves_the_alias(
     assert anyway.version.name == "mine"
     assert aliases_of("mine") == {"candidate": "1"}
     assert "registered   mine version 1, alias candidate" in "\n".join(said)
+
+
+@pytest.mark.slow
+def test_over_http_with_artifacts_behind_the_server(
+    server: Server, store: str, tmp_path: Path
+) -> None:
+    """Versions are strings there and numbers in an SQL store, and files are downloaded."""
+    use_store(server.url)
+    learnable().save(tmp_path / "learnable.npz")
+    for number in ("1", "2"):
+        version = train_version(tmp_path / "learnable.npz", tmp_path, model_name="http").version
+        assert version is not None
+        assert str(version.version) == number
+        assert promoted(version).verdict == PROMOTED
+    assert aliases_of("http") == {"candidate": "2", "champion": "2", "previous": "1"}
+    assert promoted(find_version("http", CHAMPION)).verdict == UNCHANGED
+    assert "is version 1 again" in run("rollback", "--model-name", "http", "--store", server.url)
+    mlflow.MlflowClient().set_model_version_tag("http", "2", "next_vec_cosine", "0.990000")
+    assert promoted(find_version("http", "2")).faults == ("scores-edited",)
+    assert aliases_of("http") == {"candidate": "2", "champion": "1", "previous": "2"}

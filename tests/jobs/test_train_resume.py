@@ -130,7 +130,7 @@ def test_a_resumed_training_goes_on_in_its_run(
     assert outcome.version.tags["checkpoint.sha256"] == sha256_of(job.output)
     assert sorted(p.name for p in folder.glob("*.pt")) == ["model.pt"]
     assert len(finished.inputs.dataset_inputs) == 2
-    assert len(finished.outputs.model_outputs) == 3
+    assert len(finished.outputs.model_outputs) == 4, "three epochs, and the model for people"
     children = mlflow.search_runs(
         experiment_names=["ocp_mamba"], output_format="list",
         filter_string=f"tags.mlflow.parentRunId = '{left.info.run_id}'",

@@ -14,7 +14,7 @@ from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.serving.bundle import MANIFEST, read_bundle, write_bundle
 from ocp_mamba.tracking import run as run_module
-from ocp_mamba.tracking import session
+from ocp_mamba.tracking import sender, session
 from ocp_mamba.tracking.operations import apply
 from ocp_mamba.tracking.registry import register_best
 from ocp_mamba.tracking.run import TrackedRun
@@ -50,8 +50,9 @@ def test_a_row_that_was_stored_before_gets_the_bundle(
     ) as run:
         train_tracked(run, dataset, tiny_config, checkpoint, epochs=2)
         files = write(run, dataset, checkpoint)
-        model_id = run.log_models(checkpoint, 2, files)
-    assert model_id is not None
+        run.log_models(checkpoint, 2, files)
+    rows = mlflow.search_logged_models([run.experiment_id], output_format="list")
+    [model_id] = [row.model_id for row in rows if row.name == "epoch-002"]
     assert not (tmp_path / "bundle").exists(), "the store has it"
     require_stored(model_id, run, tmp_path / "stored")
 
@@ -73,10 +74,11 @@ def test_a_bundle_waits_for_the_store_and_may_be_sent_twice(
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "apply", down_for_models)
+        patch.setattr(sender, "FAILING_SECONDS", 0.5)
         with session.track(dataset, "d.npz", output_dir="out", system_metrics=False) as run:
             train_tracked(run, dataset, tiny_config, checkpoint, epochs=2)
             files = write(run, dataset, checkpoint)
-            assert run.log_models(checkpoint, 2, files) is None
+            run.log_models(checkpoint, 2, files)
     assert all(path.exists() for path in files), "they are kept until they are stored"
     assert run.queue_path.exists()
     session.replay(run.queue_path)

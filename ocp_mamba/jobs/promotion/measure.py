@@ -14,6 +14,7 @@ from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.result import Evaluation, paired_difference
 from ocp_mamba.jobs.baselines import evaluate_cheap
+from ocp_mamba.jobs.open_model import what_it_learnt
 from ocp_mamba.jobs.promotion.checks import Evidence, open_bundle
 from ocp_mamba.jobs.promotion.evidence import headline_figures
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
@@ -102,13 +103,23 @@ def measure(evidence: Evidence, tags: Mapping[str, str]) -> Measured:
             f"version {METRICS_VERSION}: they are not the same numbers; train again",
         )
     index = BankIndex(dataset.bank, "auto")
-    evaluation = evaluate(evidence.model, dataset, "val", name="this version", index=index)
+    learnt = what_it_learnt("this version", evidence.bundle.checkpoint.learnt)
+    evaluation = evaluate(
+        evidence.model, dataset, "val", name="this version", index=index, trained_on=learnt
+    )
+    exposure = evaluation.exposure
+    if exposure.learnt is not None and exposure.learnt > exposure.by_error:
+        raise EvidenceError(
+            "evaluation-leaked",
+            f"the model learnt {exposure.learnt:,} of the {evaluation.n_examples:,} sequences that "
+            "it is evaluated on, answer included, by what its own file says",
+        )
     _require_scores(manifest["metrics"], headline_figures(evaluation))
     training = manifest.get("training", {})
     leaks = check(dataset, min_context=training.get("min_context", LEARN_ALL))
     if leaks.leaks:
         raise EvidenceError("evaluation-leaked", leaks.warnings[0])
-    baselines = evaluate_cheap(dataset, index)
+    baselines = evaluate_cheap(dataset, index, learnt)
     bank = dataset.meta.get("encoder", {})
     verdicts = gates.evaluate_gates(
         evaluation,
@@ -175,7 +186,12 @@ def compare(champion: ModelVersion, evidence: Evidence, measured: Measured) -> C
             "name, `train --model-name`",
         )
     theirs = evaluate(
-        saved.build_model(), evidence.dataset, "val", name="champion", index=measured.index
+        saved.build_model(),
+        evidence.dataset,
+        "val",
+        name="champion",
+        index=measured.index,
+        trained_on=what_it_learnt("the champion", saved.learnt),
     )
     differences = {
         column: paired_difference(measured.evaluation, theirs, metric, stratum)
