@@ -79,8 +79,7 @@ server: install-server ## start a team's tracking server, see docs/server.md (PO
 	$(BIN)/python scripts/server.py start --port $(PORT)
 
 serve: install ## serve the registered candidate over HTTP (SERVE_PORT=5001)
-	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
-	$(BIN)/mlflow models serve -m models:/ocp-mamba-lvm@candidate --env-manager local --port $(SERVE_PORT)
+	$(BIN)/ocp-mamba serve models:/ocp-mamba-lvm@candidate --port $(SERVE_PORT)
 
 install: $(VENV)/.installed ## make .venv with what `make run` and `mlflow run .` need
 install-server: $(VENV)/.installed-server ## make .venv with what `make server` needs
