@@ -130,6 +130,10 @@ class ResumeError(TrainingError):
     """An interrupted training cannot be gone on with; the message says what differs."""
 
 
+class EndedError(ResumeError):
+    """The training that is to be gone on with has ended: there is nothing left to do."""
+
+
 class VariantsError(OcpMambaError, RuntimeError):
     """Some variants failed; the table says why, and all others are in it."""
 

@@ -132,8 +132,8 @@ MOMENTS: tuple[Moment, ...] = (
     *both(END, "training.run_folder:_remove", 2),
 )
 
-QUICK = (15, 49)
-"""Places in `MOMENTS` of the short form: within an epoch, and while it registers."""
+QUICK = (15,)
+"""Places in `MOMENTS` of the short form: within an epoch, after a state."""
 
 
 def run(quick: bool, log: Log) -> list[Result]:

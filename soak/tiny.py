@@ -8,6 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,10 +94,11 @@ class Place:
             seed: of the training.
             name: of the output.
         """
+        from ocp_mamba.errors import EndedError
         from ocp_mamba.jobs.train import run_training
         from ocp_mamba.jobs.train_job import TrainJob
 
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+        with suppress(EndedError), (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             run_training(
                 TrainJob(
                     self.folder / "data.npz",

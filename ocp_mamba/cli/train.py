@@ -18,6 +18,7 @@ from ocp_mamba.cli.options import (
     with_errors,
 )
 from ocp_mamba.config import DEFAULT_PATIENCE, MIN_CONTEXT, MODEL_SIZES, ModelConfig, TrainConfig
+from ocp_mamba.errors import EndedError
 from ocp_mamba.presets import BASE, CODES, PRESETS, listing, preset
 
 if TYPE_CHECKING:
@@ -146,7 +147,10 @@ def _train(flags: dict[str, Any]) -> None:
     from ocp_mamba.jobs import train_distributed
 
     job = _train_job(flags, data, output, model, settings, relations)
-    train_distributed.run(job, click.echo)
+    try:
+        train_distributed.run(job, click.echo)
+    except EndedError as error:
+        click.echo(error)
 
 
 def _train_job(

@@ -117,6 +117,7 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
     Raises:
         OutputError: the output cannot be written.
         ResumeError: the interrupted run has other settings, data or store, or still runs.
+        EndedError: the training that is to be gone on with has ended.
         DatasetError, ConfigError, BackendError: before the run is opened, see `prepare`.
         TrainingError, TrackingError, RegistryError: see their modules.
     """
@@ -138,6 +139,7 @@ def _run(job: TrainJob, mine: Claim, log: Log, world: World) -> TrainOutcome:
     prepared = prepare(job, world, log)
     job, world = prepared.job, prepared.world
     fingerprint = prepared.dataset.fingerprint
+    mine.require_not_done(fingerprint)
     if mine.folder is not None:
         mine.folder.require_dataset(fingerprint, job.data)
     data = _check_and_evaluate_baselines(job, prepared.dataset, log)
@@ -214,7 +216,7 @@ def _open(job: TrainJob, mine: Claim, log: Log) -> Opening:
         state = mine.folder.state
         how = f"from {state}" if state.exists() else "from the start: it has no state yet"
         log(f"--resume: run {opening.run_id} goes on {how}")
-    elif job.resume:
+    elif job.resume and mine.done is None:
         log(f"--resume: no interrupted training of {job.output} is left; a new one starts")
     elif (left := resumable(job.output, job.asked)) is not None:
         log(f"An interrupted training of this output is left in {left}: --resume goes on with it")

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ocp_mamba.errors import OutputError, ResumeError, first_line
+from ocp_mamba.errors import EndedError, OutputError, ResumeError, first_line
 from ocp_mamba.system.disk import require_writable
 from ocp_mamba.system.files import atomic_write, partial_files
 from ocp_mamba.system.process import PID_TAG, process_tags
@@ -142,7 +142,7 @@ class Claim:
         """Keep what was found; see `claim`."""
         self.output, self.asked = output, asked
         self.folder = folder
-        self.resume = resume
+        self.done = _last_done(output, asked) if resume and folder is None else None
 
     def make(self, run_id: str, **more: Any) -> RunFolder:
         """Return the folder of a run, made and locked where it is not this claim's already.
@@ -184,6 +184,18 @@ class Claim:
         """The folder, which `make` has made."""
         assert self.folder is not None
         return self.folder
+
+    def require_not_done(self, fingerprint: str) -> None:
+        """Refuse to train what the latest training of this output, to be resumed, has trained.
+
+        Raises:
+            EndedError: it had these settings and these data, and has ended.
+        """
+        if self.done is not None and self.done.record["dataset"] == fingerprint:
+            raise EndedError(
+                f"This training has ended: run {self.done.record['run_id']}, in {self.done.path}. "
+                "Nothing is left to go on with; leave --resume out to train again"
+            )
 
     def release(self) -> None:
         """Let other processes go on with the run."""
@@ -261,15 +273,25 @@ def _interrupted(output: Path, asked: Mapping[str, Any]) -> RunFolder | None:
     return None
 
 
+def _last_done(output: Path, asked: Mapping[str, Any]) -> _Found | None:
+    """The latest run of an output with these settings, if it has ended and the output is there."""
+    last = next((f for f in _all(output) if not _changed(f, asked)), None)
+    return last if last and _is_done(last.path, last.record) and output.exists() else None
+
+
 def _left(output: Path) -> list[_Found]:
     """The runs of an output that have not ended, the latest first."""
+    return [f for f in _all(output) if not _is_done(f.path, f.record)]
+
+
+def _all(output: Path) -> list[_Found]:
+    """The runs of an output, the latest first."""
     found = [
         _Found(file.parent, record)
         for file in output.parent.glob(f"*/{RECORD}")
         if (record := _read(file.parent)) is not None
     ]
     found = [f for f in found if f.record["output"] == output.name]
-    found = [f for f in found if not _is_done(f.path, f.record)]
     return sorted(found, key=lambda f: float(f.record["started"]), reverse=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ocp_mamba.errors import OutputError, ResumeError
+from ocp_mamba.errors import EndedError, OutputError, ResumeError
 from ocp_mamba.system.disk import require_space
 from ocp_mamba.training.asked import differences
 from ocp_mamba.training.run_folder import (
@@ -53,6 +53,7 @@ def test_the_latest_interrupted_run_with_these_settings_goes_on(output: Path) ->
     assert found(output.with_name("another.pt")) is None
     assert found(output, {**ASKED, "train": {"lr": 0.1, "threads": 4}}) == "second"
     with claim(output, ASKED, resume=True) as mine:
+        mine.made.publish()
         mine.made.finish()
     assert found(output) == "first"
     assert resumable(output, ASKED) == output.parent / "first"
@@ -148,6 +149,24 @@ def test_a_kill_in_the_last_moment_is_gone_on_with(output: Path) -> None:
         mine.made.finish()
     assert found(output) is None
     assert interrupted(output.parent) == []
+
+
+def test_what_has_ended_is_not_trained_again_unless_something_changed(output: Path) -> None:
+    begin(output, "first")
+    with claim(output, ASKED, resume=True) as mine:
+        mine.made.publish()
+        mine.made.finish()
+    with claim(output, ASKED, resume=True) as mine:
+        with pytest.raises(EndedError, match=r"has ended: run first, .* leave --resume out"):
+            mine.require_not_done(BEGUN["dataset"])
+        mine.require_not_done("e" * 64)
+    with claim(output, ASKED, resume=False) as mine:
+        mine.require_not_done(BEGUN["dataset"])
+    with claim(output, {"train": {"lr": 9}}, resume=True) as mine:
+        mine.require_not_done(BEGUN["dataset"])
+    output.unlink()
+    with claim(output, ASKED, resume=True) as mine:
+        mine.require_not_done(BEGUN["dataset"])
 
 
 def test_other_data_is_refused(output: Path) -> None:
