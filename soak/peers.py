@@ -37,6 +37,9 @@ PEERS = {
 }
 """The packages that each needs beside MLflow and torch."""
 
+LOGGED = {"Hugging Face MLflowCallback": "eval_loss"}
+"""The metric of an epoch's validation, where a peer has a name of its own for it."""
+
 EPOCHS, BEGINS, ENDS = 6, 3, 5
 OUTAGE_SECONDS = 20.0
 """An outage in the middle ends after so long, also where the training waits for its end."""
@@ -144,7 +147,7 @@ def _try(case: str, peer: str, what: str, proxy: OutageProxy, server: str, folde
         proxy.end()
     if peer == "ocp_mamba":
         _recover(folder, address)
-    seen = _seen(experiment, in_loop, at_end, ended)
+    seen = _seen(experiment, LOGGED.get(peer, "val_loss"), in_loop, at_end, ended)
     return _judged(case, seen, killed=what == KILL)
 
 
@@ -163,7 +166,7 @@ def _drive(
     deadline = time.monotonic() + 600
     blocked, began = 0.0, time.monotonic()
     for line in process.stdout:
-        if not line.startswith("{"):
+        if not line.startswith('{"'):
             continue
         told: dict[str, Any] = json.loads(line)
         blocked += told.get("blocked", 0.0)
@@ -199,12 +202,12 @@ def _recover(folder: Path, address: str) -> None:
         env=_environment(address), check=True, capture_output=True)  # fmt: skip
 
 
-def _seen(experiment: str, in_loop: float, at_end: float, ended: bool) -> Seen:
+def _seen(experiment: str, metric: str, in_loop: float, at_end: float, ended: bool) -> Seen:
     runs = mlflow.search_runs([experiment], output_format="list")
     client = mlflow.MlflowClient()
     steps, statuses = [], []
     for found in runs:
-        steps += [m.step for m in client.get_metric_history(found.info.run_id, "val_loss")]
+        steps += [m.step for m in client.get_metric_history(found.info.run_id, metric)]
         statuses.append(found.info.status)
     status = ", ".join(statuses) or "no run"
     return Seen(sorted(steps), status, in_loop, at_end, ended)
