@@ -116,7 +116,13 @@ def train(**flags: Any) -> None:
     """Train a model, evaluate it, track it in MLflow and register it."""
     from ocp_mamba.jobs import train_distributed
 
-    with_errors(lambda: train_distributed.run(_train_job(flags), click.echo))
+    with_errors(lambda: train_distributed.run(_train_job(flags), click.echo), GO_ON)
+
+
+GO_ON = (
+    "the last whole epoch is kept; the same command with --resume goes on after it (before the "
+    "first epoch has ended, give the same command again)"
+)
 
 
 def _train_job(flags: dict[str, Any]) -> TrainJob:

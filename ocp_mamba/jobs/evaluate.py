@@ -38,6 +38,7 @@ from ocp_mamba.jobs.open_model import (
     require_one_encoder,
     short_name,
 )
+from ocp_mamba.jobs.preconditions import require_writable
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.quantize import quantize
@@ -46,6 +47,7 @@ from ocp_mamba.reports.note import run_note
 from ocp_mamba.reports.tables import baseline_table, result_table
 from ocp_mamba.tracking.run import Numbers
 from ocp_mamba.tracking.session import config_params, track
+from ocp_mamba.tracking.store import require_store
 from ocp_mamba.tracking.tags import NOTE
 
 SHOWN = (
@@ -61,7 +63,7 @@ SHOWN = (
     "cosine_to_global_mean",
     "prediction_variance",
     "target_variance",
-    "faiss_recall_at_1",
+    names.RECALL,
     names.LATENCY,
 )
 
@@ -155,6 +157,9 @@ def evaluate_on(
     """
     if whole.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to evaluate on")
+    require_writable(job.output)
+    if job.track:
+        require_store()
     dataset = evaluation_dataset(whole, job.limits, log, job.progress)
     compared = job.against or job.model.startswith(BASELINE_PREFIX)
     cheap = cheap_baselines(dataset) if compared else {}
@@ -163,7 +168,6 @@ def evaluate_on(
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
     decoder, no_decoder = _open_decoder(job, dataset, log)
     leaks = check_dataset_and_log(dataset, log)
-    job.output.mkdir(parents=True, exist_ok=True)
     with _run_of(job, whole, dataset) as run:
         if opened.model_id is not None:
             run.link_model(opened.model_id)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import ConfigError, DatasetError
+from ocp_mamba.errors import ConfigError, DatasetError, JobError
 
 
 def require_trainable(dataset: Dataset, data: Path, model: ModelConfig) -> None:
@@ -49,3 +50,19 @@ def with_relations(model: ModelConfig, dataset: Dataset, data: Path) -> ModelCon
             "relations of their steps (data build --wordnet FOLDER --relations all)"
         )
     return replace(model, relations=dataset.relations)
+
+
+def require_writable(folder: Path) -> None:
+    """Make the output folder, before any work is done.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JobError(
+            f"--output {folder}: the folder cannot be made: {error.strerror or error}; name another"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise JobError(f"--output {folder}: the folder cannot be written; name another")

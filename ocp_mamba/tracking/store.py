@@ -11,6 +11,7 @@ import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from ocp_mamba.errors import TrackingError, first_line
 from ocp_mamba.tracking.charts import VIEW
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -47,6 +48,22 @@ def use_store(uri: str | None = None) -> str:
     uri = uri or os.environ.get(STORE_VARIABLE) or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
     return uri
+
+
+def require_store() -> None:
+    """Ask the store in use for an answer, before any work is done.
+
+    Raises:
+        TrackingError: it does not answer.
+    """
+    uri = use_store()
+    try:
+        mlflow.search_experiments(max_results=1)
+    except STORE_FAILURES as error:
+        raise TrackingError(
+            f"tracking store {uri}: {first_line(error)}. Start the server, or set "
+            f"{STORE_VARIABLE} to another store"
+        ) from error
 
 
 def ui_link(
