@@ -133,8 +133,9 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
 
     Raises:
         DatasetError: the split has no examples, or see `open_data`.
-        JobError: the baseline is unknown, or the dataset lacks what the model takes.
-        EncoderError: the encoder cannot be loaded.
+        JobError: the baseline is unknown, the dataset lacks what the model takes, or the output
+            folder cannot be written.
+        EncoderError, TrackingError: the encoder cannot be loaded, the store does not answer.
         EncoderMismatchError: the model's or the live encoder is not the bank's. A run tells of it.
     """
     whole = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
@@ -205,8 +206,7 @@ def evaluate_on(
         page = _write(run, report, job.output)
     log(baseline_table({**baselines, evaluated.predictor: evaluated}))
     log("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
-    log(f"\nmargin {margin_note(evaluated)}")
-    log(f"\nwrote {page}, run {run.run_id or 'not tracked'}")
+    log(f"\nmargin {margin_note(evaluated)}\n\nwrote {page}, run {run.run_id or 'not tracked'}")
     return EvaluationOutcome(run.run_id, evaluated, baselines, verdicts, page)
 
 
@@ -298,15 +298,14 @@ def _with_declared(
     """The predictor with what the caller says that it learnt from, where it does not say it."""
     if opened.trained_on is None or opened.trained_on.learnt is not None:
         return opened
-    if trained_on is not None:
-        said = declared(trained_on, "this dataset" if trained_on is whole else "the dataset given")
-        return replace(opened, trained_on=said)
-    if job.trained_on is not None:
-        path, same = job.trained_on, job.trained_on == job.data
-        dataset = whole if same else open_data(path, allow_pickle=job.allow_pickle, log=log)
-        return replace(opened, trained_on=declared(dataset, path.name))
-    log(f"WARNING: {opened.trained_on.words}")
-    return opened
+    if trained_on is None and job.trained_on is not None:
+        same, pickles = job.trained_on == job.data, job.allow_pickle
+        trained_on = whole if same else open_data(job.trained_on, allow_pickle=pickles, log=log)
+    if trained_on is None:
+        log(f"WARNING: {opened.trained_on.words}")
+        return opened
+    name = job.trained_on.name if job.trained_on else "the dataset given"
+    return replace(opened, trained_on=declared(trained_on, name))
 
 
 def _write(run: _Run, report: Report, folder: Path) -> Path:
