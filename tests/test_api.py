@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -90,6 +91,29 @@ def test_an_own_predictor_gets_gates_a_report_and_a_run(
     assert run.data.params["evaluated.model"] == "last vector"
     assert run.data.metrics["next_vec_cosine"] == pytest.approx(same.value)
     assert any("nearest_neighbour" in text for text in said)
+
+
+def test_a_predictor_without_positions_is_given_each_prefix(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """What it says is what a predictor with positions says that does the same."""
+
+    class Contexts:
+        def predict(self, contexts: Tensor) -> Tensor:
+            assert contexts.any(dim=-1).all(), "no padding"
+            return F.normalize(contexts.mean(dim=1), dim=-1)
+
+    outcome = evaluate(
+        Contexts(), dataset, output=tmp_path, track=False, log=quiet, trained_on=dataset
+    )
+    same = outcome.baselines["context_mean"].figures["next_vec_cosine"]
+    assert outcome.evaluation.figures["next_vec_cosine"].value == pytest.approx(same.value)
+    assert outcome.gates["causal"] == "pass"
+    assert outcome.evaluation.strata["seen"].any()
+    assert outcome.gates["no_leak"] == "not-run"
+    wrong = SimpleNamespace(predict=lambda contexts: contexts)
+    with pytest.raises(JobError, match=r"predict gave .*, 768\]\); wanted is a .* one for each"):
+        evaluate(wrong, dataset, output=tmp_path, against=False, track=False, log=quiet)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ocp_mamba.cli.options import InputError, eval_limits, eval_options, listed
 from ocp_mamba.data.analysis.leakage import LEARN_ALL, LeakReport
 from ocp_mamba.data.analysis.leakage import check as check_leaks
 from ocp_mamba.data.analysis.sample import evaluation_part
-from ocp_mamba.data.build.builder import build_dataset
+from ocp_mamba.data.build.builder import build_dataset, usable_chains
 from ocp_mamba.data.build.chains import Chain, read_chains
 from ocp_mamba.data.build.wordnet import LICENCE as WORDNET_LICENCE
 from ocp_mamba.data.build.wordnet import wordnet_chains
@@ -138,6 +138,7 @@ def build(
         raise InputError(f"--out {out}: the folder {out.parent} does not exist")
     try:
         found = _chains(wordnet, chains, relations, sequences, siblings, seed)
+        usable_chains(found)
         loaded = SentenceTransformerEncoder(
             encoder, name=encoder_name, batch_size=batch_size, device=device
         )

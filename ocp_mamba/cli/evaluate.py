@@ -46,13 +46,13 @@ def evaluate(**flags: Any) -> None:
     from ocp_mamba.evaluation import gates
     from ocp_mamba.jobs import evaluate
     from ocp_mamba.jobs.open_model import PREFIXES
-    from ocp_mamba.system.paths import resolve_file, resolve_output
+    from ocp_mamba.system.paths import MODEL_HINT, resolve_file, resolve_output
 
     def run() -> None:
         model = flags["model"]
         outcome = evaluate.run_evaluation(
             evaluate.EvaluationJob(
-                model=model if model.startswith(PREFIXES) else str(resolve_file(model)),
+                model=model if model.startswith(PREFIXES) else str(resolve_file(model, MODEL_HINT)),
                 data=resolve_file(flags["data"]),
                 split=flags["split"],
                 output=resolve_output(flags["output"]),
@@ -72,4 +72,4 @@ def evaluate(**flags: Any) -> None:
         if flags["gate"] and failed:
             raise click.ClickException(f"failed gates: {', '.join(failed)}")
 
-    with_errors(run)
+    with_errors(run, "nothing is lost but the time: give the same command again")

@@ -231,10 +231,19 @@ def comparison_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_errors(run: Callable[[], object]) -> None:
-    """Run a command; an error that the user can mend becomes one line and exit code 2."""
+def with_errors(run: Callable[[], object], go_on: str = "") -> None:
+    """Run a command; an error that the user can mend becomes one line and exit code 2.
+
+    Args:
+        run: what the command does.
+        go_on: how to go on after Ctrl-C, printed then.
+    """
     try:
         run()
+    except KeyboardInterrupt:
+        if go_on:
+            click.echo(f"\nInterrupted: {go_on}", err=True)
+        raise
     except WorkerLostError as error:
         raise click.ClickException(str(error)) from error
     except (OcpMambaError, OSError) as error:

@@ -97,7 +97,7 @@ def evaluate(
         if parity:
             scalars |= parity.figures()
         if index.kind != "exact":
-            scalars["faiss_recall_at_1"] = index.recall_at_1(predictions.numpy())
+            scalars[names.RECALL] = index.recall_at_1(predictions.numpy())
     sample = sample_of(dataset)
     return Evaluation(
         predictor=name,

@@ -13,6 +13,8 @@ CONTEXT_MEAN_MARGIN = "context_mean_margin"
 ECHO = "echo_loop_similarity"
 RANK = "rank"
 """Place of the target among all bank rows: a number of each example, no metric by itself."""
+RECALL = "faiss_recall_at_1"
+"""Of an approximate index alone: how often it finds the nearest row."""
 LATENCY = "inference_latency_ms"
 TRAIN_MINUTES = "train_time_minutes"
 

@@ -12,7 +12,7 @@ from ocp_mamba.embeddings.decoders import VEC2TEXT
 from ocp_mamba.evaluation.causality import Causality
 from ocp_mamba.evaluation.echo_loop import Parity
 from ocp_mamba.evaluation.exposure import Exposure
-from ocp_mamba.evaluation.names import COSINE, ECHO, HEADLINE, P1
+from ocp_mamba.evaluation.names import COSINE, ECHO, HEADLINE, P1, RECALL
 from ocp_mamba.stats import Figure, bootstrap_mean
 
 BANK_ECHO = "bank"
@@ -113,7 +113,7 @@ class Evaluation:
         numbers["retrieval_chance_p1"] = self.chance_p1
         if self.parity:
             numbers |= self.parity.figures()
-        return numbers
+        return numbers | {k: v for k, v in self.scalars.items() if k == RECALL}
 
     def tags(self) -> dict[str, str]:
         """Return what single numbers cannot say: definitions, and what did not run."""

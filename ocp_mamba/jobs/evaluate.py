@@ -38,6 +38,7 @@ from ocp_mamba.jobs.open_model import (
     require_one_encoder,
     short_name,
 )
+from ocp_mamba.jobs.preconditions import require_writable
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.quantize import quantize
@@ -46,6 +47,7 @@ from ocp_mamba.reports.note import run_note
 from ocp_mamba.reports.tables import baseline_table, result_table
 from ocp_mamba.tracking.metrics import Numbers
 from ocp_mamba.tracking.session import config_params, track
+from ocp_mamba.tracking.store import require_store
 from ocp_mamba.tracking.tags import NOTE
 
 SHOWN = (
@@ -61,7 +63,7 @@ SHOWN = (
     "cosine_to_global_mean",
     "prediction_variance",
     "target_variance",
-    "faiss_recall_at_1",
+    names.RECALL,
     names.LATENCY,
 )
 
@@ -131,8 +133,9 @@ def run_evaluation(job: EvaluationJob, log: Log) -> EvaluationOutcome:
 
     Raises:
         DatasetError: the split has no examples, or see `open_data`.
-        JobError: the baseline is unknown, or the dataset lacks what the model takes.
-        EncoderError: the encoder cannot be loaded.
+        JobError: the baseline is unknown, the dataset lacks what the model takes, or the output
+            folder cannot be written.
+        EncoderError, TrackingError: the encoder cannot be loaded, the store does not answer.
         EncoderMismatchError: the model's or the live encoder is not the bank's. A run tells of it.
     """
     whole = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
@@ -155,6 +158,9 @@ def evaluate_on(
     """
     if whole.n_examples(job.split) == 0:
         raise DatasetError(f"{job.data}: the {job.split} split has no OCP sequences to evaluate on")
+    require_writable(job.output)
+    if job.track:
+        require_store()
     dataset = evaluation_dataset(whole, job.limits, log, job.progress)
     compared = job.against or job.model.startswith(BASELINE_PREFIX)
     cheap = cheap_baselines(dataset) if compared else {}
@@ -163,7 +169,6 @@ def evaluate_on(
     encoder = SentenceTransformerEncoder(job.encoder) if job.encoder else None
     decoder, no_decoder = _open_decoder(job, dataset, log)
     leaks = check_dataset_and_log(dataset, log)
-    job.output.mkdir(parents=True, exist_ok=True)
     with _run_of(job, whole, dataset) as run:
         if opened.model_id is not None:
             run.link_model(opened.model_id)
@@ -201,8 +206,7 @@ def evaluate_on(
         page = _write(run, report, job.output)
     log(baseline_table({**baselines, evaluated.predictor: evaluated}))
     log("\n" + result_table(numbers, verdicts, [n for n in SHOWN if n in numbers]))
-    log(f"\nmargin {margin_note(evaluated)}")
-    log(f"\nwrote {page}, run {run.run_id or 'not tracked'}")
+    log(f"\nmargin {margin_note(evaluated)}\n\nwrote {page}, run {run.run_id or 'not tracked'}")
     return EvaluationOutcome(run.run_id, evaluated, baselines, verdicts, page)
 
 
@@ -294,15 +298,14 @@ def _with_declared(
     """The predictor with what the caller says that it learnt from, where it does not say it."""
     if opened.trained_on is None or opened.trained_on.learnt is not None:
         return opened
-    if trained_on is not None:
-        said = declared(trained_on, "this dataset" if trained_on is whole else "the dataset given")
-        return replace(opened, trained_on=said)
-    if job.trained_on is not None:
-        path, same = job.trained_on, job.trained_on == job.data
-        dataset = whole if same else open_data(path, allow_pickle=job.allow_pickle, log=log)
-        return replace(opened, trained_on=declared(dataset, path.name))
-    log(f"WARNING: {opened.trained_on.words}")
-    return opened
+    if trained_on is None and job.trained_on is not None:
+        same, pickles = job.trained_on == job.data, job.allow_pickle
+        trained_on = whole if same else open_data(job.trained_on, allow_pickle=pickles, log=log)
+    if trained_on is None:
+        log(f"WARNING: {opened.trained_on.words}")
+        return opened
+    name = job.trained_on.name if job.trained_on else "the dataset given"
+    return replace(opened, trained_on=declared(trained_on, name))
 
 
 def _write(run: _Run, report: Report, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import ConfigError, DatasetError
+from ocp_mamba.errors import ConfigError, DatasetError, JobError
 
 MANY = 1000
 """Targets that are compared: more are never all the same by chance."""
@@ -74,3 +75,19 @@ def with_relations(model: ModelConfig, dataset: Dataset, data: Path) -> ModelCon
             "relations of their steps (data build --wordnet FOLDER --relations all)"
         )
     return replace(model, relations=dataset.relations)
+
+
+def require_writable(folder: Path) -> None:
+    """Make the output folder, before any work is done.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JobError(
+            f"--output {folder}: the folder cannot be made: {error.strerror or error}; name another"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise JobError(f"--output {folder}: the folder cannot be written; name another")

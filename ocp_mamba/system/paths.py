@@ -36,7 +36,18 @@ def caller_folder() -> Path:
     return Path.cwd()
 
 
-def resolve_file(value: str | Path) -> Path:
+DATASET_HINT = (
+    "`ocp-mamba data build --help` makes a dataset from chains, `ocp-mamba data import --help` "
+    "turns an older npz into one."
+)
+MODEL_HINT = (
+    "`ocp-mamba train --output FILE.pt` writes one; models:/NAME@ALIAS, runs:/ID/FILE.pt and "
+    "baseline:NAME name others."
+)
+"""What to do about a dataset, and about a model, that does not exist."""
+
+
+def resolve_file(value: str | Path, hint: str = DATASET_HINT) -> Path:
     """Return the absolute path of a file, or of a dataset's folder of shards, that exists.
 
     A relative path is searched in the caller's folder, then the current one, then the project's.
@@ -55,8 +66,7 @@ def resolve_file(value: str | Path) -> Path:
     )
     raise DataNotFoundError(
         f"file {str(value)!r} not found; looked for\n{looked}\n"
-        "Give the path of a file that exists. `ocp-mamba data build --help` makes a dataset from "
-        "chains, `ocp-mamba data import --help` turns an older npz into one."
+        f"Give the path of a file that exists. {hint}"
     )
 
 

@@ -183,6 +183,17 @@ def store_errors(uri: str) -> Iterator[None]:
         raise TrackingError(f"tracking store {redact(uri)}: {first_line(error)}") from error
 
 
+def require_store() -> None:
+    """Ask the store in use for an answer, before any work is done.
+
+    Raises:
+        TrackingError: it does not answer.
+    """
+    uri = use_store()
+    with store_errors(uri):
+        mlflow.search_experiments(max_results=1)
+
+
 def ui_link(
     store: str, experiment_id: str, run_id: str | None = None, *, port: int = UI_PORT
 ) -> tuple[str, str | None]:

@@ -120,5 +120,37 @@ def test_the_trend_is_the_metric_of_the_last_epoch():
     assert gates.trend_gate([]) == gates.NOT_RUN
 
 
+def test_a_gate_says_what_it_rests_on(counting):
+    ours = evaluated(Blend(counting.bank), counting)
+    lazy = {"persistence": evaluated(Persistence(), counting, "persistence")}
+    found = gates.evaluate_gates(ours, lazy, trends=[None, 0.1, 0.2], leaks=False)
+    for name, verdict in found.items():
+        assert verdict.threshold, name
+        assert verdict.value or verdict.reason, name
+        assert verdict.to_dict()["verdict"] == verdict
+    assert found["next_vec_cosine"].value == "1.0000"
+    assert f"n = {ours.n_examples}" in found["beats_baselines_p1"].reason
+    assert "least lead, over persistence" in found["beats_baselines_p1"].reason
+    assert found["unseen_beats_ridge"].reason == "ridge was not evaluated"
+    assert gates.as_verdict("fail") == gates.FAIL
+
+
+def test_nothing_is_said_on_few_sequences(counting):
+    """Five unseen transitions, all right, beat nobody."""
+    ridge = with_unseen(evaluated(Persistence(), counting, "ridge"), {})
+    better = {k: ridge.per_example[k] + 0.1 for k in ("next_vec_cosine", "faiss_retrieval_p1")}
+    few = np.arange(ridge.n_examples) < 5
+    verdict = gates.unseen_gate(
+        replace(with_unseen(ridge, better), strata={"unseen": few}), {"ridge": ridge}
+    )
+    assert verdict == gates.NOT_RUN
+    assert verdict.reason == "n = 5 unseen transitions, at least 30 are needed"
+    small = make_dataset(n_chains=12, n_concepts=20, seed=1, max_length=3)
+    found = gates.evaluate_gates(evaluated(Persistence(), small), {})
+    for name in ("next_vec_cosine", "not_collapsed"):
+        assert found[name] == gates.NOT_RUN
+        assert "at least 30 are needed" in found[name].reason
+
+
 def test_failed_lists_the_failures_alone():
     assert gates.failed({"a": "pass", "b": "fail", "c": "not-run", "d": "fail"}) == ["b", "d"]

@@ -42,7 +42,6 @@ def test_full_trains_evaluates_and_tracks_each_beside_the_model(file, store, tmp
         assert child.params["epochs"] == "2"
         assert child.metrics["train_time_minutes"] > 0
         cosine = child.metrics["next_vec_cosine"]
-        assert "n = " in child.tags["interval.next_vec_cosine"]
         assert f"next_vec_cosine {cosine:.3f} [" in top.data.tags[f"baseline.{name}"]
         assert f"Training the {name} baseline" in said
         assert any(line.startswith(name) for line in said.splitlines()), "a row of the last table"

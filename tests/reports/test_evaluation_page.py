@@ -10,10 +10,13 @@ from data_maker import make_dataset
 from evaluated import HISTORY, evaluate_baselines
 
 from ocp_mamba.baselines.simple import Persistence
+from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.reports import findings
 from ocp_mamba.reports.evaluation_page import Report, html_report, write_evaluation
+from ocp_mamba.reports.note import run_note
+from ocp_mamba.stats import bootstrap_mean
 
 DATA = make_dataset(n_chains=150, n_concepts=60, seed=3)
 
@@ -140,6 +143,70 @@ def test_a_copy_and_a_constant_are_called_so(oracle, baselines) -> None:
     constant = {s.question: s for s in findings.statements(baselines["global_mean"], {}, DATA)}
     assert constant["Has it collapsed?"].answer == "yes"
     assert "Better than the baselines on cosine?" not in constant
+
+
+def test_few_unseen_transitions_say_nothing(oracle, baselines) -> None:
+    """Five are too few, be they all right."""
+    few = np.zeros(oracle.n_examples, bool)
+    few[:5] = True
+    strata = {"seen": ~few, "unseen": few, "unseen_target": few & False}
+    figures = {
+        f"{name}/{metric}": bootstrap_mean(oracle.per_example[metric][mask], oracle.families[mask])
+        for name, mask in strata.items()
+        for metric in ("next_vec_cosine", "faiss_retrieval_p1")
+    }
+    small = replace(oracle, strata=strata, figures=oracle.figures | figures)
+    said = {s.question: s for s in findings.statements(small, baselines, DATA)}
+    verdict = said["Does it carry over to unseen transitions?"]
+    assert (verdict.answer, verdict.tone) == ("unknown, n = 5", findings.OPEN)
+    assert said["Better on unseen transitions, P@1?"].tone == findings.OPEN
+
+
+def test_nothing_is_good_below_a_baseline(oracle, baselines) -> None:
+    """Ridge finds more than chance, and an oracle finds all."""
+    others = {"oracle": oracle}
+    said = findings.statements(baselines["ridge"], others, DATA)
+    tones = {s.question: s.tone for s in said}
+    for question in ("Does it find the next concept?", "Does it carry over to unseen transitions?"):
+        assert tones[question] != findings.GOOD, question
+    p1 = said[0]
+    assert "the baseline oracle: 100.0%" in p1.sentence
+
+
+def test_few_different_concepts_are_no_good_sign(oracle, baselines) -> None:
+    """Its vectors vary enough, and stand near 43 of 503 concepts."""
+    scalars = oracle.scalars | {"predicted_concepts": 43.0, "target_concepts": 503.0}
+    few = replace(oracle, scalars=scalars)
+    verdict = gates.collapse_gate(few)
+    assert verdict == gates.FAIL
+    assert "concepts 43 of 503" in verdict.value
+    said = {s.question: s for s in findings.statements(few, baselines, DATA)}
+    assert said["Has it collapsed?"].tone == findings.BAD
+    scalars = oracle.scalars | {"predicted_concepts": 200.0, "target_concepts": 503.0}
+    more = {"ridge": replace(baselines["ridge"], scalars=scalars | {"predicted_concepts": 300.0})}
+    partly = findings._collapsed(replace(oracle, scalars=scalars), more)
+    assert (partly.answer, partly.tone) == ("partly, 200 concepts of 503", findings.OPEN)
+
+
+def test_each_verdict_says_over_how_many_it_is(oracle, baselines) -> None:
+    for said in findings.statements(oracle, baselines, DATA):
+        assert re.search(r"n = \d|\d sequences", f"{said.sentence} {said.evidence}"), said.question
+
+
+def test_the_description_of_a_run_fits_a_tag_and_says_the_gates(report) -> None:
+    verdicts = gates.evaluate_gates(report.evaluation, report.baselines, leaks=True)
+    text = run_note(replace(report, gates=verdicts))
+    assert text.startswith("**Failed gates: no_leak.")
+    assert len(text) < 5000
+    for name, verdict in verdicts.items():
+        assert re.search(rf"\| {name} +\| \**{verdict}", text), name
+        assert verdict.threshold in text
+    assert text.index("| no_leak") < text.index("| causal"), "what failed stands first"
+
+
+def test_the_page_begins_with_words_and_ends_with_hashes(written) -> None:
+    assert written.index("Verdict") < written.index(DATA.fingerprint)
+    assert written.index("<h2>Examples") < written.index(DATA.fingerprint)
 
 
 def test_equals_cannot_be_told_apart(baselines) -> None:

@@ -23,6 +23,7 @@ from ocp_mamba.config import ModelConfig
 from ocp_mamba.jobs.artifacts import log_evaluation
 from ocp_mamba.reports.evaluation_page import Report
 from ocp_mamba.tracking import session
+from ocp_mamba.tracking.charts import EXPERIMENT_NOTE
 from ocp_mamba.tracking.store import ui_link
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason=HOW_TO_INSTALL)
@@ -60,6 +61,7 @@ def tracked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             DATA, "d.npz", output_dir=folder, experiment="screenshots", run_name=name,
             store=server.url, system_metrics=False,
         ) as run:  # fmt: skip
+            run.compare_with({n: {"cosine": 0.1, "p1": 0.2} for n in evaluated})
             run.has_rows = False  # models are not what is looked at, and storing them takes long
             train_tracked(run, DATA, ModelConfig(d_model=32, n_layers=1, headdim=16),
                           folder / f"{name}.pt", epochs=2)  # fmt: skip
@@ -124,7 +126,10 @@ def test_mlflow_charts_show_both_runs(tracked: Tracked, browser: Browser, tmp_pa
         assert said in document, said
     words = re.sub(r"(<[^>]*>)+", "|", document)
     sections = re.findall(r"\|([\w ]+)\|\(\d+\)\|Add chart", words)
-    assert sections == ["Model metrics", "System metrics"], "nothing above the epochs' charts"
+    wanted = ["Epochs beside the baselines", "The best epoch", "Training"]
+    assert sections[:3] == wanted, "the saved view says what stands first"
+    for said in ("val_next_vec_cosine", "2_baselines/cosine_persistence", EXPERIMENT_NOTE[:40]):
+        assert said in document, said
 
 
 def test_mlflow_compares_the_runs_side_by_side(

@@ -82,6 +82,18 @@ class BuildReport:
         return "\n\n".join(part for part in parts if part)
 
 
+def usable_chains(chains: Iterable[Chain]) -> tuple[list[Chain], CleanReport]:
+    """Return the chains that are left after cleaning; cheap, and done before an encoder is loaded.
+
+    Raises:
+        DatasetError: none is left.
+    """
+    kept, clean = clean_chains(chains)
+    if not kept:
+        raise DatasetError(f"no chains to build from: {clean}")
+    return kept, clean
+
+
 def build_dataset(
     chains: Iterable[Chain],
     encoder: Encoder,
@@ -110,9 +122,7 @@ def build_dataset(
         DatasetError: no chain is left after cleaning, or there are too many sources.
         EncoderError: as `encode_with_resume`.
     """
-    kept, clean = clean_chains(chains)
-    if not kept:
-        raise DatasetError(f"no chains to build from: {clean}")
+    kept, clean = usable_chains(chains)
     texts = sorted({text for chain in kept for text in chain.concepts})
     row_of = {text: row for row, text in enumerate(texts)}
     values = np.array([row_of[text] for chain in kept for text in chain.concepts], dtype=np.int32)
