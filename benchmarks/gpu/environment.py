@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
 import subprocess
-import sys
 
 import torch
 
@@ -40,7 +40,8 @@ def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed" if package not in sys.modules else "without metadata"
+        found = importlib.util.find_spec(package)
+        return "not installed" if found is None else "installed, version not told"
 
 
 def driver() -> str:

@@ -50,6 +50,7 @@ def test_train_tracks_evaluates_registers_and_says_where_to_look(file, store, tm
     assert tracked.info.status == "FINISHED"
     metrics, params, tags = tracked.data.metrics, tracked.data.params, tracked.data.tags
     assert params["ran.backend"] == "torch"
+    assert params["ran.capture"] == "off (the device is cpu)"
     assert int(params["ran.parameters"]) == load_model(tmp_path / "out/model.pt").num_parameters()
     assert params["train.patience"] == "3"
     assert metrics["retrieval_pool_size"] == 60

@@ -18,6 +18,7 @@ from trainings import TINY
 
 from benchmarks import frame
 from benchmarks.gpu import (
+    build_conv,
     environment,
     equality,
     gpu_tests,
@@ -187,6 +188,51 @@ print("all imported")
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stdout.endswith("all imported\n"), done.stderr
+
+
+# --- prepare ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """What an index would give, as small files."""
+
+    def pip(verb, package, *words):
+        (Path(words[-1]) / f"{package.replace('==', '-')}.whl").write_bytes(b"0" * 1000)
+
+    monkeypatch.setattr(prepare, "pip", pip)
+    monkeypatch.setattr(prepare, "FOLDER", tmp_path / "prepared")
+    return tmp_path / "prepared"
+
+
+def test_prepare_collects_what_is_missing_and_prints_the_command(packages, capsys):
+    prepare.prepare(None, "9.0", None)
+    assert {path.name for path in packages.rglob("*.*")} == {
+        "mamba-ssm-2.3.2.post1.whl", "causal-conv1d-1.7.0.whl", "prepared.json"
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "python3 scripts/gpu_check.py run --out gpu_results" in printed
+    assert printed.count("not-run: no Python was named") == 2
+    assert json.loads((packages / prepare.NOTE).read_text())["commit"] == prepare.commit()
+
+
+def test_a_folder_that_is_too_large_is_refused(packages, monkeypatch):
+    monkeypatch.setattr(prepare, "LIMIT_BYTES", 1500)
+    with pytest.raises(SystemExit, match="more than"):
+        prepare.prepare(None, "9.0", None)
+
+
+def test_a_python_of_another_version_is_not_tried():
+    version = "{}.{}".format(*sys.version_info)
+    found = prepare.tried(sys.executable)
+    if version != prepare.PYTHON:
+        assert found == f"not-run: {sys.executable} is Python {version}"
+
+
+def test_without_nvcc_a_build_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="needs CUDA's compiler nvcc"):
+        build_conv.toolkit()
 
 
 # --- the runner -------------------------------------------------------------------------------
