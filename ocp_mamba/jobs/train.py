@@ -13,6 +13,7 @@ import torch
 from ocp_mamba.data.analysis.leakage import LeakReport
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
+from ocp_mamba.errors import EvidenceError
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.evaluate import evaluate, validator
 from ocp_mamba.evaluation.latency import inference_latency
@@ -211,7 +212,10 @@ def _evaluate_and_register(
     page = log_training(run, report, data.leaks, summary, job.output.parent / run.run_id)
     version = register_best(model_id) if model_id is not None else None
     if version is not None and text_id is not None:
-        register_text(text_id, version)
+        try:
+            register_text(text_id, version)
+        except EvidenceError as error:  # of another version, which has an alias
+            log(f"WARNING: {error}")
     run.log_cost()
     log(f"\n{summary}")
     log(_where_to_look(run, job, version, page, data.evaluation_data))

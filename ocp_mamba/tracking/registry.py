@@ -32,10 +32,10 @@ def register_best(
     model_id: str,
     *,
     name: str = MODEL_NAME,
-    alias: str = CANDIDATE,
+    alias: str | None = CANDIDATE,
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """Register a LoggedModel as the next version of a registered model and give it an alias.
+    """Register a LoggedModel as the next version of a registered model; it may get an alias.
 
     The version's tags hold its cosine, epoch, run, dataset, encoder and gates, because on an SQL
     store MLflow 3.17 keeps neither the LoggedModel's id nor its metrics with the version.
@@ -43,7 +43,7 @@ def register_best(
     Args:
         model_id: a LoggedModel with whole weights, as `TrackedRun.log_models` returns it.
         name: the registered model, made where it does not exist.
-        alias: moved to the new version.
+        alias: moved to the new version; None moves none.
         tags: further tags of the version.
 
     Raises:
@@ -68,7 +68,8 @@ def register_best(
     version = mlflow.register_model(
         f"models:/{model_id}", name, tags={**_version_tags(model, run), **(tags or {})}
     )
-    client.set_registered_model_alias(name, alias, version.version)
+    if alias is not None:
+        client.set_registered_model_alias(name, alias, version.version)
     return client.get_model_version(name, version.version)
 
 

@@ -20,11 +20,13 @@ from ocp_mamba.tracking import session
 from ocp_mamba.tracking.operations import apply, text_model_entry
 from ocp_mamba.tracking.registry import MODEL_NAME, register_best
 from ocp_mamba.tracking.text_registry import (
-    TEXT_MODEL_NAME,
     VECTOR_VERSION,
     follow_aliases,
     register_text,
+    text_model_name,
 )
+
+TEXT_MODEL_NAME = "ocp-mamba-lvm-text"
 
 
 @pytest.fixture
@@ -52,6 +54,7 @@ def test_both_models_are_registered_with_the_same_files_and_alias(
     versions: tuple[ModelVersion, ModelVersion], dataset: Dataset
 ) -> None:
     version, text = versions
+    assert text_model_name(version.name) == TEXT_MODEL_NAME
     assert (text.name, text.tags[VECTOR_VERSION]) == (TEXT_MODEL_NAME, str(version.version))
     for tag in ("checkpoint.sha256", "bundle.sha256", "run_id", "epoch"):
         assert text.tags[tag] == version.tags[tag]
@@ -84,6 +87,8 @@ def test_a_text_version_of_other_files_gets_no_alias(
     versions: tuple[ModelVersion, ModelVersion],
 ) -> None:
     client = mlflow.MlflowClient()
+    client.create_model_version(TEXT_MODEL_NAME, client.get_model_version(MODEL_NAME, "1").source)
+    client.set_registered_model_alias(TEXT_MODEL_NAME, "champion", "2")
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{TEXT_MODEL_NAME}/1"))
     manifest = folder / "artifacts" / MANIFEST
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "epoch": 99}))
