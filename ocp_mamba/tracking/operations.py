@@ -38,7 +38,7 @@ from ocp_mamba.serving.text_pyfunc import save_text_pyfunc
 from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.offline_queue import Operation
 from ocp_mamba.tracking.registry import register_once
-from ocp_mamba.tracking.registry.text import follow_aliases, register_text_once
+from ocp_mamba.tracking.registry.text import follow_aliases, register_text
 from ocp_mamba.tracking.store import retried
 from ocp_mamba.tracking.tags import BUNDLE, DIGEST, MAX_TAG_CHARACTERS, NOTE, PARENT
 
@@ -358,7 +358,7 @@ def _register(operation: Operation) -> ModelVersion:
     )
     for text in _text_rows(run_id, row.experiment_id):
         if text.tags.get(DIGEST) == digest:
-            register_text_once(text.model_id, version)
+            register_text(text.model_id, version)
     follow_aliases(version.name)
     return version
 

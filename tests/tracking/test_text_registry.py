@@ -20,11 +20,13 @@ from ocp_mamba.tracking import session
 from ocp_mamba.tracking.operations import apply, text_model_entry
 from ocp_mamba.tracking.registry import MODEL_NAME
 from ocp_mamba.tracking.registry.text import (
-    TEXT_MODEL_NAME,
     VECTOR_VERSION,
     follow_aliases,
-    register_text_once,
+    register_text,
+    text_model_name,
 )
+
+TEXT_MODEL_NAME = text_model_name()
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_storing_it_again_changes_nothing(
         run.log_models(checkpoint, 1, bundle)
         version = run.register(1)
         assert version is not None
-        register_text_once(first, version)
+        register_text(first, version)
     rows = mlflow.search_logged_models([run.experiment_id], output_format="list")
     assert sorted(row.name for row in rows) == ["epoch-001", "text"]
     assert len(mlflow.MlflowClient().search_model_versions(f"name = '{TEXT_MODEL_NAME}'")) == 1

@@ -14,44 +14,44 @@ from ocp_mamba.serving.bundle import MANIFEST
 from ocp_mamba.tracking.registry.aliases import MODEL_NAME
 from ocp_mamba.tracking.registry.register import register_best
 
-TEXT_MODEL_NAME = f"{MODEL_NAME}-text"
 VECTOR_VERSION = "vector_version"
-"""Tag of a text version: the version of `MODEL_NAME` whose files it holds."""
+"""Tag of a text version: the version of the model of vectors whose files it holds."""
 
 EXAMPLE = '{"inputs": [{"concepts": ["sand tiger", "shark"]}], "params": {"top_k": 5, "steps": 2}}'
 
 
-def text_name(name: str) -> str:
-    """Return the name of the model for people that belongs to a registered model of vectors."""
+def text_model_name(name: str = MODEL_NAME) -> str:
+    """Return the name of the model for people of a model of vectors: ``ocp-mamba-lvm-text``."""
     return f"{name}-text"
 
 
-def register_text_once(model_id: str, version: ModelVersion) -> None:
+def register_text(model_id: str, version: ModelVersion) -> None:
     """Register a LoggedModel for people as the text version of a version, unless there is one.
 
     It gets no alias here, see `follow_aliases`.
 
     Args:
         model_id: a LoggedModel of the same files.
-        version: of the model of vectors.
+        version: of the model of vectors, of the same files.
 
     Raises:
         RegistryError: the model does not exist or holds no weights.
     """
-    client, name, number = mlflow.MlflowClient(), text_name(version.name), str(version.version)
-    if _text_version_of(client, name, number) is not None:
+    client, name = mlflow.MlflowClient(), text_model_name(version.name)
+    if _text_version_of(client, version.name, str(version.version)) is not None:
         return
-    text = register_best(model_id, name=name, alias=None, tags={VECTOR_VERSION: number})
+    tags = {VECTOR_VERSION: str(version.version)}
+    text = register_best(model_id, name=name, alias=None, tags=tags)
     description = (
-        f"{version.name} version {number}, asked in words: chains of concepts in, the next "
-        "concepts out, each with its cosine to the predicted vector. A request, in JSON:\n\n"
+        f"{version.name} version {version.version}, asked in words: chains of concepts in, the "
+        "next concepts out, each with its cosine to the predicted vector. A request, in JSON:\n\n"
         f"    {EXAMPLE}\n\nEach step reads the best concept of the step before it."
     )
     client.update_model_version(name, text.version, description)
 
 
 def follow_aliases(name: str = MODEL_NAME) -> dict[str, str | None]:
-    """Give each alias of the model of vectors to the text version that belongs to its version.
+    """Give each alias of a model of vectors to the text version that belongs to its version.
 
     To be called after an alias was moved. It changes only what differs, so it can be called again
     after it was interrupted. An alias whose version has no text version is taken away from the
@@ -64,32 +64,37 @@ def follow_aliases(name: str = MODEL_NAME) -> dict[str, str | None]:
         For each alias of the model of vectors, the number of the text version, or None.
 
     Raises:
-        EvidenceError: a text version does not hold the files of the version that it belongs to; no
-            alias was moved to it.
+        EvidenceError: a text version does not hold the files of the version that it belongs to; it
+            gets no alias, and no other text version has that alias then.
         RegistryError: the store cannot be read.
     """
-    client, for_people = mlflow.MlflowClient(), text_name(name)
+    client, text_name = mlflow.MlflowClient(), text_model_name(name)
     try:
         wanted = dict(client.get_registered_model(name).aliases)
-        texts = {a: _text_version_of(client, for_people, str(n)) for a, n in wanted.items()}
-        names = client.search_registered_models(f"name = '{for_people}'")
-        found = dict(client.get_registered_model(for_people).aliases) if names else {}
+        texts = {alias: _text_version_of(client, name, str(n)) for alias, n in wanted.items()}
+        known = client.search_registered_models(f"name = '{text_name}'")
+        found = dict(client.get_registered_model(text_name).aliases) if known else {}
     except MlflowException as error:
         raise RegistryError(f"{name}: {first_line(error)}") from error
     for alias, text in texts.items():
         if text is not None and str(found.get(alias)) != text:
-            _require_same_files(name, alias, str(wanted[alias]), text)
-            client.set_registered_model_alias(for_people, alias, text)
+            try:
+                _require_same_files(name, alias, str(wanted[alias]), text)
+            except EvidenceError:
+                if alias in found:  # it is another version's
+                    client.delete_registered_model_alias(text_name, alias)
+                raise
+            client.set_registered_model_alias(text_name, alias, text)
     for alias in found:
         if texts.get(alias) is None:
-            client.delete_registered_model_alias(for_people, alias)
+            client.delete_registered_model_alias(text_name, alias)
     return texts
 
 
-def _text_version_of(client: mlflow.MlflowClient, for_people: str, number: str) -> str | None:
+def _text_version_of(client: mlflow.MlflowClient, name: str, number: str) -> str | None:
     """The number of the newest text version of a version of the model of vectors, or None."""
     versions = client.search_model_versions(
-        f"name = '{for_people}' AND tags.{VECTOR_VERSION} = '{number}'"
+        f"name = '{text_model_name(name)}' AND tags.{VECTOR_VERSION} = '{number}'"
     )
     return str(max(int(v.version) for v in versions)) if versions else None
 
@@ -99,16 +104,13 @@ def _require_same_files(name: str, alias: str, number: str, text: str) -> None:
 
     A text version compares its files with its manifest when it is loaded.
     """
-    ours, theirs = (
-        _manifest(f"models:/{model}/{of}")
-        for model, of in ((name, number), (text_name(name), text))
-    )
-    if ours != theirs:
+    text_name = text_model_name(name)
+    if _manifest(f"models:/{name}/{number}") != _manifest(f"models:/{text_name}/{text}"):
         raise EvidenceError(
             "text-changed",
-            f"{text_name(name)} version {text} says that it belongs to {name} version "
-            f"{number}, but its {MANIFEST} is another one; the alias {alias} was not moved to it. "
-            "Delete that text version, or train again",
+            f"{text_name} version {text} says that it belongs to {name} version {number}, but its "
+            f"{MANIFEST} is another one; the alias {alias} was not moved to it. Delete that text "
+            "version, or train again",
         )
 
 
