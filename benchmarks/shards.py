@@ -33,7 +33,7 @@ from ocp_mamba.data.dataset import SCHEMA_VERSION, Dataset
 from ocp_mamba.data.fingerprint import fingerprint_of
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.data.shards.convert import ArrayWriter, write_shards
-from ocp_mamba.data.shards.mapped import open_shards
+from ocp_mamba.data.shards.mapped import checksum, open_shards
 from ocp_mamba.model.build import build_model
 from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.state import TrainState
@@ -173,6 +173,7 @@ def measure(folder: Path, steps: int, size: str) -> list[list[object]]:
 def resplit(folder: Path, train: float) -> None:
     """Deal the chains of a folder out anew, ``train`` of them to train; see `make`."""
     listed = json.loads((folder / META_FILE).read_text())
+    listed.pop("checksum", None)
     rng, writer = np.random.default_rng(2), ArrayWriter(folder, "split", np.dtype(np.uint8), ())
     rows = listed["arrays"]["split"]["rows"]
     for start in range(0, rows, 1 << 20):
@@ -180,6 +181,7 @@ def resplit(folder: Path, train: float) -> None:
     listed["arrays"]["split"] = writer.close()
     (folder / META_FILE).write_text(json.dumps(listed))
     listed["fingerprint"] = fingerprint_of(open_shards(folder), np.ascontiguousarray)
+    listed["checksum"] = checksum(listed)
     (folder / META_FILE).write_text(json.dumps(listed))
 
 
