@@ -41,6 +41,7 @@ from ocp_mamba.tracking.store import SETTINGS
 
 DATA = ROOT / "ocp_training_9k.npz"
 CLIENTS, REQUESTS, SEED = 64, 500, 0
+WARM_UP = 10
 SPEED_GOAL, LATENCY_GOAL_MS, STEP_GOAL = 5.0, 2.0, 1.5
 START_S = 300.0
 JSON = {"Content-Type": "application/json"}
@@ -90,7 +91,8 @@ def served(words: list[str], folder: Path) -> Iterator[Running]:
     port = free_port()
     log = folder / f"{port}.log"
     bin_folder = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as out:
         started = subprocess.Popen(
             [sys.executable, "-m", *words, "--port", str(port)],
@@ -206,12 +208,12 @@ def own_times(model: OCPMambaLVM, dataset: Dataset, rows: list[np.ndarray]) -> l
     """Seconds of the model alone for each context, called as a library."""
     seconds = []
     with torch.inference_mode():
-        for r in [*rows[:20], *rows]:
+        for r in [*rows[:WARM_UP], *rows]:
             vectors = torch.from_numpy(np.asarray(dataset.bank[r], dtype=np.float32))[None]
             begun = time.perf_counter()
             model(vectors)
             seconds.append(time.perf_counter() - begun)
-    return seconds[20:]
+    return seconds[WARM_UP:]
 
 
 def many_clients(run: Run, who: list[Contestant], servers: dict[str, Running]) -> None:
@@ -273,7 +275,11 @@ def sessions(run: Run, server: Running, model: OCPMambaLVM, chain: list[str]) ->
     seen = (10, 100) if run.quick else (10, 1_000, 8_000)
     table = run.table("A session's step", [{"vectors before": n} for n in seen])
     cache, vector = model.allocate_inference_cache(1), torch.randn(1, 768)
-    own = timing.rounds({"step": lambda: model.step(vector, None, cache)}, n_rounds=100, warmup=10)
+    own = timing.rounds(
+        {"step": lambda: model.step(vector, None, cache)},
+        n_rounds=10 if run.quick else 100,
+        warmup=WARM_UP,
+    )
     for n, cells in zip(seen, table.rows, strict=True):
         if run.over():
             break
@@ -305,5 +311,6 @@ def main(run: Run) -> None:
             for name, words in commands(folder, model, dataset).items()
         }
         many_clients(run, who, servers)
-        one_client(run, who, servers, own_times(model, dataset, rows))
+        alone = own_times(model, dataset, rows[:20] if run.quick else rows)
+        one_client(run, who, servers, alone)
         sessions(run, servers[OURS], model, [str(dataset.texts[row]) for row in rows[0]])

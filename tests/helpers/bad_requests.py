@@ -100,11 +100,13 @@ def everywhere() -> Iterator[Bad]:
         "a text": (text(SECRET * 100), ""),
         "null": (text(None), ""),
         "a number": (text(1e300), ""),
-        "a 60 MB body": (lambda: json.dumps({"x": SECRET * (LARGE // 13)}).encode(), "16,777,216"),
+        "a 60 MB body": (lambda: b'{"inputs": "' + SECRET.encode() * (LARGE // 13), "16,777,216"),
         "60 MB of nothing": (lambda: b" " * LARGE, "16,777,216"),
     }
     for path in (PREDICT, INVOCATIONS, SESSIONS, f"{SESSIONS}/none/step"):
         for name, (make, says) in bodies.items():
+            if name == "a 60 MB body" and path not in (PREDICT, INVOCATIONS):
+                continue
             if path == INVOCATIONS and name in ("a text", "null", "a number", "an array"):
                 says = "JSON object"
             yield Bad(f"{path}: {name}", make, path, says, (413,) if "60 MB" in name else (400,))

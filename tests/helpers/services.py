@@ -83,9 +83,8 @@ class Running:
         self.service = Service(source, limits)
         self.url = ""
         self._listens = threading.Event()
-        self.server = server_of(
-            create_app(self.service), limits, bound("127.0.0.1", 0), self._started
-        )
+        self.app = create_app(self.service)
+        self.server = server_of(self.app, limits, bound("127.0.0.1", 0), self._started)
         self._thread = threading.Thread(target=self.server.run)
 
     def _started(self, url: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,23 @@ class Clients:
             thread.join()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Path]:
+    """A store of three versions, with the files of each in a folder of its number."""
+    before, place = mlflow.get_tracking_uri(), tmp_path_factory.mktemp("versions")
+    shutil.copyfile(empty_database, place / "mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+    for seed in (1, 2, 3):
+        assert register(place / str(seed), seed=seed) == str(seed)
+    yield place
+    mlflow.set_tracking_uri(before)
+
+
 @pytest.fixture
-def versions(store: str, tmp_path: Path) -> list[str]:
-    """Two versions, the first of which is champion."""
-    found = [register(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
-    point("champion", found[0])
-    return found
+def versions(folder: Path) -> list[str]:
+    """The first two versions, the first of which is champion."""
+    point("champion", "1")
+    return ["1", "2"]
 
 
 def wanted_of(versions: list[str]) -> dict[str, list[str]]:
@@ -126,9 +138,9 @@ def test_clients_are_answered_while_the_alias_moves(versions: list[str]) -> None
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one(
-    versions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versions: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = tmp_path / "2" / "pyfunc" / "artifacts" / "model.pt"
+    weights = folder / "2" / "pyfunc" / "artifacts" / "model.pt"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100] + bytes(100))
     monkeypatch.setattr("ocp_mamba.service.follower.RETRY_SECONDS", 0.0)
@@ -148,10 +160,8 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(
         assert "ocp_mamba_follow_problem 0.0" in client.get("/metrics").text
 
 
-def test_a_store_that_fails_leaves_the_version(versions: list[str], tmp_path: Path) -> None:
+def test_a_store_that_fails_leaves_the_version(versions: list[str]) -> None:
     with client_of(SOURCE, poll_seconds=0.05) as client:
-        import mlflow
-
         mlflow.MlflowClient().delete_registered_model_alias("tiny", "champion")
         wait_for(lambda: client.get("/ready").json()["problem"] is not None, "problem")
         assert "champion" in client.get("/ready").json()["problem"]
@@ -160,10 +170,8 @@ def test_a_store_that_fails_leaves_the_version(versions: list[str], tmp_path: Pa
         wait_for(lambda: serving(client) == versions[1], "switch")
 
 
-def test_sessions_go_on_with_their_version_over_one_switch(
-    versions: list[str], tmp_path: Path
-) -> None:
-    third = register(tmp_path / "3", seed=3)
+def test_sessions_go_on_with_their_version_over_one_switch(versions: list[str]) -> None:
+    third = "3"
     with client_of(SOURCE, poll_seconds=0.05) as client:
         began = client.service.serving
         session = client.post("/v1/sessions", json={"concepts": ["concept é 1"]}).json()["session"]

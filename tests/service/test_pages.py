@@ -9,7 +9,9 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+import requests
 from browser import HOW_TO_INSTALL, Browser, find_browser
+from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 from PIL import Image
 from services import Running, client_of, write_model
@@ -56,6 +58,36 @@ def test_the_page_shows_a_chain_and_what_comes_next(
     with Image.open(image) as shown:
         pixels = np.asarray(shown.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels, axis=0)) > 200, "hardly anything is drawn"
+
+
+ACTS = """<script>
+const act = setInterval(() => {
+  const next = document.querySelector("#next button"), typing = document.getElementById("type");
+  if (next && document.querySelectorAll(".chip").length === 1) next.click();
+  if (document.querySelectorAll(".chip").length !== 2 || document.querySelector(".busy")) return;
+  clearInterval(act);
+  typing.value = "concept é 2";
+  typing.dispatchEvent(new Event("input"));
+}, 50);
+const choose = setInterval(() => {
+  if (document.querySelectorAll("#found li").length < 2) return;
+  clearInterval(choose);
+  for (const key of ["ArrowDown", "ArrowDown", "Enter"])
+    document.getElementById("type").dispatchEvent(new KeyboardEvent("keydown", {key}));
+}, 50);
+</script></body>"""
+
+
+@needs_browser
+def test_a_click_and_the_keyboard_go_on_with_the_chain(running: Running, browser: Browser) -> None:
+    page = requests.get(f"{running.url}/").text.replace("</body>", ACTS)
+    running.app.get("/probe")(lambda: HTMLResponse(page))
+    probe = page_of(running, "concept é 1").replace("/#", "/probe#")
+    document = browser.load(probe, settle_seconds=10)
+    chips = re.findall(r'<span class="chip">(.*?)<button', document)
+    [answer] = running.service.serving.words.predict([["concept é 1"]], 1)
+    found = running.service.serving.words.vocabulary.search("concept é 2", 2)
+    assert chips == ["concept é 1", answer["steps"][0]["next"][0]["concept"], found[1]]
 
 
 @needs_browser

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from services import Running, write_model
 
 QUICK = settings(
-    max_examples=3, deadline=None, derandomize=True, database=None,
+    max_examples=2, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 LONG = settings(QUICK, max_examples=200)
