@@ -127,7 +127,8 @@ class TrackedRun:
                 have step 0 all the same: MLflow draws a bar for each run then, and else a dot.
             split: the split that the model was evaluated on.
         """
-        metrics, notes = self._entries(numbers, 0, lambda name: split)
+        found, notes = self._entries(numbers, epoch or 0, lambda name: split)
+        metrics = [{**metric, "step": 0} for metric in found]
         notes |= {f"gate.{name}": verdict for name, verdict in (gates or {}).items()}
         notes |= tags or {}
         self._send({"op": "log", "epoch": epoch, "metrics": metrics, "tags": notes})
