@@ -20,9 +20,7 @@ NOISE = re.compile(
     r"^\d{4}/\d\d/\d\d |^Successfully registered|^Created version|^\s*(epoch \d+/\d+:\s*)?\d+%\|"
 )
 
-TELLING = re.compile(
-    r"^Training \d|^alarms in training|^\w+ +fail$|^(report|registered|then look at) "
-)
+TELLING = re.compile(r"^Training \d|^\w+ +fail\b|^(report|registered|then look at) ")
 """Lines of the README beside those of the tables."""
 
 
@@ -49,14 +47,14 @@ def shown(log: str) -> str:
 def telling(text: str) -> str:
     """Return about a dozen lines of what `shown` gives, with "…" where lines were left out.
 
-    They are the last two epochs and the best one, the best baseline and the model, the gates that
+    They are the last epoch and the best one, the best baseline and the model, the gates that
     failed, and where to look.
     """
     lines = text.splitlines()
     kept = {i for i, line in enumerate(lines) if TELLING.search(line)}
     head = _last(lines, "epoch ")
     rows = _rows(lines, head)
-    kept |= {head, head + 1, *rows[-2:], *(i for i in rows if "*" in lines[i].split()[0])}
+    kept |= {head, head + 1, *rows[-1], *(i for i in rows if "*" in lines[i].split()[0])}
     head = _last(lines, "predictor ")
     rows = _rows(lines, head)
     best = max(rows[:-1], key=lambda i: _first_number(lines[i]))

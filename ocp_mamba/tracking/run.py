@@ -148,9 +148,9 @@ class TrackedRun:
                 have step 0 all the same: MLflow draws a bar for each run then, and else a dot.
             split: the split that the model was evaluated on.
         """
-        metrics, notes = self._entries(numbers, 0, lambda name: split)
+        found, notes = self._entries(numbers, epoch or 0, lambda name: split)
         notes |= {f"gate.{k}": str(v) for k, v in (gates or {}).items()} | dict(tags or {})
-        self._log(metrics, notes, epoch)
+        self._log([{**metric, "step": 0} for metric in found], notes, epoch)
 
     def on_resume(self, results: Sequence[EpochResult]) -> None:
         """Log those epochs of an interrupted training that the run does not hold."""

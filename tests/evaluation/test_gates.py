@@ -128,7 +128,7 @@ def test_a_gate_says_what_it_rests_on(counting):
         assert verdict.threshold, name
         assert verdict.value or verdict.reason, name
         assert verdict.to_dict()["verdict"] == verdict
-    assert found["next_vec_cosine"].value == "1.0000"
+    assert found["next_vec_cosine"].value == f"{ours.figures['next_vec_cosine'].value:.4f}"
     assert f"n = {ours.n_examples}" in found["beats_baselines_p1"].reason
     assert "least lead, over persistence" in found["beats_baselines_p1"].reason
     assert found["unseen_beats_ridge"].reason == "ridge was not evaluated"

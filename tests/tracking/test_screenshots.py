@@ -120,7 +120,14 @@ def test_the_report_fits_a_phone(tracked: Tracked, browser: Browser, tmp_path: P
 def test_mlflow_charts_show_both_runs(tracked: Tracked, browser: Browser, tmp_path: Path) -> None:
     url, _ = ui_link(tracked.server, tracked.experiment_id)
     image = tmp_path / "charts.png"
-    document = browser.load(url, image, settle_seconds=SETTLE_SECONDS)
+    for longer in (
+        1,
+        3,
+        9,
+    ):  # charts are drawn when their numbers have come, later on a busy machine
+        document = browser.load(url, image, settle_seconds=longer * SETTLE_SECONDS)
+        if "2_baselines/cosine_persistence" in document:
+            break
     assert n_colours(pixels(image)) > 300
     for said in (*NAMES, "screenshots"):
         assert said in document, said
@@ -141,5 +148,5 @@ def test_mlflow_compares_the_runs_side_by_side(
     document = browser.load(url, image, settle_seconds=SETTLE_SECONDS)
     assert n_colours(pixels(image)) > 300
     for said in (*NAMES, *tracked.run_ids, "Comparing 2 Runs", "val_next_vec_cosine",
-                 "faiss_retrieval_p1"):  # fmt: skip
+                 "1_epochs/val_cosine"):  # fmt: skip
         assert said in document, said

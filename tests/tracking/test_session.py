@@ -238,7 +238,7 @@ def test_ui_link_lands_in_model_training() -> None:
     link, command = ui_link("sqlite:////data/mlflow.db", "7", port=5001)
     assert link == (
         "http://127.0.0.1:5001/#/experiments/7/runs"
-        "?compareRunsMode=CHART&workflowType=machine_learning"
+        "?compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey=ocp-mamba-epochs"
     )
     assert command == "mlflow ui --backend-store-uri sqlite:////data/mlflow.db --port 5001"
     assert ui_link("http://host:1/", "7", "abc") == (

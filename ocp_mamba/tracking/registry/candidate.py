@@ -19,7 +19,14 @@ from ocp_mamba.tracking.registry.versions import tag_version
 PASS, FAIL = "pass", "fail"
 """Values of the tags ``gate.<name>``."""
 
-DISQUALIFYING = ("not_collapsed", "no_leak", "no_encoder_mismatch", "inference_ready", "causal")
+DISQUALIFYING = (
+    "not_collapsed",
+    "targets_vary",
+    "no_leak",
+    "no_encoder_mismatch",
+    "inference_ready",
+    "causal",
+)
 """Gates without which a model's metrics mean nothing, or the model is of no use: a version that
 fails one is no candidate, be it the first. The other gates say how good it is."""
 
