@@ -21,7 +21,7 @@ export TORCH_INDEX_URL
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run quality variants test test-all bench lint ui server serve install install-server install-dev lock clean
+.PHONY: help run quality variants test test-all bench mutants lint ui server serve install install-server install-dev lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,10 @@ test-all: install-dev ## the tests, with those that take minutes
 bench: install-dev ## run the benchmarks and write docs/performance.md (ARGS="--quick train_step")
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]' || echo "mambapy does not install: not run"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+mutants: install-dev ## do the tests notice changes of what decides? writes docs/mutants.md
+	$(BIN)/pip install -q -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutants.py
 
 lint: install-dev ## ruff, mypy, and the import contracts of pyproject.toml
 	$(BIN)/ruff check .
