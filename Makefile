@@ -24,7 +24,7 @@ export MLFLOW_DISABLE_TELEMETRY
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run quality variants test test-all bench soak lint ui server serve install install-server install-dev lock clean
+.PHONY: help run quality variants test test-all bench soak mutants lint ui server serve install install-server install-dev lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -64,6 +64,10 @@ bench: install-dev ## run the benchmarks and write docs/performance.md (ARGS="--
 
 soak: install-dev ## do what goes wrong in use, count what is lost, write docs/reliability.md (ARGS=fuzz)
 	$(BIN)/python -m soak $(ARGS)
+
+mutants: install-dev ## do the tests notice changes of what decides? writes docs/mutants.md
+	$(BIN)/pip install -q -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutants.py
 
 lint: install-dev ## ruff, mypy, and the import contracts of pyproject.toml
 	$(BIN)/ruff check .
