@@ -54,7 +54,7 @@ def telling(text: str) -> str:
     kept = {i for i, line in enumerate(lines) if TELLING.search(line)}
     head = _last(lines, "epoch ")
     rows = _rows(lines, head)
-    kept |= {head, head + 1, *rows[-1], *(i for i in rows if "*" in lines[i].split()[0])}
+    kept |= {head, head + 1, rows[-1], *(i for i in rows if "*" in lines[i].split()[0])}
     head = _last(lines, "predictor ")
     rows = _rows(lines, head)
     best = max(rows[:-1], key=lambda i: _first_number(lines[i]))

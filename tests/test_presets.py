@@ -6,7 +6,7 @@ import click
 import pytest
 
 from ocp_mamba.cli.main import main
-from ocp_mamba.cli.train import _train_job, train
+from ocp_mamba.cli.train import _given, _train_job, train
 from ocp_mamba.config import MODEL_SIZES, TrainConfig, override
 from ocp_mamba.errors import ConfigError
 from ocp_mamba.model.build import class_of
@@ -17,7 +17,7 @@ from ocp_mamba.presets import BASE, CODES, PRESETS, preset
 
 def job(*words):
     context = train.make_context("train", ["--data", "ocp_training_9k.npz", *words])
-    return _train_job(context.params)
+    return _train_job(context.params, *_given(context.params))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -129,14 +129,11 @@ def train(**flags: Any) -> None:
 
 def _train(flags: dict[str, Any]) -> None:
     """Refuse what is known to be wrong at once, and only then import what takes seconds."""
-    from ocp_mamba.system.paths import resolve_file, resolve_output
     from ocp_mamba.training.asked import asked_for
     from ocp_mamba.training.run_folder import claim
 
-    model, settings = merged_settings(flags)
-    data, output = resolve_file(flags["data"]), resolve_output(flags["output"])
-    variant = preset(flags["preset_name"])
-    relations = variant.relations if flags["relations"] is None else flags["relations"]
+    given = _given(flags)
+    _, output, model, settings, relations = given
     if os.environ.get("RANK", "0") == "0":
         limits = {name: flags[f"eval_{name}"] for name in ("sequences", "train", "pool", "seed")}
         asked = asked_for(
@@ -146,11 +143,22 @@ def _train(flags: dict[str, Any]) -> None:
             pass
     from ocp_mamba.jobs import train_distributed
 
-    job = _train_job(flags, data, output, model, settings, relations)
+    job = _train_job(flags, *given)
     try:
         train_distributed.run(job, click.echo)
     except EndedError as error:
         click.echo(error)
+
+
+def _given(flags: dict[str, Any]) -> tuple[Path, Path, ModelConfig, TrainConfig, bool]:
+    """The dataset, the output, the model's shape, the training's settings, and the relations."""
+    from ocp_mamba.system.paths import resolve_file, resolve_output
+
+    model, settings = merged_settings(flags)
+    data, output = resolve_file(flags["data"]), resolve_output(flags["output"])
+    variant = preset(flags["preset_name"])
+    relations = variant.relations if flags["relations"] is None else flags["relations"]
+    return data, output, model, settings, relations
 
 
 def _train_job(

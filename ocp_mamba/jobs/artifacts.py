@@ -80,7 +80,7 @@ def where_to_look(
         lines += [
             f"registered   {name} version {number}, {_alias_line(version)}",
             f"serve it     MLFLOW_TRACKING_URI={run.store} \\\n"
-            f"               mlflow models serve -m {uri} --env-manager local --port 5001",
+            f"               ocp-mamba serve {uri}",
             f"ask it       ocp-mamba ask --model {uri} {_first_words(dataset)}",
         ]
     if command:

@@ -15,6 +15,7 @@ from ocp_mamba.config import ModelConfig
 from ocp_mamba.errors import CheckpointError, ConfigError, first_line, shown
 from ocp_mamba.model.build import build_model, class_of
 from ocp_mamba.model.lvm import OCPMambaLVM
+from ocp_mamba.system.logs import warn
 from ocp_mamba.system.tensor_file import read_tensors, write_tensors
 
 FORMAT_VERSION = 3
@@ -83,7 +84,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             "it; copy it again, or write it with `write_checkpoint`"
         )
     if not has_digest:
-        log.warning(
+        warn(
+            log,
             "checkpoint %s is of format %d, which has no digest: damage to it cannot be noticed",
             path,
             version,

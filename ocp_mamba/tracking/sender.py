@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from ocp_mamba.redact import redact
+from ocp_mamba.system.logs import warn
 from ocp_mamba.tracking.offline_queue import Apply, IsRefusal, OfflineQueue, Operation, said_by
 
 FIRST_RETRY_SECONDS, RETRY_SECONDS = 1.0, 10.0
@@ -33,15 +34,6 @@ NOTICE_SECONDS = 2.0
 CLOSE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
-
-
-def _warn(message: str, *values: object) -> None:
-    """Log a warning, also after MLflow has made a new store in this process.
-
-    Its migrations load a logging configuration that disables every logger that exists by then.
-    """
-    log.disabled = False
-    log.warning(message, *values)
 
 
 class Sender:
@@ -191,7 +183,11 @@ class Sender:
             self._progress_at = time.monotonic()
             self._failing, self._refused, self._retry_after = False, 0, FIRST_RETRY_SECONDS
             if self._warned and not len(self._queue):
-                _warn("tracking store %s answers again; all kept operations are sent", self._store)
+                warn(
+                    log,
+                    "tracking store %s answers again; all kept operations are sent",
+                    self._store,
+                )
                 self._warned = False
             if (answer := self._answers.pop(number, None)) is not None:
                 answer.set_result(result)
@@ -205,7 +201,8 @@ class Sender:
             self._failing = True
             if not self._warned:
                 self._warned = True
-                _warn(
+                warn(
+                    log,
                     "tracking store %s did not take an operation (%s): %s. The job goes on; what "
                     "it logs is kept in %s and sent when the store takes it.",
                     self._store,

@@ -71,7 +71,6 @@ def test_a_decoder_closes_the_echo_loop_on_a_sample(data, vec2text):
         if n == evaluated.n_examples:
             assert figure.value == pytest.approx(evaluated.figures[bank].value, abs=1e-5)
     assert evaluated.tags()["metric.vec2text"] == "ran"
-    assert evaluated.headline()["vec2text_echo_similarity"] is not None
 
 
 def test_without_it_the_figure_is_not_run(data):

@@ -34,12 +34,8 @@ from ocp_mamba.evaluation.exposure import exposure_of
 from ocp_mamba.jobs.evaluate import EvaluationJob, evaluate_on
 from ocp_mamba.jobs.open_model import declared, open_predictor
 from ocp_mamba.jobs.train import _same_predictions
-from ocp_mamba.model.checkpoint import (
-    load_checkpoint,
-    load_model,
-    save_checkpoint,
-    write_checkpoint,
-)
+from ocp_mamba.model import checkpoint as files
+from ocp_mamba.model.checkpoint import load_checkpoint, load_model
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.serving.pyfunc import save_pyfunc
 from ocp_mamba.training.trainer import fit
@@ -210,7 +206,7 @@ def test_shuffled_targets_are_warned_of_and_what_learns_from_them_fails(data, ba
 def test_a_file_with_other_weights_is_not_ready_for_inference(data, baselines, trained, tmp_path):
     torch.manual_seed(1)
     other = OCPMambaLVM(MODEL).eval()
-    save_checkpoint(
+    files.save_checkpoint(
         tmp_path / "other.pt",
         other,
         dataset_fingerprint=data.fingerprint,
@@ -336,14 +332,14 @@ def test_a_model_that_does_not_say_what_it_learnt_gets_no_verdict_on_it(data, tr
     content = torch.load(trained.path, weights_only=True)
     del content["learnt"]
     kind, older, said = content.pop("kind"), tmp_path / "older.pt", []
-    write_checkpoint(older, kind, content)
+    files.write_checkpoint(older, kind, content)
     found = evaluated(older, relabelled(data), tmp_path, said, against=False)
     assert found.gates["no_leak"] == found.gates["unseen_beats_ridge"] == gates.NOT_RUN
     why = "older.pt does not say what it learnt from"
     assert any(why in line for line in said)
     assert why in found.page.read_text(encoding="utf-8")
     assert found.evaluation.figures["unseen/faiss_retrieval_p1"].n == 0
-    write_checkpoint(older, kind, content | {"learnt": {"form": "of tomorrow"}})
+    files.write_checkpoint(older, kind, content | {"learnt": {"form": "of tomorrow"}})
     opened = open_predictor(str(older), data, {})
     assert opened.trained_on.learnt is None
     assert "have the form 'of tomorrow'" in opened.trained_on.words

@@ -23,7 +23,7 @@ from ocp_mamba.jobs.baselines import evaluate_cheap
 from ocp_mamba.jobs.promotion.checks import expected_tags
 from ocp_mamba.jobs.promotion.evidence import headline_figures
 from ocp_mamba.jobs.promotion.promote import REFUSED, PromotionJob, run_promotion
-from ocp_mamba.model.checkpoint import load_model
+from ocp_mamba.model.checkpoint import load_checkpoint, load_model, write_checkpoint
 from ocp_mamba.serving.bundle import (
     CHECKPOINT,
     EVALUATION,
@@ -86,7 +86,7 @@ class Forgery:
         """Edit the content of the ``.pt``."""
         content = torch.load(self.file(CHECKPOINT), weights_only=True)
         edit(content)
-        torch.save(content, self.file(CHECKPOINT))
+        write_checkpoint(self.file(CHECKPOINT), content.pop("kind"), content)
 
     def evaluation(self, edit: Callable[[dict[str, Any]], None]) -> None:
         """Edit the fields of the evaluation set; the manifest gets its new fingerprint."""
@@ -108,11 +108,12 @@ class Forgery:
         """Write the whole bundle again, as a training would that ended in these weights."""
         dataset, index = evaluated_on, BankIndex(evaluated_on.bank)
         model = load_model(self.file(CHECKPOINT))
-        evaluation = evaluate(model, dataset, "val", name="model", index=index)
+        learnt = what_it_learnt("model", load_checkpoint(self.file(CHECKPOINT)).learnt)
+        evaluation = evaluate(model, dataset, "val", name="model", index=index, trained_on=learnt)
         training = self.manifest["training"]
         verdicts = evaluate_gates(
             evaluation,
-            evaluate_cheap(dataset, index),
+            evaluate_cheap(dataset, index, learnt),
             trends=training["trends"],
             train_minutes=training["minutes"],
             inference_ready=True,

@@ -258,7 +258,7 @@ def test_a_worse_training_is_registered_and_leaves_the_alias(
         f"registered   {MODEL_NAME} version {worse.version}, without the alias candidate:",
         f"and version {workshop.genuine.version}, which has it, passes",
         "--alias-anyway moves it all the same; --model-name",
-        f"mlflow models serve -m models:/{MODEL_NAME}/{worse.version} ",
+        f"ocp-mamba serve models:/{MODEL_NAME}/{worse.version}\n",
     ):
         assert text in printed, text
     assert worse.tags["alias.candidate"].startswith("not moved: ")

@@ -26,7 +26,7 @@ from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.jobs.promotion.evidence import headline_figures
-from ocp_mamba.model.checkpoint import load_model, save_checkpoint
+from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.serving.bundle import CHECKPOINT, EVALUATION
 
 pytestmark = pytest.mark.usefixtures("champion")
@@ -161,8 +161,12 @@ def test_an_edit_that_all_records_agree_with_is_found_by_content(
 
 def measured_again(forgery: Forgery) -> None:
     """Put the metrics into the manifest that the edited evaluation set gives."""
-    model, dataset = load_model(forgery.file(CHECKPOINT)), Dataset.load(forgery.file(EVALUATION))
-    evaluation = evaluate(model, dataset, "val", name="this version")
+    checkpoint = load_checkpoint(forgery.file(CHECKPOINT))
+    dataset = Dataset.load(forgery.file(EVALUATION))
+    learnt = what_it_learnt("this version", checkpoint.learnt)
+    evaluation = evaluate(
+        checkpoint.build_model(), dataset, "val", name="this version", trained_on=learnt
+    )
     forgery.manifest["metrics"] = headline_figures(evaluation)
 
 
@@ -176,6 +180,20 @@ def test_an_evaluation_set_that_train_has_is_refused(workshop: Workshop) -> None
 
     forgery = workshop.copy()
     forgery.evaluation(leak)
+    measured_again(forgery)
+    forgery.seal()
+    refused(forgery.register(NAME), "evaluation-leaked")
+
+
+def test_a_model_that_is_evaluated_on_what_it_learnt_is_refused(workshop: Workshop) -> None:
+    def relabel(fields: dict[str, Any]) -> None:
+        """Chains of train and of val change places, so that no example is in both."""
+        split = fields["split"].copy()
+        split[fields["split"] == 0], split[fields["split"] == 1] = 1, 0
+        fields["split"] = split
+
+    forgery = workshop.copy()
+    forgery.evaluation(relabel)
     measured_again(forgery)
     forgery.seal()
     refused(forgery.register(NAME), "evaluation-leaked")

@@ -83,5 +83,5 @@ def test_results_of_two_cards_or_none_are_refused(pages, tmp_path):
 
 def test_the_real_pages_have_the_places():
     for name in (paste.STATUS, paste.GOALS):
-        assert frame.between(paste.PAGE.read_text(encoding="utf-8"), name, "x")
-    assert frame.between(frame.PAGE.read_text(encoding="utf-8"), paste.NAME, "x")
+        assert frame.between(paste.PAGE, paste.PAGE.read_text(encoding="utf-8"), name, "x")
+    assert frame.between(frame.PAGE, frame.PAGE.read_text(encoding="utf-8"), paste.NAME, "x")

@@ -87,6 +87,7 @@ def test_the_page_keeps_what_did_not_run(monkeypatch):
 def test_what_is_missing_is_not_run_and_says_why(monkeypatch, capsys):
     campaign(monkeypatch, "peers", error=NotRunError("lightning is not installed"))
     campaign(monkeypatch, "kill", ("with a peer", "not-run"), ("epoch", "survived"))
+    monkeypatch.delitem(sys.modules, "soak.outage", raising=False)
     assert soak.main(["peers", "outage", "kill"]) == 0
     shown = capsys.readouterr().out
     assert "peers        not-run: lightning is not installed" in shown

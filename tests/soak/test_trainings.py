@@ -17,13 +17,15 @@ SCRIPT = (
     "results = import_module(f'soak.{sys.argv[1]}').run(True, lambda line: None)\n"
     "print(json.dumps([dataclasses.asdict(r) for r in results]))"
 )
+OURS = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+"""Without the store of another test, which MLflow writes into the environment."""
 
 
 def short_form(campaign: str) -> list[dict[str, str]]:
     """The results of a campaign, in a process of its own: it forks, which a test must not."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, campaign], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        env={**OURS, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
