@@ -175,10 +175,8 @@ epoch      val cosine
 -------  ------------
 …
 2*             0.9090
-3              0.9002
+…
 4              0.9001
-
-alarms in training: none
 
 predictor    cosine                P@1
 -----------  --------------------  -----

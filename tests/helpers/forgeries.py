@@ -20,6 +20,7 @@ from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.gates import evaluate_gates
 from ocp_mamba.jobs.baselines import evaluate_cheap
+from ocp_mamba.jobs.open_model import what_it_learnt
 from ocp_mamba.jobs.promotion.checks import expected_tags
 from ocp_mamba.jobs.promotion.evidence import headline_figures
 from ocp_mamba.jobs.promotion.promote import REFUSED, PromotionJob, run_promotion

@@ -25,8 +25,9 @@ from ocp_mamba.baselines.checkpoint import save_baseline
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.evaluation.evaluate import evaluate
+from ocp_mamba.jobs.open_model import what_it_learnt
 from ocp_mamba.jobs.promotion.evidence import headline_figures
-from ocp_mamba.model.checkpoint import save_checkpoint
+from ocp_mamba.model.checkpoint import load_checkpoint, save_checkpoint
 from ocp_mamba.serving.bundle import CHECKPOINT, EVALUATION
 
 pytestmark = pytest.mark.usefixtures("champion")
