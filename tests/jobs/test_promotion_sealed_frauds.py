@@ -122,7 +122,7 @@ SEALED: dict[str, tuple[Edit, str]] = {
     "weights cut in half": (cut(CHECKPOINT), "weights-unreadable"),
     "weights of a GRU": (gru_weights, "weights-unreadable"),
     "weights of another config": (other_config, "config-differs"),
-    "weights that do not fit their config": (config_that_does_not_fit, "weights-misfit"),
+    "weights that do not fit their config": (config_that_does_not_fit, "weights-unreadable"),
     "weights with NaN": (nan_weights, "weights-not-finite"),
     "weights of another training": (swap_weights, "predictions-differ"),
     "weights trained on other data": (weights_of_other_data, "other-data"),
