@@ -40,7 +40,8 @@ def test_train_tracks_evaluates_registers_and_says_where_to_look(file, store, tm
     )  # fmt: skip
     for name in ("next_vec_cosine", "faiss_retrieval_p1", "echo_loop_similarity",
                  "train_time_minutes", "inference_latency_ms", "improvement_trend", "ridge",
-                 "ocp-mamba-lvm version 1, alias candidate", "mlflow models serve",
+                 "ocp-mamba-lvm version 1, alias candidate",
+                 "ocp-mamba serve models:/ocp-mamba-lvm@candidate",
                  "ocp-mamba ask --model models:/ocp-mamba-lvm@candidate 'concept é",
                  "mlflow ui --backend-store-uri", "workflowType=machine_learning",
                  "pool 60 concepts"):  # fmt: skip

@@ -207,6 +207,7 @@ def test_the_pins_fit_every_platform() -> None:
 # --- the real thing --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mlflow_run_trains_from_another_folder(
     dataset: Dataset, store: str, tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_the_literal_command_needs_no_manager_of_environments(
     assert tracked.data.tags["mlflow.project.env"] == "virtualenv"
 
 
+@pytest.mark.slow
 def test_mlflow_run_sweeps_in_its_own_run(store: str, tmp_path: Path) -> None:
     """``mlflow run <project> -e sweep``: its run is the parent; run again, it has more children."""
     files = Files.make(tmp_path)

@@ -123,7 +123,7 @@ SEALED: dict[str, tuple[Edit, str]] = {
     "weights of a GRU": (gru_weights, "weights-unreadable"),
     "weights of another config": (other_config, "config-differs"),
     "weights that do not fit their config": (config_that_does_not_fit, "weights-unreadable"),
-    "weights with NaN": (nan_weights, "weights-not-finite"),
+    "weights with NaN": (nan_weights, "weights-unreadable"),
     "weights of another training": (swap_weights, "predictions-differ"),
     "weights trained on other data": (weights_of_other_data, "other-data"),
     "weights trained on another encoder": (weights_of_another_encoder, "encoder-mismatch"),

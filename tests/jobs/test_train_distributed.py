@@ -97,6 +97,7 @@ def test_kill_9_of_a_worker_fails_the_run_and_one_process_resumes(store: str, tm
     assert sorted(m.step for m in history) == list(range(1, EPOCHS + 1))
 
 
+@pytest.mark.slow
 def test_torchrun_starts_again_what_lost_a_worker_and_training_goes_on(store: str, tmp_path: Path):
     killed, said, status = kill_9_of_rank_1(store, tmp_path, "--max-restarts", "1")
     assert status == 0, said

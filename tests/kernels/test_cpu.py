@@ -225,6 +225,7 @@ def no_library(monkeypatch, tmp_path):
     cpu.library.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_compiler_is_called_once_and_its_work_kept(no_library):
     first = cpu.library()
     assert first.compiled

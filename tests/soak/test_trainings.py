@@ -1,4 +1,4 @@
-"""The short forms of the campaigns that train: kills and resumptions, and trainings at once."""
+"""The short forms of the campaigns that train or serve: kills, trainings at once, bad requests."""
 
 from __future__ import annotations
 
@@ -41,3 +41,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened() -> None:
 def test_trainings_at_once_keep_to_their_own() -> None:
     results = short_form("concurrency")
     assert [r["outcome"] for r in results] == ["survived"] * 3 + ["refused"], results
+
+
+def test_bad_requests_lose_nothing() -> None:
+    results = short_form("endpoint")
+    assert len(results) > 100
+    assert {r["outcome"] for r in results} == {"survived", "refused"}, results

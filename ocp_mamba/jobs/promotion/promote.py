@@ -33,10 +33,7 @@ from ocp_mamba.tracking.registry.versions import (
 
 PROMOTED, REFUSED, FORCED, UNCHANGED = "promoted", "refused", "forced", "unchanged"
 
-UNSERVABLE = frozenset({
-    "files-missing", "weights-missing", "weights-unreadable", "weights-misfit",
-    "weights-not-finite",
-})  # fmt: skip
+UNSERVABLE = frozenset({"files-missing", "weights-missing", "weights-unreadable"})
 """Faults of a version that no server could load or use: force does not help."""
 
 PROMOTION_SECONDS = 3600.0
