@@ -131,7 +131,8 @@ def _damage(body: bytes, drawn: random.Random) -> bytes:
 def _judged(case: str, answer: Answer) -> Result:
     found = f"{answer.status} {answer.body[:300]!r}"
     if answer.status == 200:
-        finite = not any(word in answer.body for word in (b"NaN", b"Infinity", b"null"))
+        wrong = (b"NaN", b"Infinity", b'"score":null', b'"score": null')
+        finite = not any(word in answer.body for word in wrong)
         return Result(CAMPAIGN, case, "survived" if finite else "lost", found)
     told = 400 <= answer.status < 500 and len(answer.body) < LARGEST_ANSWER
     told = told and b"Traceback" not in answer.body

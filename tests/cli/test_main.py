@@ -142,6 +142,7 @@ def test_model_and_bank_of_different_encoders_are_refused(file, store, tmp_path)
     assert last_run().data.tags["gate.no_encoder_mismatch"] == "fail"
 
 
+@pytest.mark.slow
 def test_a_tmd_model_trains_and_needs_tmd_in_the_dataset(file, store, tmp_path):
     run("train", "--data", file, *TRAIN, "--max-epochs", 1, "--tmd", "--output", "tmd.pt")
     assert load_model(tmp_path / "tmd.pt").config.d_tmd == 16

@@ -54,6 +54,7 @@ def evaluation(run_id: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_the_whole_command_evaluates_on_the_sample_and_says_so(folder, part, store, tmp_path):
     said = run("train", "--data", folder, *LIMITS, *SIZE, "--output", "out/m.pt")
     n, of = part.sample.sequences["val"]

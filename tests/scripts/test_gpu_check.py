@@ -105,6 +105,7 @@ def test_a_contestant_that_cannot_run_ends_none_of_the_others(run, stand_in, mon
     assert theirs[frame.REMARK] == "not run: ImportError: no Mamba2 here"
 
 
+@pytest.mark.slow
 def test_without_faiss_the_metrics_are_those_of_the_real_evaluation():
     """On the default dataset, by a predictor whose P@1 is neither 0 nor 1."""
     dataset = load_dataset(quality.DATA)

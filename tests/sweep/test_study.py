@@ -332,6 +332,7 @@ def test_one_worker_repeats_a_sweep_exactly(files: Files, journal: str) -> None:
     assert a[0].params != a[1].params
 
 
+@pytest.mark.slow
 def test_a_sweep_of_models_that_know_relations(files: Files, journal: str) -> None:
     make_dataset(n_chains=60, n_concepts=40, seed=4, relations=True).save("known.npz")
     words = [*files.new("--preset", "relations", epochs=1), "--data", "known.npz"]
