@@ -46,6 +46,7 @@ def test_six_trials_two_workers_one_killed(postgres: Postgres, store: str, tmp_p
     sweep_with_a_killed_worker(tmp_path, store, address, workers=2, n_trials=6)
 
 
+@pytest.mark.slow
 def test_run_again_after_a_kill_goes_on_in_the_journal(store: str, tmp_path: Path) -> None:
     address = str(tmp_path / "sweeps.journal")
     words = Files.make(tmp_path).new("--n-trials", 3, "--grace", 2, epochs=3)
