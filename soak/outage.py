@@ -209,7 +209,8 @@ def _faults(run: TrackedRun) -> list[str]:
     steps = [m.step for m in client.get_metric_history(run.run_id, "val_next_vec_cosine")]
     rows = client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}'")
     whole = {row.model_id for row in rows if str(row.status) == "READY"}
-    versions = client.search_model_versions(f"tags.run_id = '{run.run_id}'")
+    made = client.search_model_versions(f"tags.run_id = '{run.run_id}'")
+    versions = [v for v in made if v.name == MODEL_NAME]
     candidate = client.get_model_version_by_alias(MODEL_NAME, CANDIDATE)
     children = client.search_runs([run.experiment_id], f"tags.mlflow.parentRunId = '{run.run_id}'")
     reports = [file.path for file in client.list_artifacts(run.run_id, "reports")]
@@ -218,9 +219,11 @@ def _faults(run: TrackedRun) -> list[str]:
         f"status {logged.info.status}": lambda: logged.info.status == "FINISHED",
         f"validation at epochs {steps}": lambda: steps == list(range(1, EPOCHS + 1)),
         f"rows {sorted(r.name for r in rows)}": lambda: (
-            sorted(r.name for r in rows) == [f"epoch-{e:03d}" for e in range(1, EPOCHS + 1)]
+            sorted(r.name for r in rows)
+            == [*(f"epoch-{e:03d}" for e in range(1, EPOCHS + 1)), "text"]
         ),
         f"{len(versions)} versions": lambda: len(versions) == 1,
+        f"{len(made)} versions with those for people": lambda: len(made) == 2,
         "the version is of another model": lambda: versions[0].tags["model_id"] in whole,
         "the alias is elsewhere": lambda: candidate.version == versions[0].version,
         f"children {sorted(names)}": lambda: len(names) == len(set(names)) > 0,
