@@ -67,7 +67,8 @@ def model_entry(
     Args:
         epoch: of the row.
         checkpoint: the ``.pt``.
-        bundle: files of `write_bundle`, the manifest last; deleted when the store has them.
+        bundle: files of `write_bundle`, the manifest last; deleted when the store has them, also in
+            the model for people.
         delete_checkpoint: delete the ``.pt`` when the store has it.
     """
     return {
@@ -81,12 +82,9 @@ def model_entry(
     }
 
 
-def text_model_entry(epoch: int, checkpoint: Path, bundle: Sequence[Path]) -> Operation:
-    """Return the operation that stores the model for people, of the same files as an epoch's model.
-
-    It must be sent before the epoch's `model_entry`, which deletes the bundle's files.
-    """
-    return {**model_entry(epoch, checkpoint, bundle), "op": "text_model"}
+def text_model_entry(model: Operation) -> Operation:
+    """Return the operation that stores the model for people, of the files of a `model_entry`."""
+    return {**model, "op": "text_model"}
 
 
 def register_entry(epoch: int, sha256: str, name: str, *, alias_anyway: bool) -> Operation:
@@ -230,12 +228,26 @@ def _store_model(operation: Operation) -> str:
             **operation.get("tags", {}),
         },
     )
-    for path in [*bundle, *([checkpoint] if operation.get("delete_checkpoint") else [])]:
-        path.unlink(missing_ok=True)
-    if bundle:
-        with suppress(OSError):  # other files are in it
-            bundle[0].parent.rmdir()
+    if operation.get("delete_checkpoint"):
+        checkpoint.unlink(missing_ok=True)
+    _delete_bundle(operation)
     return row.model_id
+
+
+def _delete_bundle(operation: Operation) -> None:
+    """Delete a bundle's files, once both models that are made of them are stored."""
+    bundle = [Path(name) for name in operation.get("bundle", [])]
+    if not bundle:
+        return
+    row = _epoch_row(operation["run_id"], operation["epoch"])
+    texts = _text_rows(operation["run_id"], row.experiment_id)
+    for stored in ([row], texts):
+        if operation["bundle_sha256"] not in {model.tags.get(BUNDLE) for model in stored}:
+            return
+    for path in bundle:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # other files are in it
+        bundle[0].parent.rmdir()
 
 
 def _require_unchanged(checkpoint: Path, digest: str) -> None:
@@ -257,6 +269,7 @@ def _store_text_model(operation: Operation) -> str:
     found = _text_rows(run_id, experiment_id)
     for stored in found:
         if tags.items() <= stored.tags.items():
+            _delete_bundle(operation)
             return stored.model_id
     begun = [row for row in found if WEIGHTS_TAG not in row.tags]
     row = (
@@ -280,6 +293,7 @@ def _store_text_model(operation: Operation) -> str:
     client.finalize_logged_model(row.model_id, LoggedModelStatus.READY)
     client.set_logged_model_tags(row.model_id, {WEIGHTS_TAG: "whole", **tags})
     client.log_outputs(run_id, [LoggedModelOutput(row.model_id, operation["epoch"])])
+    _delete_bundle(operation)
     return row.model_id
 
 

@@ -22,7 +22,6 @@ from ocp_mamba.errors import QueueError, TrackingError
 from ocp_mamba.model.checkpoint import save_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.redact import redact, redact_all
-from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking import sender
 from ocp_mamba.tracking.active_run import end_run, leave_active_run
 from ocp_mamba.tracking.charts import epoch_lines
@@ -182,7 +181,8 @@ class TrackedRun:
         if not self.has_rows:
             return
         if self._checkpoint_every and result.epoch % self._checkpoint_every == 0:
-            self._store_model(result.epoch, self._save(result), delete=True)
+            path = self._save(result)
+            self._store_model(model_entry(result.epoch, path, delete_checkpoint=True))
         elif result.is_last and not result.is_best:  # the best one's file is `log_models`'s
             self._last = (result.epoch, self._save(result))
 
@@ -221,24 +221,25 @@ class TrackedRun:
         Raises:
             TrackingError: the file is no longer the one that was evaluated; nothing is stored.
         """
-        found = sha256_of(best_checkpoint)
-        if sha256 not in (None, found):
+        best = model_entry(best_epoch, best_checkpoint, bundle)
+        if sha256 not in (None, best["sha256"]):
             raise TrackingError(
-                f"{best_checkpoint} has the SHA-256 {found[:12]}, that of the evaluated model is "
-                f"{str(sha256)[:12]}: another process wrote to it; nothing was registered"
+                f"{best_checkpoint} has the SHA-256 {best['sha256'][:12]}, that of the evaluated "
+                f"model is {str(sha256)[:12]}: another process wrote to it; nothing was registered"
             )
+        tags = {"best.epoch": str(best_epoch)}
         with self._cost:
-            digest = {BUNDLE: sha256_of(bundle[-1])} if bundle else {}  # before it is deleted
-            if bundle:
-                self._send(text_model_entry(best_epoch, best_checkpoint, bundle))
             if bundle or best_epoch not in self._stored:
-                self._store_model(best_epoch, best_checkpoint, bundle, delete=False)
+                self._store_model(best)
+            if bundle:
+                self._send(text_model_entry(best))
+                tags[BUNDLE] = best["bundle_sha256"]
             if self._last is not None and self._last[0] in self._stored:
                 self._last[1].unlink(missing_ok=True)
             elif self._last is not None:
-                self._store_model(*self._last, delete=True)
+                self._store_model(model_entry(*self._last, delete_checkpoint=True))
             self._last = None
-            self._send({"op": "log", "tags": {"best.epoch": str(best_epoch), **digest}})
+            self._send({"op": "log", "tags": tags})
 
     def register(
         self, epoch: int, name: str = MODEL_NAME, *, alias_anyway: bool = False
@@ -392,9 +393,6 @@ class TrackedRun:
         )
         return path
 
-    def _store_model(
-        self, epoch: int, checkpoint: Path, bundle: Sequence[Path] = (), *, delete: bool
-    ) -> None:
-        operation = model_entry(epoch, checkpoint, bundle, delete_checkpoint=delete)
-        self._stored[epoch] = operation["sha256"]
+    def _store_model(self, operation: Operation) -> None:
+        self._stored[operation["epoch"]] = operation["sha256"]
         self._send(operation)

@@ -89,3 +89,33 @@ def test_a_bundle_waits_for_the_store_and_may_be_sent_twice(
     model_id = apply(operation)
     assert model_id is not None, "its files are gone, and it is stored"
     require_stored(model_id, run, tmp_path / "stored")
+
+
+def test_a_bundle_stays_until_the_model_for_people_has_it_too(
+    store: str,
+    dataset: Dataset,
+    tiny_config: ModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store refuses that model, and the operations behind it go first."""
+    checkpoint = tmp_path / "model.pt"
+
+    def refuses(operation: dict[str, Any]) -> Any:
+        if operation["op"] == "text_model":
+            raise MlflowException.invalid_parameter_value("refused")
+        return apply(operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "apply", refuses)
+        with session.track(dataset, "d.npz", output_dir="out", system_metrics=False) as run:
+            train_tracked(run, dataset, tiny_config, checkpoint, epochs=1)
+            files = write(run, dataset, checkpoint)
+            run.log_models(checkpoint, 1, files)
+    rows = mlflow.search_logged_models([run.experiment_id], output_format="list")
+    assert [row.name for row in rows if BUNDLE in row.tags] == ["epoch-001"]
+    assert all(path.exists() for path in files)
+    session.replay(run.queue_path)
+    rows = mlflow.search_logged_models([run.experiment_id], output_format="list")
+    assert sorted(row.name for row in rows if BUNDLE in row.tags) == ["epoch-001", "text"]
+    assert not any(path.exists() for path in files)

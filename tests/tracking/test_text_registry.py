@@ -17,7 +17,7 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import EvidenceError
 from ocp_mamba.serving.bundle import MANIFEST, write_bundle
 from ocp_mamba.tracking import session
-from ocp_mamba.tracking.operations import apply, text_model_entry
+from ocp_mamba.tracking.operations import apply, model_entry, text_model_entry
 from ocp_mamba.tracking.registry import MODEL_NAME
 from ocp_mamba.tracking.registry.text import (
     VECTOR_VERSION,
@@ -27,6 +27,7 @@ from ocp_mamba.tracking.registry.text import (
 )
 
 TEXT_MODEL_NAME = text_model_name()
+NAMES = (MODEL_NAME, TEXT_MODEL_NAME)
 
 
 @pytest.fixture
@@ -58,6 +59,8 @@ def test_both_models_are_registered_with_the_same_files_and_alias(
     assert aliases(TEXT_MODEL_NAME) == {"candidate": "1"}
     assert text.description.startswith("ocp-mamba-lvm version 1, asked in words")
     assert '{"inputs": [{"concepts": ["sand tiger", "shark"]}]' in text.description
+    described = [mlflow.MlflowClient().get_registered_model(n).description for n in NAMES]
+    assert ["asked in words" in about for about in described] == [False, True]
     loaded = mlflow.pyfunc.load_model(f"models:/{TEXT_MODEL_NAME}@candidate")
     words = [str(word) for word in dataset.texts[:2]]
     [answer] = loaded.predict(pd.DataFrame({"concepts": [words]}))
@@ -100,7 +103,8 @@ def test_storing_it_again_changes_nothing(
     with session.track(dataset, "d.npz", output_dir="out", system_metrics=False) as run:
         train_tracked(run, dataset, tiny_config, checkpoint, epochs=1)
         bundle = write_bundle(tmp_path / "bundle", checkpoint, dataset, FACTS)
-        again = {**text_model_entry(1, checkpoint, bundle), "run_id": run.run_id}
+        entry = text_model_entry(model_entry(1, checkpoint, bundle))
+        again = {**entry, "run_id": run.run_id}
         first = apply(json.loads(json.dumps(again)))
         assert apply(json.loads(json.dumps(again))) == first
         run.log_models(checkpoint, 1, bundle)

@@ -30,7 +30,6 @@ DISQUALIFYING = (
 """Gates without which a model's metrics mean nothing, or the model is of no use: a version that
 fails one is no candidate, be it the first. The other gates say how good it is."""
 
-PASS, FAIL = "pass", "fail"
 FINGERPRINT = "dataset.fingerprint"
 ALIAS_TAG, ANYWAY_TAG = "alias.candidate", "alias.candidate.anyway"
 MOVED, NOT_MOVED = "moved", "not moved: "

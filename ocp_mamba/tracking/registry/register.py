@@ -24,7 +24,7 @@ MODEL_NOTE = (
     "the vector of the next one. A version is the best epoch of a training, and its description is "
     "that run's verdict with all gates."
 )
-"""Description of a registered model that has none."""
+"""Describes the registered model of vectors."""
 
 VERSION_METRICS = ("next_vec_cosine", "val_next_vec_cosine", "faiss_retrieval_p1")
 RUN_TAGS = ("dataset.fingerprint", "encoder.name", "encoder.weight_hash", "git.commit")
@@ -36,6 +36,8 @@ def register_best(
     name: str = MODEL_NAME,
     alias: str | None = CANDIDATE,
     tags: Mapping[str, str] | None = None,
+    about: str = MODEL_NOTE,
+    description: str | None = None,
 ) -> ModelVersion:
     """Register a LoggedModel as the next version of a registered model; it may get an alias.
 
@@ -47,6 +49,8 @@ def register_best(
         name: the registered model, made where it does not exist.
         alias: moved to the new version; None moves none.
         tags: further tags of the version.
+        about: describes the registered model, where it has no description yet.
+        description: of the version; None for that of its run.
 
     Raises:
         RegistryError: the model does not exist or holds no weights.
@@ -71,8 +75,10 @@ def register_best(
         f"models:/{model_id}", name, tags={**_version_tags(model, run), **(tags or {})}
     )
     if not client.get_registered_model(name).description:
-        client.update_registered_model(name, MODEL_NOTE)
-    client.update_model_version(name, version.version, run.data.tags.get(NOTE, ""))
+        client.update_registered_model(name, about)
+    if description is None:
+        description = run.data.tags.get(NOTE, "")
+    client.update_model_version(name, version.version, description)
     if alias is not None:
         set_alias(name, alias, version.version)
     return client.get_model_version(name, version.version)

@@ -19,6 +19,12 @@ VECTOR_VERSION = "vector_version"
 
 EXAMPLE = '{"inputs": [{"concepts": ["sand tiger", "shark"]}], "params": {"top_k": 5, "steps": 2}}'
 
+TEXT_NOTE = (
+    "A latent vector model of ocp_mamba, asked in words: chains of concepts in, the next concepts "
+    f"out. Each version holds the files of the version that its tag {VECTOR_VERSION} names."
+)
+"""Describes the registered model for people."""
+
 
 def text_model_name(name: str = MODEL_NAME) -> str:
     """Return the name of the model for people of a model of vectors: ``ocp-mamba-lvm-text``."""
@@ -41,13 +47,14 @@ def register_text(model_id: str, version: ModelVersion) -> None:
     if _text_version_of(client, version.name, str(version.version)) is not None:
         return
     tags = {VECTOR_VERSION: str(version.version)}
-    text = register_best(model_id, name=name, alias=None, tags=tags)
     description = (
         f"{version.name} version {version.version}, asked in words: chains of concepts in, the "
         "next concepts out, each with its cosine to the predicted vector. A request, in JSON:\n\n"
         f"    {EXAMPLE}\n\nEach step reads the best concept of the step before it."
     )
-    client.update_model_version(name, text.version, description)
+    register_best(
+        model_id, name=name, alias=None, tags=tags, about=TEXT_NOTE, description=description
+    )
 
 
 def follow_aliases(name: str = MODEL_NAME) -> dict[str, str | None]:
