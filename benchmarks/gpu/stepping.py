@@ -14,8 +14,9 @@ from benchmarks.gpu.place import Place
 from benchmarks.gpu.steps import first_line, their_path, with_their_mixers
 from benchmarks.run import Run
 from ocp_mamba.kernels import backend
+from ocp_mamba.kernels.graphs import capture_graph
 from ocp_mamba.model.build import build_model
-from ocp_mamba.model.compiled_step import WARMUP, fast_step
+from ocp_mamba.model.compiled_step import fast_step
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.quantize import weight_bytes
 
@@ -95,13 +96,4 @@ def captured_blocks(blocks: nn.ModuleList, model: OCPMambaLVM, place: Place) -> 
             y = y + block.step(F.rms_norm(y, (width,)), conv, ssm)[0]  # type: ignore[operator]
         return y
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARMUP):
-            once()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        once()
-    return graph.replay
+    return capture_graph(once)[0].replay

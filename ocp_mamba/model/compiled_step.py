@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from ocp_mamba.kernels import cpu_memory_head
+from ocp_mamba.kernels.graphs import capture_graph
 from ocp_mamba.model.cache import InferenceCache
 from ocp_mamba.model.lvm import OCPMambaLVM
-
-WARMUP = 3
-"""Steps before the capture of a CUDA graph, in which kernels are tuned and memory is allocated."""
 
 FastStep = Callable[..., Tensor]
 """Called with ``vector (1, 768)`` and, where the model takes them, ``tmd`` and ``relations``."""
@@ -115,15 +113,7 @@ def _captured(
     def once() -> Tensor:
         return _predict_next(model, vector, tmd, cache, relations)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARMUP):
-            once()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        predicted = once()
+    graph, predicted = capture_graph(once)
 
     def run(*given: Tensor | None) -> Tensor:
         for place, value in zip(inputs, given, strict=True):

@@ -22,14 +22,13 @@ from ocp_mamba import errors
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.batches import Batch
 from ocp_mamba.data.dataset import Dataset
+from ocp_mamba.kernels.graphs import capture_graph
 from ocp_mamba.model.base import NextVectorModel
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.mamba2 import Mamba2Layer
 from ocp_mamba.training.capture.padded import graph_length, padded, padded_losses
 from ocp_mamba.training.negatives import MAX_CANDIDATES, NegativePool
 
-WARMUP = 3
-"""Steps before a capture, in which kernels are tuned and memory is allocated."""
 COMPILED_CHUNKS = 2
 """Most chunks of a sequence whose layers torch's compiler fuses."""
 
@@ -222,16 +221,7 @@ class CapturedStep:
         before = _Before(self._model, self._optimizer)
         try:
             with _compiled(self._model, self._compiles):
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    for _ in range(WARMUP):
-                        self._step(place)
-                torch.cuda.current_stream().wait_stream(side)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self._pool):
-                    place.values = self._step(place)
-                place.graph = graph
+                place.graph, place.values = capture_graph(lambda: self._step(place), self._pool)
         except Exception as error:  # kernels and compilers fail in many ways
             self._give_up(error)
         finally:
