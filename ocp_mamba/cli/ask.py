@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ocp_mamba.cli.options import with_errors
+from ocp_mamba.cli.options import model_address, with_errors
 
 TOKEN_VARIABLE = "OCP_MAMBA_SERVE_TOKEN"
 ARROW = " → "
@@ -83,16 +83,13 @@ def _from_server(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_model(flags: dict[str, Any]) -> dict[str, Any]:
-    from ocp_mamba.jobs.open_model import PREFIXES
     from ocp_mamba.jobs.predict.ask import AskJob, ask
     from ocp_mamba.system.paths import resolve_file
 
-    model, data = flags["model"], flags["data"]
-    if model is not None and not model.startswith(PREFIXES):
-        model = str(resolve_file(model))
+    data = flags["data"]
     job = AskJob(
         concepts=flags["concepts"],
-        model=model,
+        model=flags["model"] and model_address(flags["model"]),
         data=None if data is None else resolve_file(data),
         encoder=flags["encoder"],
         top_k=flags["top_k"],

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ocp_mamba.cli.options import eval_limits, eval_options, with_errors
+from ocp_mamba.cli.options import eval_limits, eval_options, model_address, with_errors
 
 
 @click.command(
@@ -45,14 +45,12 @@ def evaluate(**flags: Any) -> None:
     """Evaluate a model or a baseline on a split, and track the evaluation."""
     from ocp_mamba.evaluation import gates
     from ocp_mamba.jobs import evaluate
-    from ocp_mamba.jobs.open_model import PREFIXES
-    from ocp_mamba.system.paths import MODEL_HINT, resolve_file, resolve_output
+    from ocp_mamba.system.paths import resolve_file, resolve_output
 
     def run() -> None:
-        model = flags["model"]
         outcome = evaluate.run_evaluation(
             evaluate.EvaluationJob(
-                model=model if model.startswith(PREFIXES) else str(resolve_file(model, MODEL_HINT)),
+                model=model_address(flags["model"]),
                 data=resolve_file(flags["data"]),
                 split=flags["split"],
                 output=resolve_output(flags["output"]),

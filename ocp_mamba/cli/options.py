@@ -231,6 +231,18 @@ def comparison_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def model_address(model: str) -> str:
+    """Return what `--model` names: an address as it is, else the path of a file that exists.
+
+    Raises:
+        DataNotFoundError: there is no such file.
+    """
+    from ocp_mamba.jobs.open_model import PREFIXES
+    from ocp_mamba.system.paths import MODEL_HINT, resolve_file
+
+    return model if model.startswith(PREFIXES) else str(resolve_file(model, MODEL_HINT))
+
+
 def with_errors(run: Callable[[], object], go_on: str = "") -> None:
     """Run a command; an error that the user can mend becomes one line and exit code 2.
 

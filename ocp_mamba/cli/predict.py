@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ocp_mamba.cli.options import with_errors
+from ocp_mamba.cli.options import model_address, with_errors
 
 
 @click.command(
@@ -38,18 +38,15 @@ def predict(**flags: Any) -> None:
 
     Memory does not grow with the file. The file is written whole or not at all.
     """
-    from ocp_mamba.jobs.open_model import PREFIXES
     from ocp_mamba.jobs.predict.file import PredictJob, predict_file
     from ocp_mamba.system.paths import resolve_file, resolve_output
 
     def run() -> None:
-        model, bank = flags["model"], flags["bank"]
-        if model is not None and not model.startswith(PREFIXES):
-            model = str(resolve_file(model))
+        bank = flags["bank"]
         job = PredictJob(
             data=resolve_file(flags["data"]),
             out=resolve_output(flags["out"]),
-            model=model,
+            model=flags["model"] and model_address(flags["model"]),
             bank=None if bank is None else resolve_file(bank),
             split=flags["split"],
             top_k=flags["top_k"],

@@ -106,7 +106,7 @@ def serve(**flags: Any) -> None:
 def _source(flags: dict[str, Any]) -> Any:
     """Where the model comes from."""
     from ocp_mamba.service.source import PREFIX, FileSource, RegisteredSource
-    from ocp_mamba.system.paths import resolve_file
+    from ocp_mamba.system.paths import MODEL_HINT, resolve_file
 
     encoder = None
     if flags["encoder"]:
@@ -117,4 +117,4 @@ def _source(flags: dict[str, Any]) -> Any:
     model = flags["model"]
     if model.startswith(PREFIX):
         return RegisteredSource(model, data, encoder)
-    return FileSource(resolve_file(model), data, encoder)
+    return FileSource(resolve_file(model, MODEL_HINT), data, encoder)

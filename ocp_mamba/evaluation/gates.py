@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.evaluation.causality import TOLERANCE
+from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.names import COSINE, LABELS, P1
 from ocp_mamba.evaluation.result import Evaluation, paired_difference
 from ocp_mamba.stats import Figure
@@ -219,6 +221,22 @@ def same_encoder(trained_on: Mapping[str, object], bank: Mapping[str, object]) -
     """Whether two encoders have the same weights; None where a hash is unknown."""
     hashes = [str(e.get("weight_hash", UNKNOWN_HASH)) for e in (trained_on, bank)]
     return None if UNKNOWN_HASH in hashes else hashes[0] == hashes[1]
+
+
+def require_one_encoder(model: str, trained_on: Mapping[str, object], dataset: Dataset) -> None:
+    """Refuse a model that was trained on other vectors than the bank's, by the weights' hashes.
+
+    Raises:
+        EncoderMismatchError: the hashes are known and differ.
+    """
+    bank = dataset.meta.get("encoder", {})
+    if same_encoder(trained_on, bank) is False:
+        raise EncoderMismatchError(
+            f"encoder mismatch: {model} was trained on vectors of {trained_on.get('name')} "
+            f"(weights {str(trained_on['weight_hash'])[:12]}), the bank's are of "
+            f"{bank.get('name')} (weights {str(bank['weight_hash'])[:12]}); retrieval between them "
+            "means nothing"
+        )
 
 
 def encoder_gate(same: bool | None, parity_checked: bool) -> Verdict:

@@ -35,7 +35,6 @@ from ocp_mamba.jobs.open_model import (
     declared,
     open_object,
     open_predictor,
-    require_one_encoder,
     short_name,
 )
 from ocp_mamba.jobs.preconditions import require_writable
@@ -173,7 +172,7 @@ def evaluate_on(
         if opened.model_id is not None:
             run.link_model(opened.model_id)
         with _mismatch_tracked(run):
-            require_one_encoder(job.model, opened.encoder, dataset)
+            gates.require_one_encoder(job.model, opened.encoder, dataset)
             evaluated, baselines = _evaluate_all(job, opened, cheap, dataset, encoder, decoder, log)
         timing = {}
         if isinstance(opened.predictor, NextVectorModel):

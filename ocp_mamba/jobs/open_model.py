@@ -19,8 +19,6 @@ from ocp_mamba.data.analysis.leakage import LEARN_ALL
 from ocp_mamba.data.analysis.learnt import Learnt, learnt_from
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.errors import DatasetError, JobError
-from ocp_mamba.evaluation import gates
-from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
 from ocp_mamba.evaluation.exposure import TrainedOn
 from ocp_mamba.evaluation.predict import device_of
 from ocp_mamba.model.base import NextVectorModel
@@ -237,22 +235,6 @@ def open_object(predictor: Predictor, name: str, dataset: Dataset) -> Opened:
 def short_name(model: str) -> str:
     """Return a path's file name, and any other ``--model`` as it is."""
     return model if model.startswith(PREFIXES) else Path(model).name
-
-
-def require_one_encoder(model: str, trained_on: Mapping[str, object], dataset: Dataset) -> None:
-    """Refuse a model that was trained on other vectors than the bank's, by the weights' hashes.
-
-    Raises:
-        EncoderMismatchError: the hashes are known and differ.
-    """
-    bank = dataset.meta.get("encoder", {})
-    if gates.same_encoder(trained_on, bank) is False:
-        raise EncoderMismatchError(
-            f"encoder mismatch: {model} was trained on vectors of {trained_on.get('name')} "
-            f"(weights {str(trained_on['weight_hash'])[:12]}), the bank's are of "
-            f"{bank.get('name')} (weights {str(bank['weight_hash'])[:12]}); retrieval between them "
-            "means nothing"
-        )
 
 
 def require_conditions(model: str, loaded: NextVectorModel, dataset: Dataset) -> None:

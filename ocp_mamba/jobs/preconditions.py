@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import ConfigError, DatasetError, JobError
+from ocp_mamba.errors import ConfigError, DatasetError, JobError, first_line
+from ocp_mamba.system.disk import probe_folder
 
 MANY = 1000
 """Targets that are compared: more are never all the same by chance."""
@@ -78,16 +78,14 @@ def with_relations(model: ModelConfig, dataset: Dataset, data: Path) -> ModelCon
 
 
 def require_writable(folder: Path) -> None:
-    """Make the output folder, before any work is done.
+    """Make the output folder and try to write in it, before any work is done.
 
     Raises:
         JobError: it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        probe_folder(folder, "report.html")
     except OSError as error:
         raise JobError(
-            f"--output {folder}: the folder cannot be made: {error.strerror or error}; name another"
+            f"--output {folder}: the folder cannot be written: {first_line(error)}; name another"
         ) from error
-    if not os.access(folder, os.W_OK):
-        raise JobError(f"--output {folder}: the folder cannot be written; name another")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from ocp_mamba.errors import ConfigError
 
 MIB = 2**20
+MAY_BE_ZERO = ("port", "threads")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -64,13 +65,10 @@ class ServiceSettings:
             value = getattr(self, field.name)
             if isinstance(value, str) or value is None:
                 continue
-            least = 0 if field.name in ("port", "threads") else 1
-            if field.name.endswith("_seconds") or field.name.startswith("session_"):
-                least = 0
-            if value < least or (
-                least == 0 and value <= 0 and field.name not in ("port", "threads")
-            ):
-                raise ConfigError(f"{field.name}={value} found, more than {least} wanted")
+            may_be_zero = field.name in MAY_BE_ZERO
+            if value < 0 or (value == 0 and not may_be_zero):
+                wanted = "0 or more" if may_be_zero else "more than 0"
+                raise ConfigError(f"{field.name}={value} found, {wanted} wanted")
         if self.token is not None and not self.token.strip():
             raise ConfigError("the token is empty; leave it out, or give one of 16 letters or more")
 

@@ -5,7 +5,6 @@ Only the ``.pt`` and the dataset file of a version are read. Its own copy of the
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.embeddings.encoders import Encoder
-from ocp_mamba.errors import CheckpointError, EvidenceError, JobError, RegistryError, first_line
+from ocp_mamba.errors import CheckpointError, EvidenceError, RegistryError, first_line
+from ocp_mamba.evaluation.gates import require_one_encoder
 from ocp_mamba.model.checkpoint import Checkpoint, load_checkpoint
 from ocp_mamba.service.version import Version
 from ocp_mamba.serving.bundle import CHECKPOINT, EVALUATION, MANIFEST, read_bundle, read_concepts
 from ocp_mamba.serving.pyfunc import signature
 from ocp_mamba.serving.text import TextPredictor
+from ocp_mamba.system.files import sha256_of
 from ocp_mamba.tracking.store import STORE_FAILURES
 
 PREFIX = "models:/"
@@ -156,8 +157,7 @@ class FileSource:
     def current(self) -> str:
         """Return the first digits of the file's SHA-256; see `Source.current`."""
         try:
-            with self.path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+            return sha256_of(self.path)[:DIGITS]
         except OSError as error:
             raise RegistryError(f"{self.path}: {error.strerror or error}") from error
 
@@ -180,19 +180,12 @@ def _concepts_of(path: Path | None, uri: str, checkpoint: Checkpoint) -> Concept
 
     Raises:
         DatasetError: it cannot be read.
-        JobError: its vectors are of another encoder than those that the model was trained on.
+        EncoderMismatchError: its vectors are of another encoder than the model was trained on.
     """
     if path is None:
         return None
     dataset = load_dataset(path)
-    trained = checkpoint.encoder.get("weight_hash")
-    bank = dataset.meta.get("encoder", {}).get("weight_hash")
-    if trained and bank and trained != bank:
-        raise JobError(
-            f"encoder mismatch: {uri} was trained on vectors of encoder weights "
-            f"{str(trained)[:12]}, the bank of {path.name} has those of {str(bank)[:12]}; what is "
-            "near to a prediction would mean nothing"
-        )
+    require_one_encoder(uri, checkpoint.encoder, dataset)
     return dataset.texts, np.ascontiguousarray(dataset.bank, dtype=np.float32)
 
 

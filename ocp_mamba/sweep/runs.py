@@ -21,7 +21,13 @@ from ocp_mamba.system.process import process_tags, worker_tag
 from ocp_mamba.tracking.charts import describe_experiment
 from ocp_mamba.tracking.run import TrackedRun
 from ocp_mamba.tracking.session import RUN_VARIABLE, identity_tags
-from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, open_experiment, retried
+from ocp_mamba.tracking.store import (
+    STORE_FAILURES,
+    STORE_VARIABLE,
+    open_experiment,
+    retried,
+    unusable,
+)
 from ocp_mamba.tracking.tags import ENDED_REASON, MAX_TAG_CHARACTERS, PARENT
 from ocp_mamba.training.state import EpochResult
 
@@ -196,10 +202,7 @@ def make_parent(sweep_id: str, experiment: str, name: str, dataset: Dataset, sto
         run = found or client.create_run(experiment_id, tags=tags, run_name=name)
         return run.info.run_id
     except STORE_FAILURES as error:
-        raise TrackingError(
-            f"tracking store {redact(store)}: {first_line(error)}. Start the server, or set "
-            f"{STORE_VARIABLE} to another store"
-        ) from error
+        raise unusable(store, error) from error
 
 
 def end_trial_run(run_id: str, status: str, reason: str) -> None:

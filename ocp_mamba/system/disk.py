@@ -21,21 +21,35 @@ def require_writable(output: Path) -> None:
     """
     if output.is_dir():
         raise OutputError(f"--output {output} is a folder; name the .pt file to write")
-    probe = output.parent / f".{output.name}.{os.getpid()}.part"
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with probe.open("xb") as file:
-                file.write(bytes(PROBE_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            probe.unlink(missing_ok=True)
+        probe_folder(output.parent, output.name)
     except OSError as error:
         raise OutputError(
             f"--output {output}: its folder cannot be written ({first_line(error)}); choose "
             "another one, or free space there"
         ) from error
+
+
+def probe_folder(folder: Path, name: str) -> None:
+    """Make a folder where there is none, write a probe file in it, and remove that again.
+
+    Args:
+        folder: to write in.
+        name: of the file that is to be written there later. The probe has the name of a temporary
+            file of it, so that what a kill leaves of it is cleaned up too.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{name}.{os.getpid()}.part"
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def require_space(output: Path, parameters: int) -> None:

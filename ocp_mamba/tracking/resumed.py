@@ -11,11 +11,11 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from ocp_mamba.errors import ResumeError, TrackingError, first_line
+from ocp_mamba.errors import ResumeError
 from ocp_mamba.redact import redact
 from ocp_mamba.system.process import process_is_gone, process_tags
 from ocp_mamba.tracking.stale_runs import StaleRun, end_killed_runs
-from ocp_mamba.tracking.store import STORE_FAILURES, STORE_VARIABLE, use_store
+from ocp_mamba.tracking.store import STORE_VARIABLE, store_errors, use_store
 from ocp_mamba.tracking.tags import ENDED_REASON, OUTPUT, RESUMED_BY, RESUMED_TIMES
 
 RUN_VARIABLE = "MLFLOW_RUN_ID"
@@ -53,18 +53,13 @@ def open_store(output: Path, begun: tuple[str, str] | None, *, resume: bool) -> 
         ResumeError: it has no such run.
     """
     store = use_store()
-    try:
+    with store_errors(store):
         run_id = None
         if begun is not None:
             run_id = require_run(*begun, redact(store)).info.run_id
         elif resume:
             run_id = blank_run(output)
         ended = end_killed_runs(output, run_id)
-    except STORE_FAILURES as error:
-        raise TrackingError(
-            f"tracking store {redact(store)}: {first_line(error)}. Start the server, or "
-            f"set {STORE_VARIABLE} to another store"
-        ) from error
     return Opening(store, run_id, ended)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 
 from ocp_mamba.data.dataset import Dataset
-from ocp_mamba.errors import OcpMambaError, QueueError, TrackingError, first_line
+from ocp_mamba.errors import OcpMambaError, QueueError, first_line
 from ocp_mamba.redact import HIDDEN, redact, redact_all
 from ocp_mamba.system.process import (
     Killed,
@@ -35,6 +35,7 @@ from ocp_mamba.tracking.store import (
     is_refusal,
     open_experiment,
     retried,
+    unusable,
     use_store,
 )
 
@@ -132,10 +133,7 @@ def track(
                 end_active_run(_outcome(error)[0])
             if isinstance(error, OcpMambaError) or not isinstance(error, STORE_FAILURES):
                 raise
-            raise TrackingError(
-                f"tracking store {redact(uri)}: {first_line(error)}. Start the server, or set "
-                f"{STORE_VARIABLE} to another store"
-            ) from error
+            raise unusable(uri, error) from error
         try:
             run.log_params(params or {})
             yield run

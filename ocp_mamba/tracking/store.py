@@ -170,6 +170,14 @@ def _migration_lock(uri: str) -> Iterator[None]:
         yield
 
 
+def unusable(uri: str, error: Exception) -> TrackingError:
+    """Return what is raised where a tracking store fails with one of `STORE_FAILURES`."""
+    return TrackingError(
+        f"tracking store {redact(uri)}: {first_line(error)}. Start the server, or set "
+        f"{STORE_VARIABLE} to another store"
+    )
+
+
 @contextmanager
 def store_errors(uri: str) -> Iterator[None]:
     """Turn the failures of a tracking store within the block into one line for a person.
@@ -180,7 +188,7 @@ def store_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except STORE_FAILURES as error:
-        raise TrackingError(f"tracking store {redact(uri)}: {first_line(error)}") from error
+        raise unusable(uri, error) from error
 
 
 def require_store() -> None:

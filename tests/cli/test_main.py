@@ -123,6 +123,9 @@ def test_evaluate_evaluates_a_baseline_and_a_file(file, store, tmp_path):
     assert "absent.pt' not found; looked for" in said
     assert "`ocp-mamba train --output FILE.pt` writes one" in said
     assert "data build" not in said, "that makes datasets"
+    for words in (("ask", "shark"), ("predict", "--data", file, "--out", "p.npz")):
+        said = run(*words, "--model", "nothere.pt", code=2)
+        assert "data build" not in said, words
 
 
 def test_model_and_bank_of_different_encoders_are_refused(file, store, tmp_path):

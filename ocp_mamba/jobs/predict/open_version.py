@@ -12,18 +12,19 @@ import numpy as np
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.errors import JobError, RegistryError
+from ocp_mamba.evaluation.gates import require_one_encoder
 from ocp_mamba.jobs.common import Log
 from ocp_mamba.jobs.open_model import (
     BASELINE_PREFIX,
     MODELS_PREFIX,
     RUNS_PREFIX,
-    require_one_encoder,
 )
 from ocp_mamba.model.checkpoint import load_checkpoint
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.serving.bundle import CHECKPOINT, EVALUATION, MANIFEST, read_bundle, read_concepts
 from ocp_mamba.tracking.registry import (
     CANDIDATE,
+    CHAMPION,
     MODEL_NAME,
     version_artifacts,
     version_of_alias,
@@ -32,8 +33,6 @@ from ocp_mamba.tracking.store import use_store
 
 if TYPE_CHECKING:
     from ocp_mamba.serving.text import TextPredictor
-
-CHAMPION = "champion"
 
 
 @dataclass(frozen=True)
