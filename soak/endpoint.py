@@ -7,16 +7,14 @@ After each group a good request must still be answered as before.
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
 import socket
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from bad_requests import JSON, NPY, PREDICT, Answer, good, npy, table, wrong_answer
-from services import Running, write_model
+from services import LIMIT_S, Running, write_model
 
 from soak.result import Log, Outcome, Result
 
@@ -24,7 +22,6 @@ CAMPAIGN = "endpoint"
 SEED = 20261128
 DAMAGED, LEAVING = 1000, 100
 """Damaged bodies of each kind, and clients that leave, in the full form."""
-LIMIT_S = 120.0
 LARGEST_ANSWER = 1000
 
 
@@ -35,7 +32,7 @@ def run(quick: bool, log: Log) -> list[Result]:
         tempfile.TemporaryDirectory(prefix="soak-endpoint-") as scratch,
         Running(write_model(Path(scratch))) as running,
     ):
-        service = _Service(running.url)
+        service = _Service(running)
         results = _table(service, every=parts)
         for kind, body, headers in _bodies():
             results += _damaged(service, kind, body, headers, DAMAGED // parts)
@@ -49,19 +46,10 @@ def run(quick: bool, log: Log) -> list[Result]:
 class _Service:
     """A running service, and what it answers to a good request."""
 
-    def __init__(self, url: str) -> None:
-        self.host, self.port = urlsplit(url).hostname or "", urlsplit(url).port or 0
+    def __init__(self, running: Running) -> None:
+        self.address, self.send = running.address, running.send
         self.asked = json.dumps({"vectors": good(), "top_k": 1}).encode()
         self.wanted = self.send("POST", PREDICT, self.asked, JSON).body
-
-    def send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=LIMIT_S)
-        try:
-            connection.request(method, path, body, headers)
-            got = connection.getresponse()
-            return Answer(got.status, {k.lower(): v for k, v in got.getheaders()}, got.read())
-        finally:
-            connection.close()
 
     def still_answers(self, case: str) -> Result:
         """Whether a good request is answered as it was before."""
@@ -148,7 +136,7 @@ def _leaving(service: _Service, n: int) -> list[Result]:
     ).encode()
     whole = head + service.asked
     for _ in range(n):
-        with socket.create_connection((service.host, service.port), timeout=LIMIT_S) as client:
+        with socket.create_connection(service.address, timeout=LIMIT_S) as client:
             client.sendall(whole[: drawn.randrange(1, len(whole) + 1)])
     after = service.still_answers("clients that leave")
     outcome: Outcome = "survived" if after.outcome == "survived" else "lost"

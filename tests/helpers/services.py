@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import torch
+from bad_requests import Answer
 from data_maker import TINY, make_dataset
 from fastapi.testclient import TestClient
 
@@ -22,6 +24,9 @@ from ocp_mamba.service.source import FileSource
 from ocp_mamba.service.state import Service
 from ocp_mamba.serving.bundle import write_bundle
 from ocp_mamba.serving.pyfunc import save_pyfunc
+
+LIMIT_S = 120
+"""For an answer; a slow machine must pass."""
 
 ENCODER = {"name": "random", "weight_hash": "0" * 64}
 
@@ -98,6 +103,22 @@ class Running:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        """Send a request on a connection of its own; header names of the answer are lower-case."""
+        connection = http.client.HTTPConnection(*self.address, timeout=LIMIT_S)
+        try:
+            connection.request(method, path, body, headers)
+            got = connection.getresponse()
+            return Answer(got.status, {k.lower(): v for k, v in got.getheaders()}, got.read())
+        finally:
+            connection.close()
 
     def stop(self) -> None:
         """Stop as SIGTERM does; returns when what was taken is answered."""

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from bad_requests import Answer, wrong_answers
+from bad_requests import wrong_answers
 from command import run
-from services import Running, client_of, write_model
+from services import LIMIT_S, Running, client_of, write_model
 
 from ocp_mamba.errors import ConfigError
 from ocp_mamba.service.settings import ServiceSettings
@@ -23,7 +23,6 @@ from ocp_mamba.service.version import Version
 
 ASKED = json.dumps({"concepts": [["concept é 1"]]}).encode()
 JSON = {"Content-Type": "application/json"}
-LIMIT_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +36,8 @@ def running(source: FileSource) -> Iterator[Running]:
         yield found
 
 
-def address(running: Running) -> tuple[str, int]:
-    host, port = running.url.removeprefix("http://").split(":")
-    return host, int(port)
-
-
-def send(running: Running, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
-    connection = http.client.HTTPConnection(*address(running), timeout=LIMIT_S)
-    try:
-        connection.request(method, path, body, headers)
-        got = connection.getresponse()
-        return Answer(got.status, {k.lower(): v for k, v in got.getheaders()}, got.read())
-    finally:
-        connection.close()
-
-
 def test_what_is_too_large_is_refused_and_the_connection_stays_usable(running: Running) -> None:
-    connection = http.client.HTTPConnection(*address(running), timeout=LIMIT_S)
+    connection = http.client.HTTPConnection(*running.address, timeout=LIMIT_S)
     for body in (b" " * 60_000_000, ASKED):
         connection.request("POST", "/v1/predict", body, JSON)
         got = connection.getresponse()
@@ -64,7 +48,7 @@ def test_what_is_too_large_is_refused_and_the_connection_stays_usable(running: R
 
 
 def test_a_body_without_a_length_is_counted(running: Running) -> None:
-    connection = http.client.HTTPConnection(*address(running), timeout=LIMIT_S)
+    connection = http.client.HTTPConnection(*running.address, timeout=LIMIT_S)
     parts = (b" " * 1_000_000 for _ in range(20))
     connection.request("POST", "/v1/predict", parts, JSON, encode_chunked=True)
     got = connection.getresponse()
@@ -75,7 +59,7 @@ def test_a_body_without_a_length_is_counted(running: Running) -> None:
 
 def left_open(running: Running, sent: bytes) -> bytes:
     """What comes back until the service closes a connection on which nothing more is sent."""
-    with socket.create_connection(address(running), timeout=LIMIT_S) as s:
+    with socket.create_connection(running.address, timeout=LIMIT_S) as s:
         s.sendall(sent)
         answer = b""
         while part := s.recv(65536):
@@ -103,7 +87,7 @@ def test_strangers_names_are_refused_on_loopback(running: Running) -> None:
         ("127.0.0.1.evil.example", 403),
         ("localhost", 200),
     ):
-        got = send(running, "GET", "/ready", b"", {"Host": f"{host}:5001"})
+        got = running.send("GET", "/ready", b"", {"Host": f"{host}:5001"})
         assert got.status == status
 
 
@@ -140,15 +124,15 @@ class Held:
 def test_a_full_queue_answers_429(source: FileSource, monkeypatch: pytest.MonkeyPatch) -> None:
     with Running(source, max_queue=2, max_batch=1) as running, ThreadPoolExecutor(8) as pool:
         held = Held(monkeypatch)
-        first = pool.submit(send, running, "POST", "/v1/predict", ASKED, JSON)
+        first = pool.submit(running.send, "POST", "/v1/predict", ASKED, JSON)
         assert held.reached.wait(LIMIT_S)
-        others = [pool.submit(send, running, "POST", "/v1/predict", ASKED, JSON) for _ in range(5)]
+        others = [pool.submit(running.send, "POST", "/v1/predict", ASKED, JSON) for _ in range(5)]
         deadline = time.monotonic() + LIMIT_S
         while sum(other.done() for other in others) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         vectors = json.dumps({"inputs": [[[1.0] * 768]]}).encode()
-        assert send(running, "POST", "/invocations", vectors, JSON).status == 429
+        assert running.send("POST", "/invocations", vectors, JSON).status == 429
         held.gate.set()
         answers = [first.result(), *(other.result() for other in others)]
         assert sorted(a.status for a in answers) == [200, 200, 200, 429, 429, 429]
@@ -164,7 +148,7 @@ def test_stopping_answers_what_was_taken(
     running = Running(source, max_batch=1)
     with running, ThreadPoolExecutor(8) as pool:
         held = Held(monkeypatch)
-        taken = [pool.submit(send, running, "POST", "/v1/predict", ASKED, JSON) for _ in range(4)]
+        taken = [pool.submit(running.send, "POST", "/v1/predict", ASKED, JSON) for _ in range(4)]
         deadline = time.monotonic() + LIMIT_S
         while running.service.batcher.waiting < 3:
             assert time.monotonic() < deadline
@@ -172,7 +156,7 @@ def test_stopping_answers_what_was_taken(
         running.server.should_exit = True
         while True:  # until no new connection is taken
             try:
-                socket.create_connection(address(running), timeout=1).close()
+                socket.create_connection(running.address, timeout=1).close()
             except OSError:
                 break
             assert time.monotonic() < deadline
@@ -184,7 +168,7 @@ def test_stopping_answers_what_was_taken(
 @pytest.mark.slow
 def test_bad_requests_over_http(source: FileSource) -> None:
     with Running(source) as running:
-        assert wrong_answers(lambda *given: send(running, *given)) == []
+        assert wrong_answers(running.send) == []
 
 
 def test_a_port_in_use_is_an_error_in_one_line(source: FileSource) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import FACTS
 from data_maker import TINY, make_dataset
 from trainings import seeded
 
@@ -21,15 +22,6 @@ from ocp_mamba.serving.bundle import (
     read_concepts,
     write_bundle,
 )
-
-FACTS = {
-    "run_id": "0" * 32,
-    "epoch": 2,
-    "metrics_version": "3",
-    "pool_size": 40,
-    "metrics": {},
-    "gates": {},
-}
 
 
 def bundled(folder: Path, config: ModelConfig, dataset: Dataset) -> Path:
