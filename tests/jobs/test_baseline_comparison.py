@@ -136,6 +136,7 @@ def tracked():
     return {r.info.run_name: r for r in found}
 
 
+@pytest.mark.slow
 def test_one_command_makes_the_table_and_goes_on_where_it_was_cut_off(file, store, tmp_path):
     words = ("quality", "--data", file, *TINY)
     said = run(*words, "--seeds", "1", "--only", "train")

@@ -51,6 +51,7 @@ def test_full_trains_evaluates_and_tracks_each_beside_the_model(file, store, tmp
     assert set(TRAINED_BASELINES) <= set(json.loads(artifact)["baselines"])
 
 
+@pytest.mark.slow
 def test_a_trained_baseline_is_evaluated_from_its_file_and_from_its_child_run(
     file, store, tmp_path
 ):

@@ -111,6 +111,7 @@ def test_the_whole_command_evaluates_on_the_sample_and_says_so(folder, part, sto
     )
 
 
+@pytest.mark.slow
 def test_trained_baselines_learn_the_whole_and_are_evaluated_on_the_sample(folder, part, store):
     flags = ("--baselines", "full", "--output", "out/m.pt")
     said = run("train", "--data", folder, *LIMITS, *SIZE, *flags)

@@ -73,6 +73,7 @@ def distributed_runs() -> list[mlflow.entities.Run]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_worker_fails_the_run_and_one_process_resumes(store: str, tmp_path: Path):
     killed, said, status = kill_9_of_rank_1(store, tmp_path)
     assert status != 0

@@ -101,6 +101,7 @@ def test_a_sweep_is_tracked_goes_on_and_trains_its_best_again(files: Files, jour
     assert version.tags["run_id"] == again.info.run_id
 
 
+@pytest.mark.slow
 def test_a_storage_that_goes_away_is_named_and_the_trial_goes_on_when_it_is_back(
     files: Files, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def sweep_with_a_killed_worker(
     return started
 
 
+@pytest.mark.slow
 def test_six_trials_two_workers_one_killed(postgres: Postgres, store: str, tmp_path: Path) -> None:
     address = postgres.create_database("six_trials")
     sweep_with_a_killed_worker(tmp_path, store, address, workers=2, n_trials=6)

@@ -71,6 +71,7 @@ def test_sigterm_ends_the_run_as_killed_with_143(project: Path) -> None:
     assert (run.info.status, run.data.tags["ended.reason"]) == ("KILLED", "SIGTERM")
 
 
+@pytest.mark.slow
 def test_training_ends_when_its_mlflow_run_is_killed(project: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [shutil.which("mlflow", path=path), "run", ".", "--env-manager", "local"]
