@@ -103,6 +103,10 @@ class ModelConfig:
     greatest number of train targets that a `MemoryHead` holds, 0 for a model without one;
     ``memory_temperature`` and ``memory_weight`` are the temperature of its softmax and the weight
     of the vector that it reads. In training the temperature is that of InfoNCE, which is higher.
+    ``n_lookup`` is the greatest number of train steps that a `ContextLookup` holds, 0 for a model
+    without one; ``lookup_temperature`` and ``lookup_weight`` are those of its softmax and of the
+    vector that it finds, ``lookup_previous`` the share in a similarity of the concept before the
+    last, from 0 to 1.
     """
 
     d_model: int = 768
@@ -121,6 +125,10 @@ class ModelConfig:
     n_memory: int = 0
     memory_temperature: float = 0.03
     memory_weight: float = 10.0
+    n_lookup: int = 0
+    lookup_temperature: float = 0.03
+    lookup_weight: float = 1.0
+    lookup_previous: float = 0.3
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a shape that no model can have."""
@@ -138,8 +146,14 @@ class ModelConfig:
             f"members = {self.members} stacks cannot share n_layers = {self.n_layers} layers; "
             "set members to n_layers or less",
         )
-        _require(self.n_memory >= 0, f"n_memory must not be negative, got {self.n_memory}")
-        for name in ("memory_temperature", "memory_weight"):
+        for name in ("n_memory", "n_lookup"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}")
+        _require(
+            0 <= self.lookup_previous <= 1,
+            f"lookup_previous must be in [0, 1], got {self.lookup_previous}",
+        )
+        for name in ("memory_temperature", "memory_weight", "lookup_temperature", "lookup_weight"):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _require(self.d_vector >= 1, f"d_vector must be at least 1, got {self.d_vector}")
         _require(self.d_tmd in (0, D_TMD), f"d_tmd must be 0 or {D_TMD}, got {self.d_tmd}")
@@ -167,7 +181,8 @@ class ModelConfig:
 
 
 MAX_MEMORY = 16_384
-"""Rows of a memory head: a softmax over more would cost more than the layers do."""
+"""Rows of a memory head, and steps of a context lookup: a softmax over more would cost more than
+the layers do."""
 
 MODEL_SIZES: Mapping[str, ModelConfig] = {
     "tiny": ModelConfig(d_model=128, n_layers=2, headdim=32),

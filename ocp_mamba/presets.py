@@ -70,6 +70,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             model={"n_memory": MAX_MEMORY},
             train=HEDGED_TRAINING,
         ),
+        "lookup": Preset(
+            "",
+            "one stack with a lookup of what followed similar contexts in train",
+            model={"n_lookup": MAX_MEMORY},
+        ),
+        "hedged-lookup": Preset(
+            "",
+            "hedged with the same lookup",
+            model={"members": 3, "n_memory": MAX_MEMORY, "n_lookup": MAX_MEMORY},
+            train=HEDGED_TRAINING,
+        ),
         "plain": Preset(
             "1P",
             "no mixed chains, contexts of 2 concepts and more, no InfoNCE",
@@ -98,7 +109,7 @@ CODES: Mapping[str, str] = MappingProxyType({p.code: n for n, p in PRESETS.items
 SCALING = "scaling"
 """Not a preset: the base on all concepts against the base on half of them."""
 
-ABLATIONS = ("memory", "plain", "no-mixup", "no-first-steps", "softmax")
+ABLATIONS = ("memory", "lookup", "hedged-lookup", "plain", "no-mixup", "no-first-steps", "softmax")
 """Presets that change one thing of the base, or of hedged, to measure what it is worth."""
 
 VARIANTS = (*(name for name in PRESETS if name not in (BASE, *ABLATIONS)), SCALING)

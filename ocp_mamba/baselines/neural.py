@@ -1,8 +1,8 @@
 """Baselines of the model's size that are trained as the model is: a GRU and a Transformer.
 
 They show whether a result is due to the Mamba-2 layers, or whether any network with that number of
-parameters reaches it with the same data, loss, batches, schedule, seed and memory head. Neither
-takes TMD vectors.
+parameters reaches it with the same data, loss, batches, schedule, seed, memory head and context
+lookup. Neither takes TMD vectors.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ocp_mamba.config import D_VECTOR, ModelConfig
 from ocp_mamba.kernels.cosine import normalize
 from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.model.context_lookup import ContextLookup
 from ocp_mamba.model.mamba2 import RMSNorm
 from ocp_mamba.model.memory_head import MemoryHead
 
@@ -26,9 +27,10 @@ GRU_LAYERS = 2
 HEAD_WIDTH = 64
 POSITION_BASE = 10_000.0
 MEMORY_SETTINGS = ("n_memory", "memory_temperature", "memory_weight")
+LOOKUP_SETTINGS = ("n_lookup", "lookup_temperature", "lookup_weight", "lookup_previous")
 
 Settings = Mapping[str, Any]
-NO_MEMORY: Settings = MappingProxyType({})
+NONE: Settings = MappingProxyType({})
 
 
 class GRUBaseline(NextVectorModel):
@@ -37,12 +39,23 @@ class GRUBaseline(NextVectorModel):
     Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014.
     """
 
-    def __init__(self, width: int, dropout: float = 0.0, memory_head: Settings = NO_MEMORY) -> None:
+    def __init__(
+        self,
+        width: int,
+        dropout: float = 0.0,
+        memory_head: Settings = NONE,
+        lookup: Settings = NONE,
+    ) -> None:
         """Create two layers of ``width`` units with freshly drawn weights."""
         super().__init__()
         self.width = width
-        self.settings = {"width": width, "dropout": dropout, "memory_head": dict(memory_head)}
-        self.memory_head = _memory_head(memory_head)
+        self.settings = {
+            "width": width,
+            "dropout": dropout,
+            "memory_head": dict(memory_head),
+            "lookup": dict(lookup),
+        }
+        self.memory_head, self.lookup = _memory_head(memory_head), _lookup(lookup)
         self.gru = nn.GRU(D_VECTOR, width, GRU_LAYERS, batch_first=True, dropout=dropout)
         self.norm = RMSNorm(width)
         self.output = _linear(width, D_VECTOR)
@@ -88,7 +101,8 @@ class TransformerBaseline(NextVectorModel):
         hidden: int,
         n_layers: int,
         dropout: float = 0.0,
-        memory_head: Settings = NO_MEMORY,
+        memory_head: Settings = NONE,
+        lookup: Settings = NONE,
     ) -> None:
         """Create ``n_layers`` layers of ``width`` with networks of ``hidden`` units."""
         super().__init__()
@@ -99,8 +113,9 @@ class TransformerBaseline(NextVectorModel):
             "n_layers": n_layers,
             "dropout": dropout,
             "memory_head": dict(memory_head),
+            "lookup": dict(lookup),
         }
-        self.memory_head = _memory_head(memory_head)
+        self.memory_head, self.lookup = _memory_head(memory_head), _lookup(lookup)
         self.input = nn.Identity() if width == D_VECTOR else _linear(D_VECTOR, width)
         self.layers = nn.ModuleList(
             TransformerLayer(width, hidden, dropout) for _ in range(n_layers)
@@ -128,7 +143,7 @@ def positions(length: int, width: int) -> Tensor:
 def gru_of_size(config: ModelConfig, parameters: int) -> GRUBaseline:
     """Return the GRU with the width that is nearest to a number of parameters."""
     width = _nearest(lambda w: GRUBaseline(w), parameters)
-    return GRUBaseline(width, config.dropout, _memory_settings(config))
+    return GRUBaseline(width, config.dropout, *_additions(config))
 
 
 def transformer_of_size(config: ModelConfig, parameters: int) -> TransformerBaseline:
@@ -137,10 +152,10 @@ def transformer_of_size(config: ModelConfig, parameters: int) -> TransformerBase
     Its width is the model's, or less where the networks would be narrower than the layers; the
     width of the networks is then the one that is nearest to the number.
     """
-    width, memory_head = config.d_model, _memory_settings(config)
+    width, additions = config.d_model, _additions(config)
 
     def make(hidden: int) -> TransformerBaseline:
-        return TransformerBaseline(width, hidden, config.n_layers, config.dropout, memory_head)
+        return TransformerBaseline(width, hidden, config.n_layers, config.dropout, *additions)
 
     while (hidden := _nearest(make, parameters)) < width and width > HEAD_WIDTH:
         width -= HEAD_WIDTH
@@ -160,15 +175,23 @@ BASELINE_CLASSES: dict[str, type[GRUBaseline | TransformerBaseline]] = {
 """Classes by the same names; a model's ``settings`` are the arguments of its class."""
 
 
-def _memory_settings(config: ModelConfig) -> Settings:
-    """The settings of the memory head in a model's config; its baselines get the same head."""
-    return (
-        {name: getattr(config, name) for name in MEMORY_SETTINGS} if config.n_memory else NO_MEMORY
-    )
+def _additions(config: ModelConfig) -> tuple[Settings, Settings]:
+    """The settings of the memory head and of the lookup of a model; its baselines get the same."""
+
+    def settings(names: tuple[str, ...]) -> Settings:
+        return (
+            {name: getattr(config, name) for name in names} if getattr(config, names[0]) else NONE
+        )
+
+    return settings(MEMORY_SETTINGS), settings(LOOKUP_SETTINGS)
 
 
 def _memory_head(settings: Settings) -> MemoryHead | None:
     return MemoryHead(ModelConfig(**settings)) if settings else None
+
+
+def _lookup(settings: Settings) -> ContextLookup | None:
+    return ContextLookup(ModelConfig(**settings)) if settings else None
 
 
 def _nearest(make: Callable[[int], NextVectorModel], parameters: int) -> int:

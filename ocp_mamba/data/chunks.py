@@ -43,12 +43,25 @@ class ChainChunk:
 
         ``min_context`` as in `Dataset.examples`.
         """
+        at, _ = self._targets(split, min_context)
+        return self.values[at - 1], self.values[at]
+
+    def steps(self, split: str, min_context: int | None = None) -> np.ndarray:
+        """The concept before the last, the last, and the target, of `examples`, int64 ``(n, 3)``.
+
+        -1 stands for no concept before the last.
+        """
+        at, starts = self._targets(split, min_context)
+        before = np.where(at - 2 >= starts, self.values[at - 2], -1)
+        return np.stack([before, self.values[at - 1], self.values[at]], axis=1)
+
+    def _targets(self, split: str, min_context: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Index in `values` of each target, and of the beginning of its chain."""
         rows = np.flatnonzero(self.split == SPLITS.index(split))
         first = first_targets(self.first[rows], self.lengths[rows], min_context)
         counts = self.lengths[rows] - first
         begins = np.repeat(self.starts[rows] + first - np.cumsum(counts) + counts, counts)
-        at = begins + np.arange(len(begins))
-        return self.values[at - 1], self.values[at]
+        return begins + np.arange(len(begins)), np.repeat(self.starts[rows], counts)
 
 
 def chain_chunks(dataset: Dataset, title: str = "", progress: bool = False) -> Iterator[ChainChunk]:
@@ -94,3 +107,30 @@ def train_targets(dataset: Dataset, min_context: int | None = None) -> np.ndarra
     for chunk in chain_chunks(dataset):
         found[chunk.examples("train", min_context)[1]] = True
     return np.flatnonzero(found)
+
+
+def train_steps(dataset: Dataset, most: int, min_context: int | None = None) -> np.ndarray:
+    """All different steps of the train split, as `ChainChunk.steps`, int64 ``(n, 3)``, sorted.
+
+    Of more than ``most``, those with the smallest hashes are kept: a uniform draw that does not
+    depend on the order of the chains and needs memory for no more than a chunk and the kept ones.
+
+    Source: Beyer et al., "On Synopses for Distinct-Value Estimation Under Multiset Operations",
+    2007 (KMV).
+    """
+    kept = np.zeros((0, 3), np.int64)
+    for chunk in chain_chunks(dataset):
+        kept = np.unique(np.concatenate([kept, chunk.steps("train", min_context)]), axis=0)
+        if len(kept) > most:
+            smallest = np.argpartition(_hash(kept), most)[:most]
+            kept = kept[np.sort(smallest)]
+    return kept
+
+
+def _hash(rows: np.ndarray) -> np.ndarray:
+    """uint64 ``(n,)`` of int64 ``(n, k)``: a multiply and a shift for each column."""
+    mixed = np.zeros(len(rows), np.uint64)
+    for column in rows.T:
+        mixed = (mixed ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return mixed

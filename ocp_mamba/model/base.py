@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ocp_mamba.model.context_lookup import ContextLookup, previous_of
 from ocp_mamba.model.memory_head import MemoryHead
 
 
@@ -22,13 +23,14 @@ class NextVectorModel(nn.Module):
     """Number of relations that the model has embeddings of; 0 for a model that takes none."""
 
     def __init__(self) -> None:
-        """Create a model without a memory head."""
+        """Create a model without a memory head and without a context lookup."""
         super().__init__()
         self.memory_head: MemoryHead | None = None
+        self.lookup: ContextLookup | None = None
 
     def predict_all(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return ``(B, L, 768)`` unit rows from ``(B, L, 768)``; row t sees positions <= t."""
-        return self.combine(self.predict_members(seq_vectors, tmd))
+        return self.look_up(self.combine(self.predict_members(seq_vectors, tmd)), seq_vectors)
 
     def predict_members(self, seq_vectors: Tensor, tmd: Tensor | None = None) -> Tensor:
         """Return what each of M members predicts, ``(M, B, L, 768)`` unit rows; M may be 1."""
@@ -41,6 +43,13 @@ class NextVectorModel(nn.Module):
         if len(members) == 1:
             return members[0]
         return F.normalize(members.mean(dim=0), dim=-1)
+
+    def look_up(self, predictions: Tensor, seq_vectors: Tensor) -> Tensor:
+        """Return predictions ``(B, L, 768)`` after the context lookup; see `ContextLookup`."""
+        if self.lookup is None:
+            return predictions
+        mixed: Tensor = self.lookup(predictions, seq_vectors, previous_of(seq_vectors))
+        return mixed
 
     def read_memory(self, members: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Return each member's prediction after the memory head; see `MemoryHead.forward`."""

@@ -11,12 +11,13 @@ from ocp_mamba.model.lvm import OCPMambaLVM
 def class_of(config: ModelConfig) -> type[OCPMambaLVM]:
     """Return the simplest class that supports a config.
 
-    It is `RelationLVM` for a config with relations, `EnsembleLVM` for one with several ``members``
-    or a memory head, else `OCPMambaLVM`.
+    It is `RelationLVM` for a config with relations, `EnsembleLVM` for one with several
+    ``members``, a memory head or a context lookup, else `OCPMambaLVM`.
     """
     if config.relations:
         return RelationLVM
-    return EnsembleLVM if config.members > 1 or config.n_memory else OCPMambaLVM
+    more = config.members > 1 or config.n_memory or config.n_lookup
+    return EnsembleLVM if more else OCPMambaLVM
 
 
 def build_model(config: ModelConfig) -> OCPMambaLVM:

@@ -20,9 +20,16 @@ class LayerState(NamedTuple):
 
 
 class InferenceCache(NamedTuple):
-    """The states of all layers, of B sequences. `prefill` and `step` update them in place."""
+    """The states of all layers, of B sequences. `prefill` and `step` update them in place.
+
+    Attributes:
+        layers: the state of each layer.
+        last: ``(B, 768)``, the last vector of each sequence, zero before the first; only of a model
+            with a context lookup.
+    """
 
     layers: tuple[LayerState, ...]
+    last: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -42,9 +49,11 @@ class InferenceCache(NamedTuple):
     def select(self, rows: Tensor) -> InferenceCache:
         """Return a new cache of some of the sequences, by row number or boolean ``(B,)``."""
         return InferenceCache(
-            tuple(LayerState(s.conv_state[rows], s.ssm_state[rows]) for s in self.layers)
+            tuple(LayerState(s.conv_state[rows], s.ssm_state[rows]) for s in self.layers),
+            None if self.last is None else self.last[rows],
         )
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor, layer by layer."""
-        return [tensor for layer in self.layers for tensor in layer]
+        states = [tensor for layer in self.layers for tensor in layer]
+        return states if self.last is None else [*states, self.last]

@@ -45,6 +45,7 @@ RENAMED_TENSORS = {"readout.": "memory_head.", "relations.": "relation_adapter."
 """Names in files of version 1, and their names now; of tensors, the first part of the name."""
 
 FIRST_LAYER = "layers.0."
+STEPS, VECTORS = "lookup.steps", "lookup.vectors"
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,9 @@ def _check_values(path: Path, content: dict[str, Any]) -> None:
         place = f"checkpoint {path}: key 'state_dict': {shown(name)}"
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{place} is {shown(tensor)}, a tensor with a name wanted")
-        if not tensor.is_floating_point():
+        if name == STEPS:
+            _check_steps(place, tensor, content["state_dict"].get(VECTORS))
+        elif not tensor.is_floating_point():
             raise CheckpointError(f"{place} is {_described(tensor)}, floats wanted")
         if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             raise CheckpointError(f"{place} holds NaN or infinity: the training had broken down")
@@ -147,7 +150,7 @@ def check_weights(
     for name, like in model.state_dict().items():
         each = range(n_layers) if name.startswith(FIRST_LAYER) else range(1)
         wanted |= {name.replace(FIRST_LAYER, f"layers.{i}.", 1): like for i in each}
-    head = getattr(model, "memory_head", None)
+    most = _most_rows(model)
     missing, unknown = wanted.keys() - state_dict.keys(), state_dict.keys() - wanted.keys()
     if missing or unknown:
         raise CheckpointError(
@@ -157,13 +160,35 @@ def check_weights(
     for name, tensor in state_dict.items():
         like = wanted[name]
         fits = tensor.shape == like.shape
-        if head is not None and name == "memory_head.memory":  # its rows are known after training
-            fits = tensor.shape[1:] == like.shape[1:] and len(tensor) <= head.max_rows
+        if name in most:
+            fits = tensor.shape[1:] == like.shape[1:] and len(tensor) <= most[name]
         if not fits or tensor.dtype != like.dtype:
             raise CheckpointError(
                 f"{place}: the weights do not fit the config: {name} is {_described(tensor)}, "
                 f"{_described(like)} wanted"
             )
+
+
+def _check_steps(place: str, steps: Tensor, vectors: object) -> None:
+    """Refuse steps of a context lookup that name vectors which the file does not have."""
+    n = len(vectors) if isinstance(vectors, Tensor) and vectors.ndim else 0
+    if steps.dtype != torch.int64:
+        raise CheckpointError(f"{place} is {_described(steps)}, int64 wanted")
+    if steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < n:
+        raise CheckpointError(
+            f"{place} holds {int(steps.min())} to {int(steps.max())}, numbers of the {n} rows of "
+            f"{VECTORS!r} wanted"
+        )
+
+
+def _most_rows(model: nn.Module) -> dict[str, int]:
+    """The most rows of the buffers whose number of rows is known only after training."""
+    most: dict[str, int] = {}
+    if (head := getattr(model, "memory_head", None)) is not None:
+        most["memory_head.memory"] = head.max_rows
+    if (lookup := getattr(model, "lookup", None)) is not None:
+        most |= {STEPS: lookup.max_steps, VECTORS: 1 + 3 * lookup.max_steps}
+    return most
 
 
 def _described(tensor: Tensor) -> str:

@@ -72,9 +72,9 @@ def _predict_next(
     cache: InferenceCache,
     relations: Tensor | None,
 ) -> Tensor:
-    """`OCPMambaLVM.step` without its checks, for a compiler that takes a whole function."""
+    """`OCPMambaLVM.step_unchecked` with all arguments in their places."""
     known = {} if relations is None else {"relations": relations}
-    return model.predict_next(model.embed(vector, tmd, **known), cache)
+    return model.step_unchecked(vector, tmd, cache, **known)
 
 
 def _example(model: OCPMambaLVM) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -17,8 +17,8 @@ from ocp_mamba.errors import ConfigError
 from ocp_mamba.kernels.cosine import normalize
 from ocp_mamba.model.base import NextVectorModel, check_lengths
 from ocp_mamba.model.cache import InferenceCache, LayerState
-from ocp_mamba.model.linear import linear
 from ocp_mamba.model.mamba2 import Mamba2Layer, RMSNorm
+from ocp_mamba.model.quantize import linear
 
 
 class OCPMambaLVM(NextVectorModel):
@@ -37,10 +37,10 @@ class OCPMambaLVM(NextVectorModel):
         """
         super().__init__()
         self.config = c = config or ModelConfig()
-        if type(self) is OCPMambaLVM and (c.members > 1 or c.n_memory or c.relations):
+        if type(self) is OCPMambaLVM and (c.members > 1 or c.n_memory or c.n_lookup or c.relations):
             raise ConfigError(
-                "an OCPMambaLVM is one stack of layers; members, n_memory and relations belong to "
-                "other classes: make the model by ocp_mamba.model.build_model(config)"
+                "an OCPMambaLVM is one stack of layers; members, n_memory, n_lookup and relations "
+                "belong to other classes: make the model by ocp_mamba.model.build_model(config)"
             )
         self.d_tmd = c.d_tmd
         self.input = nn.Identity() if c.d_model == c.d_vector else nn.Linear(c.d_vector, c.d_model)
@@ -198,6 +198,16 @@ class OCPMambaLVM(NextVectorModel):
             ValueError: a shape or the presence of ``tmd`` does not fit.
         """
         self.check_step(vector, tmd, cache, **conditions)
+        return self.step_unchecked(vector, tmd, cache, **conditions)
+
+    def step_unchecked(
+        self,
+        vector: Tensor,
+        tmd: Tensor | None,
+        cache: InferenceCache,
+        **conditions: Tensor | None,
+    ) -> Tensor:
+        """`step` without its checks, for a compiler that takes a whole function."""
         return self.predict_next(self.embed(vector, tmd, **conditions), cache)
 
     def predict_next(self, x: Tensor, cache: InferenceCache) -> Tensor:

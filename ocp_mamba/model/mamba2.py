@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.kernels import cpu, ops, step
 from ocp_mamba.model.cache import LayerState
-from ocp_mamba.model.linear import linear
+from ocp_mamba.model.quantize import linear
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 A_MIN, A_MAX = 1.0, 16.0

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ocp_mamba.config import ModelConfig
 from ocp_mamba.kernels import cpu_memory_head
-from ocp_mamba.model.linear import inner_products
+from ocp_mamba.kernels.products import inner_products
 
 
 class MemoryHead(nn.Module):

@@ -1,4 +1,4 @@
-"""Smaller weights: a model's matrices in bf16 or int8, its memory in bf16, all else in float32.
+"""Smaller weights: matrices in bf16 or int8, what is stored of train in bf16, all else in float32.
 
 Only the stored weights are smaller. Products are computed in float32 from the rounded weights, so
 that the only loss of quality is that of rounding.
@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ocp_mamba.kernels.products import are_few, inner_products
 
 WEIGHTS = ("float32", "bf16", "int8")
 INT8_MAX = 127
@@ -48,6 +50,16 @@ class PackedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def linear(layer: nn.Linear | PackedLinear, x: Tensor) -> Tensor:
+    """Apply a linear layer to ``(..., d_in)``; to few rows in a compiled step by sums."""
+    if not are_few(x):
+        return layer(x)
+    y = inner_products(x, layer.weight)
+    if isinstance(layer, PackedLinear) and layer.scale is not None:
+        y = y * layer.scale
+    return y if layer.bias is None else y + layer.bias
+
+
 def quantize(model: Model, weights: str) -> Model:
     """Return a copy of a model for inference with its matrices stored as one of `WEIGHTS`.
 
@@ -68,6 +80,9 @@ def quantize(model: Model, weights: str) -> Model:
         memory_head = getattr(model, "memory_head", None)
         if memory_head is not None:
             memory_head.memory = memory_head.memory.to(torch.bfloat16)
+        lookup = getattr(model, "lookup", None)
+        if lookup is not None:
+            lookup.vectors = lookup.vectors.to(torch.bfloat16)
     return model
 
 

@@ -28,6 +28,7 @@ from ocp_mamba.training.checkpointing import StateFiles
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.distributed import ALONE, World
 from ocp_mamba.training.history import EpochProgress, EpochRecord, is_finite
+from ocp_mamba.training.lookup import fill_lookup
 from ocp_mamba.training.negatives import build_negative_pool
 from ocp_mamba.training.schedule import Plan, learning_rate, make_plan, mixup_of
 from ocp_mamba.training.state import EpochResult, FitResult, TrainState
@@ -158,6 +159,8 @@ def fit(
     precision = resolve_precision(config.precision, bank.device)
     state = TrainState(model, make_optimizer(model, config), precision, world=world)
     state.negative_pool = build_negative_pool(dataset, config, model.memory_head).to(bank.device)
+    if model.lookup is not None:
+        fill_lookup(dataset, model.lookup, config.min_context)
     start_kernels(model, dataset, config)
     plan = make_plan(dataset, config)
     files = StateFiles(output, model, dataset, config)

@@ -41,3 +41,23 @@ def test_train_targets_are_found_without_all_examples_in_memory(data):
     found = chunks.train_targets(data)
     np.testing.assert_array_equal(found, np.unique(data.examples("train").target))
     assert found.dtype == np.int64
+
+
+@pytest.mark.parametrize("min_context", [None, 1])
+def test_train_steps_are_the_different_last_two_concepts_and_targets(data, min_context):
+    wanted = set()
+    examples = data.examples("train", min_context=min_context)
+    for chain, position in zip(examples.chain, examples.position, strict=True):
+        concepts = data.chain(int(chain))
+        before = concepts[position - 2] if position > 1 else -1
+        wanted.add((int(before), int(concepts[position - 1]), int(concepts[position])))
+    found = chunks.train_steps(data, 10_000, min_context)
+    assert [tuple(row) for row in found.tolist()] == sorted(wanted)
+
+
+def test_of_too_many_steps_the_same_are_drawn_whatever_the_pieces(data, monkeypatch):
+    everything, drawn = chunks.train_steps(data, 10_000), chunks.train_steps(data, 20)
+    assert len(drawn) == 20
+    assert {tuple(r) for r in drawn.tolist()} < {tuple(r) for r in everything.tolist()}
+    monkeypatch.setattr(chunks, "CHAINS", 13)
+    np.testing.assert_array_equal(chunks.train_steps(data, 20), drawn)

@@ -10,7 +10,7 @@ from ocp_mamba.model.quantize import quantize
 
 PLAIN = ModelConfig(d_model=32, n_layers=2, headdim=16)
 TOLD = ModelConfig(d_model=32, n_layers=1, headdim=16, d_tmd=16, relations=("is", "has"))
-REMEMBERING = ModelConfig(d_model=32, n_layers=2, headdim=16, members=2, n_memory=70)
+REMEMBERING = ModelConfig(d_model=32, n_layers=2, headdim=16, members=2, n_memory=70, n_lookup=9)
 CONFIGS = pytest.mark.parametrize(
     "config", [PLAIN, TOLD, REMEMBERING], ids=["plain", "told", "remembering"]
 )
@@ -24,6 +24,9 @@ def made(config, seed=0):
     if config is REMEMBERING:
         assert model.memory_head is not None
         model.memory_head.set_memory(F.normalize(torch.randn(config.n_memory, 768), dim=-1))
+        assert model.lookup is not None
+        steps = torch.randint(-1, 4, (9, 3)).clamp_min(torch.tensor([-1, 0, 0]))
+        model.lookup.set_steps(F.normalize(torch.randn(4, 768), dim=-1), steps)
     return model
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from ocp_mamba.baselines.checkpoint import load_predictor, save_baseline
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.config import ModelConfig
+from ocp_mamba.kernels.products import inner_products
 from ocp_mamba.model.build import build_model
 from ocp_mamba.model.checkpoint import load_model, save_checkpoint
-from ocp_mamba.model.linear import inner_products
 from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.model.memory_head import MemoryHead, softmax_mean
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
-from ocp_mamba.model.quantize import PackedLinear
+from torch import Tensor
 
 FEW_ROWS = 4
 """Most rows of one position: one per member of the model."""
+
+
+def are_few(rows: Tensor) -> bool:
+    """Say whether `inner_products` of these rows, ``(..., D)``, takes the way for few rows."""
+    few = not rows.is_cuda and rows.numel() <= FEW_ROWS * rows.shape[-1]
+    return few and torch.compiler.is_compiling()
 
 
 def inner_products(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -18,7 +22,7 @@ def inner_products(rows: Tensor, matrix: Tensor) -> Tensor:
     compiler turns into one loop that reads the matrix once. BLAS takes twice as long here.
     """
     width = rows.shape[-1]
-    if rows.is_cuda or rows.numel() > FEW_ROWS * width or not torch.compiler.is_compiling():
+    if not are_few(rows):
         return rows @ matrix.to(rows.dtype).T
     # as_strided makes the compiler store the rows; else it computes them again for each row of the
     # matrix.
@@ -26,13 +30,3 @@ def inner_products(rows: Tensor, matrix: Tensor) -> Tensor:
     flat = flat.as_strided(flat.shape, (width, 1))
     sums = (matrix.to(rows.dtype)[:, None] * flat).sum(dim=-1)
     return sums.T.reshape(*rows.shape[:-1], len(matrix))
-
-
-def linear(layer: nn.Linear | PackedLinear, x: Tensor) -> Tensor:
-    """Apply a linear layer to ``(..., d_in)``; few rows on a CPU by `inner_products`."""
-    if x.is_cuda or x.numel() > FEW_ROWS * x.shape[-1] or not torch.compiler.is_compiling():
-        return layer(x)
-    y = inner_products(x, layer.weight)
-    if isinstance(layer, PackedLinear) and layer.scale is not None:
-        y = y * layer.scale
-    return y if layer.bias is None else y + layer.bias
