@@ -141,6 +141,9 @@ def _train(flags: dict[str, Any]) -> None:
         )
         with claim(output, asked, resume=bool(flags["resume"])):
             pass
+    from ocp_mamba.kernels.backend import resolve_device
+
+    resolve_device(flags["device"])
     from ocp_mamba.jobs import train_distributed
 
     job = _train_job(flags, *given)

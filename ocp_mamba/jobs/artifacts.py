@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from ocp_mamba.data.analysis.leakage import LeakReport
@@ -42,15 +43,25 @@ def log_training(
     ):
         run.log_artifact(path, "plots")
     page = log_evaluation(run, report, folder)
+    log_leaks(run, leaks, folder)
+    _log_texts(run, {"summary.txt": summary}, folder)
+    return page
+
+
+def log_leaks(run: TrackedRun, leaks: LeakReport, folder: Path) -> None:
+    """Write what was found about a dataset, as text and as numbers, and log both."""
     texts = {
         "leak_report.md": leaks.to_markdown(),
         "leak_report.json": json.dumps(leaks.figures(), indent=1),
-        "summary.txt": summary,
     }
+    _log_texts(run, texts, folder)
+
+
+def _log_texts(run: TrackedRun, texts: Mapping[str, str], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text + "\n", encoding="utf-8")
         run.log_artifact(folder / name, "reports")
-    return page
 
 
 def where_to_look(

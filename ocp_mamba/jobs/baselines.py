@@ -114,6 +114,7 @@ def train_and_evaluate(
         evaluations[name] = evaluate(
             model, evaluation_data, "val", name=name, index=index, trained_on=trained_on
         )
+        run.compare_with_trained(name, history)
         params = {
             "ran.parameters": model.num_parameters(),
             "best_epoch": saved.loop["best_epoch"],

@@ -15,9 +15,13 @@ from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.names import LATENCY
+from ocp_mamba.jobs.artifacts import log_leaks
 from ocp_mamba.kernels.backend import described
 from ocp_mamba.model.base import NextVectorModel
+from ocp_mamba.reports.note import check_note
+from ocp_mamba.system.paths import resolve_output
 from ocp_mamba.tracking.session import EXPERIMENT, track
+from ocp_mamba.tracking.tags import NOTE
 from ocp_mamba.training.compile import start_kernels
 from ocp_mamba.training.trainer import resolve_precision
 
@@ -121,7 +125,18 @@ def logged_latency(timing: Mapping[str, float]) -> dict[str, float]:
 
 
 def track_check(dataset: Dataset, data: Path, report: LeakReport) -> str:
-    """Log a leak report as a run of its own; returns the run's id."""
+    """Log a leak report as a run of its own; returns the run's id.
+
+    Its files are in the folder ``outputs/<run id>``. Few numbers are metrics of the run, because
+    MLflow draws a chart of each.
+    """
+
+    def folder_of(run_id: str) -> Path:
+        folder = resolve_output("outputs") / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    verdicts = {"no_leak": gates.dataset_leak_gate(report.leaks)}
     with track(
         dataset,
         data,
@@ -129,6 +144,8 @@ def track_check(dataset: Dataset, data: Path, report: LeakReport) -> str:
         run_name=f"check {data.name}",
         tags={"kind": "data check"} | (report.sample.tags() if report.sample else {}),
         system_metrics=False,
+        folder_of=folder_of,
     ) as run:
-        run.log_results(report.figures(), {"no_leak": gates.dataset_leak_gate(report.leaks)})
+        run.log_results(report.headline(), verdicts, {NOTE: check_note(report, verdicts)})
+        log_leaks(run, report, folder_of(run.run_id))
     return run.run_id

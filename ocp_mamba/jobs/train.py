@@ -41,7 +41,7 @@ from ocp_mamba.jobs.common import (
 )
 from ocp_mamba.jobs.preconditions import constant_targets
 from ocp_mamba.jobs.promotion.evidence import write_evidence
-from ocp_mamba.jobs.train_job import TrainJob, prepare
+from ocp_mamba.jobs.train_job import TrainJob, choose_device, prepare
 from ocp_mamba.kernels.cpu import kernels_off
 from ocp_mamba.model.base import conditions
 from ocp_mamba.model.build import build_model
@@ -115,12 +115,14 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
         world: the processes that train together; this one is rank 0.
 
     Raises:
+        BackendError: the device or the backend is forced and cannot be used; before all else.
         OutputError: the output cannot be written.
         ResumeError: the interrupted run has other settings, data or store, or still runs.
         EndedError: the training that is to be gone on with has ended.
-        DatasetError, ConfigError, BackendError: before the run is opened, see `prepare`.
+        DatasetError, ConfigError: before the run is opened, see `prepare`.
         TrainingError, TrackingError, RegistryError: see their modules.
     """
+    world = choose_device(job, world)
     with claim(job.output, job.asked, resume=job.resume) as mine:
         try:
             return _run(job, mine, log, world)
@@ -136,13 +138,12 @@ def run_training(job: TrainJob, log: Log, world: World = ALONE) -> TrainOutcome:
 
 def _run(job: TrainJob, mine: Claim, log: Log, world: World) -> TrainOutcome:
     opening = _open(job, mine, log)
-    prepared = prepare(job, world, log)
-    job, world = prepared.job, prepared.world
-    fingerprint = prepared.dataset.fingerprint
+    job, dataset = prepare(job, log)
+    fingerprint = dataset.fingerprint
     mine.require_not_done(fingerprint)
     if mine.folder is not None:
         mine.folder.require_dataset(fingerprint, job.data)
-    data = _check_and_evaluate_baselines(job, prepared.dataset, log)
+    data = _check_and_evaluate_baselines(job, dataset, log)
     torch.manual_seed(job.train.seed)
     model = build_model(job.model).to(world.device)
     require_space(job.output, model.num_parameters())

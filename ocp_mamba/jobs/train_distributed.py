@@ -9,7 +9,7 @@ import torch
 from ocp_mamba.errors import ConfigError
 from ocp_mamba.jobs.common import Log
 from ocp_mamba.jobs.train import run_training
-from ocp_mamba.jobs.train_job import TrainJob, prepare
+from ocp_mamba.jobs.train_job import TrainJob, choose_device, prepare
 from ocp_mamba.model.build import build_model
 from ocp_mamba.system.process import stop_signals
 from ocp_mamba.training.distributed import World, join
@@ -57,12 +57,13 @@ def _restarted(job: TrainJob, world: World, log: Log) -> TrainJob:
 def _assist(job: TrainJob, world: World) -> None:
     """Train with this rank's share of every batch, until rank 0 ends the training."""
     with stop_signals(), world.name_lost_workers():
-        prepared = prepare(job, world, _no_log)
-        model = build_model(prepared.job.model).to(world.device)
+        world = choose_device(job, world)
+        job, dataset = prepare(job, _no_log)
+        model = build_model(job.model).to(world.device)
         torch.manual_seed(job.train.seed + WORKER_SEED_STRIDE * world.rank)  # for dropout
         fit(
             model,
-            prepared.dataset,
+            dataset,
             job.train,
             validate=_no_validation,
             output=job.output,

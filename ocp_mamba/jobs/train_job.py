@@ -83,50 +83,40 @@ class TrainJob:
         )
 
 
-@dataclass(frozen=True)
-class PreparedTraining:
-    """A training whose data are open and whose settings are complete.
-
-    Attributes:
-        job: with the dataset's relations in the model's shape, where they were asked for.
-        dataset: has what the model is trained with.
-        world: the processes, with the device of this one.
-    """
-
-    job: TrainJob
-    dataset: Dataset
-    world: World
-
-
-def prepare(job: TrainJob, world: World, log: Log) -> PreparedTraining:
-    """Open the data, complete the settings, and choose the device and the backend.
+def prepare(job: TrainJob, log: Log) -> tuple[TrainJob, Dataset]:
+    """Open the data and complete the settings.
 
     Every process of a training calls this, so that all train the same model by the same code.
 
+    Returns:
+        The job with the dataset's relations in the model's shape, where they were asked for, and
+        the dataset, which has what the model is trained with.
+
     Raises:
         DatasetError, ConfigError: see `open_data`, `with_relations` and `require_trainable`.
-        BackendError: the device or the backend is forced and cannot be used.
     """
     dataset = open_data(job.data, allow_pickle=job.allow_pickle, log=log)
     if job.relations:
         job = replace(job, model=with_relations(job.model, dataset, job.data))
     require_trainable(dataset, job.data, job.model)
-    world = _with_device(world, job.device)
-    use_backend(job.backend, world.device)
-    return PreparedTraining(job, dataset, world)
+    return job, dataset
 
 
-def _with_device(world: World, device: str) -> World:
-    """The world with the device that was asked for; torchrun's processes have theirs already.
+def choose_device(job: TrainJob, world: World) -> World:
+    """Choose the device and the backend, and return the world with that device.
+
+    Every process of a training calls this before all else. torchrun's processes have their device
+    already.
 
     Raises:
-        BackendError: the device is forced and cannot be used.
+        BackendError: the device or the backend is forced and cannot be used.
     """
     if world.size == 1:
-        return replace(world, device=resolve_device(device))
-    if device not in ("auto", world.device.type):
+        world = replace(world, device=resolve_device(job.device))
+    elif job.device not in ("auto", world.device.type):
         raise BackendError(
-            f"device {device!r} was forced, but torchrun's processes compute on "
+            f"device {job.device!r} was forced, but torchrun's processes compute on "
             f"{world.device.type}; leave --device out"
         )
+    use_backend(job.backend, world.device)
     return world

@@ -20,6 +20,7 @@ from ocp_mamba.errors import ConfigError, DatasetError, VariantsError, first_lin
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.result import Evaluation
+from ocp_mamba.jobs.artifacts import log_leaks
 from ocp_mamba.jobs.common import ComparisonJob, Log, check_dataset_and_log, open_data
 from ocp_mamba.jobs.preconditions import require_trainable
 from ocp_mamba.jobs.train_once import TrainedModels, Training, history_of, preset_settings
@@ -98,7 +99,8 @@ def run_variants(job: VariantsJob, log: Log) -> Comparison:
         tags={"kind": "variants", "metrics.version": METRICS_VERSION},
         system_metrics=False,
     ) as run:
-        run.log_results(leaks.figures())
+        run.log_results(leaks.headline())
+        log_leaks(run, leaks, job.output)
         rows = _Rows(job, run, log)
         comparison = _compare(rows, dataset)
         if comparison.failed:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
+from ocp_mamba.data.analysis.leakage import LeakReport
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.result import Evaluation
 from ocp_mamba.reports.evaluation_page import Report
@@ -31,6 +32,14 @@ def run_note(report: Report) -> str:
         "and all intervals: artifacts `reports/report.html` and `reports/evaluation.json`.",
     ]
     return _fitting(parts)
+
+
+def check_note(leaks: LeakReport, verdicts: Mapping[str, str]) -> str:
+    """Return the description of a run that checked a dataset: its warnings, and what it is like."""
+    rest = "Every number: artifacts `reports/leak_report.md` and `reports/leak_report.json`."
+    return _fitting(
+        [f"**{verdict_line(verdicts)}**", leaks.summary(), gates_as_markdown(verdicts), rest]
+    )
 
 
 def verdict_line(verdicts: Mapping[str, str]) -> str:

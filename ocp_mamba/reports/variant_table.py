@@ -206,27 +206,22 @@ def drawn(comparison: Comparison) -> dict[str, dict[str, Figure]]:
 
 
 def numbers(comparison: Comparison) -> dict[str, float | None]:
-    """Return figures and differences by names for a tracker: ``1B/next_vec_cosine`` and so on."""
+    """Return figures and differences by names for a tracker: ``1B/next_vec_cosine`` and so on.
+
+    Their intervals are in `to_dict` only: a tracker draws a chart of each number.
+    """
     flat: dict[str, float | None] = {}
     for variant in comparison.evaluated:
         for column in COLUMNS:
             name = metric_name(column)
-            flat |= _with_interval(f"{variant.name}/{name}", comparison.figure(variant, column))
+            flat[f"{variant.name}/{name}"] = comparison.figure(variant, column).value
             if variant is not comparison.base:
                 difference = comparison.difference(variant, column)
-                flat |= _with_interval(f"{variant.name}/minus_base_{name}", difference)
+                flat[f"{variant.name}/minus_base_{name}"] = difference.value
         flat[f"{variant.name}/{TRAIN_MINUTES}"] = _row(variant).minutes
     if comparison.scaling is not None and comparison.scaling.state == RAN:
         for name, metric in SCALING_METRICS.items():
-            figure = comparison.scaling.coefficient(name)
-            flat |= _with_interval(f"scaling/{metric}", figure)
-    return flat
-
-
-def _with_interval(name: str, figure: Figure) -> dict[str, float | None]:
-    flat = {name: figure.value}
-    if figure.low is not None and figure.high is not None:
-        flat |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
+            flat[f"scaling/{metric}"] = comparison.scaling.coefficient(name).value
     return flat
 
 

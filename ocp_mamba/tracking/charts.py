@@ -32,6 +32,8 @@ BASELINE_NAMES = (
     "global_mean",
     "ridge",
     "nearest_neighbour",
+    "gru",
+    "transformer",
 )
 LOSS = ("train_loss_total", "improvement_trend", "epoch_seconds")
 FINAL = (
@@ -71,6 +73,16 @@ def epoch_lines(
         numbers[f"{EPOCHS}/val_{short}_minus_best_baseline"] = epoch[metric] - max(values.values())
         numbers |= {f"{BASELINES}/{short}_{name}": value for name, value in values.items()}
     return numbers
+
+
+def baseline_line(name: str, epoch: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that put an epoch of a trained baseline beside the model's.
+
+    Args:
+        name: of the baseline.
+        epoch: the baseline's metrics, by the names that a model's epoch has in MLflow.
+    """
+    return {f"{BASELINES}/{s}_{name}": epoch[m] for s, m in LINES.items() if m in epoch}
 
 
 def describe_experiment(experiment_id: str) -> None:
@@ -121,7 +133,7 @@ def _view_state() -> dict[str, Any]:
     }
 
 
-HIDDEN = (EPOCHS, BASELINES, "Model metrics", "System metrics")
+HIDDEN = (EPOCHS, BASELINES, "data", "Model metrics", "System metrics")
 """Sections of all other charts, which the saved view keeps closed."""
 
 

@@ -85,6 +85,16 @@ class Cost:
         self.training = 0.0
         self._depth = 0
 
+    def numbers(self, cpu_seconds: float) -> dict[str, float]:
+        """Return what tracking has cost so far, as metrics.
+
+        ``tracking_seconds`` is the time that the job spent in the blocks. ``tracking_share`` is
+        that of the epochs' logging, as a share of the time from the run's start to its last epoch's
+        end. ``tracking_cpu_seconds`` is processor time of the thread that sends.
+        """
+        cost = {"tracking_seconds": self.seconds, "tracking_cpu_seconds": cpu_seconds}
+        return cost | ({"tracking_share": self.in_epochs / self.training} if self.training else {})
+
     def __enter__(self) -> None:
         """Begin to count, unless an outer block does."""
         if self._depth == 0:

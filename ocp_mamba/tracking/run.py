@@ -24,7 +24,7 @@ from ocp_mamba.model.lvm import OCPMambaLVM
 from ocp_mamba.redact import redact, redact_all
 from ocp_mamba.tracking import sender
 from ocp_mamba.tracking.active_run import end_run, leave_active_run
-from ocp_mamba.tracking.charts import epoch_lines
+from ocp_mamba.tracking.charts import baseline_line, epoch_lines
 from ocp_mamba.tracking.dataset_input import DatasetInput
 from ocp_mamba.tracking.metrics import Cost, Numbers, entries, epoch_numbers, now, split_of_metric
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation, queue_path
@@ -167,6 +167,12 @@ class TrackedRun:
             baselines: for each baseline its values by the keys of `charts.LINES`.
         """
         self._baselines = baselines
+
+    def compare_with_trained(self, name: str, history: Sequence[EpochRecord]) -> None:
+        """Log the epochs of a trained baseline beside the model's, so that it is a line too."""
+        for record in history:
+            numbers = baseline_line(name, epoch_numbers(record))
+            self._log(*self._entries(numbers, record.epoch, lambda name: "val", record.time))
 
     def on_epoch(self, result: EpochResult) -> None:
         """Log an epoch's metrics, on the run and on the epoch's row of the Models page."""
@@ -315,18 +321,8 @@ class TrackedRun:
         return uuid.uuid5(uuid.UUID(self.run_id), f"{name} {self._children[name]}").hex
 
     def log_cost(self) -> dict[str, float]:
-        """Log and return the time that tracking has cost so far.
-
-        ``tracking_seconds`` is the time that the job spent in this object. ``tracking_share`` is
-        that of the epochs' logging, as a share of the time from the run's start to its last epoch's
-        end. ``tracking_cpu_seconds`` is processor time of the thread that sends.
-        """
-        cost: dict[str, float] = {
-            "tracking_seconds": self._cost.seconds,
-            "tracking_cpu_seconds": self._sender.cpu_seconds,
-        }
-        if self._cost.training:
-            cost["tracking_share"] = self._cost.in_epochs / self._cost.training
+        """Log and return the time that tracking has cost so far, see `metrics.Cost.numbers`."""
+        cost = self._cost.numbers(self._sender.cpu_seconds)
         self._log(*self._entries(cost, 0, lambda name: None))
         return cost
 

@@ -232,9 +232,36 @@ def test_check_is_logged_as_a_run_unless_told_not_to(file, store):
     tracked = last_run()
     assert tracked.info.run_id in said
     assert tracked.data.tags["kind"] == "data check"
-    assert "data/val_targets_seen_share" in tracked.data.metrics
-    assert tracked.data.tags["gate.no_leak"] in ("pass", "fail")
+    few = {"val_in_train_examples", "test_in_train_examples", "val_transitions_seen_share",
+           "val_top1_ceiling"}  # fmt: skip
+    charts = {n for n in tracked.data.metrics if not n.startswith("tracking_")}
+    assert charts == {f"data/{name}" for name in few}, "a chart each, so there are few"
+    verdict = tracked.data.tags["gate.no_leak"]
+    assert verdict in ("pass", "fail")
+    place = f"{tracked.info.artifact_uri}/reports/leak_report"
+    numbers = json.loads(mlflow.artifacts.load_text(f"{place}.json"))
+    assert "data/val_targets_seen_share" in numbers
+    assert {name: numbers[name] for name in charts} == pytest.approx(
+        {name: tracked.data.metrics[name] for name in charts}
+    )
+    assert mlflow.artifacts.load_text(f"{place}.md").strip() in said
+    note = tracked.data.tags["mlflow.note.content"]
+    assert note.startswith("**No gate failed." if verdict == "pass" else "**Failed gates: no_leak")
+    assert "Compared with train: " in note
+    assert "groups" in note
     assert "run" not in run("data", "check", file, "--no-track").splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [["--device", "cuda"], ["--backend", "cuda"]])
+def test_a_device_that_is_not_there_is_refused_before_the_data_and_the_store_are_opened(
+    words, store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (tmp_path / "text.npz").write_text("no dataset")
+    said = run("train", "--data", "text.npz", *TRAIN, *words, code=2)
+    assert f"{words[0].strip('-')} 'cuda' was forced" in said
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 def test_an_unreachable_store_is_named_before_training(file, store, monkeypatch):

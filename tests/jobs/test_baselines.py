@@ -45,6 +45,12 @@ def test_full_trains_evaluates_and_tracks_each_beside_the_model(file, store, tmp
         assert f"next_vec_cosine {cosine:.3f} [" in top.data.tags[f"baseline.{name}"]
         assert f"Training the {name} baseline" in said
         assert any(line.startswith(name) for line in said.splitlines()), "a row of the last table"
+        client, keys = mlflow.MlflowClient(), {"cosine": "next_vec_cosine", "p1": "retrieval_p1"}
+        for short, key in keys.items():
+            line = client.get_metric_history(top.info.run_id, f"2_baselines/{short}_{name}")
+            own = client.get_metric_history(children[f"baseline {name}"].info.run_id, f"val_{key}")
+            assert [(m.step, m.value) for m in line] == [(m.step, m.value) for m in own]
+            assert [m.step for m in line] == [1, 2], "a line, not a dot"
     assert top.data.params["ran.baselines"] == "full"
     assert all(top.data.tags[gate] in ("pass", "fail") for gate in GATES)
     artifact = mlflow.artifacts.load_text(f"{top.info.artifact_uri}/plots/cosine.json")

@@ -20,6 +20,7 @@ from data_maker import make_dataset
 from ocp_mamba.config import ModelConfig, TrainConfig, model_config
 from ocp_mamba.errors import BackendError, ConfigError
 from ocp_mamba.jobs import train_distributed
+from ocp_mamba.jobs.train import run_training
 from ocp_mamba.jobs.train_distributed import _assist, _require_enough_chains, _restarted
 from ocp_mamba.jobs.train_job import TrainJob, prepare
 from ocp_mamba.training.distributed import World
@@ -146,7 +147,7 @@ def test_every_rank_trains_the_model_of_rank_0(related: TrainJob, monkeypatch: p
     monkeypatch.setattr(train_distributed, "fit", lambda model, *_, **__: trained.append(model))
     _assist(related, World(rank=1, size=2))
     (model,) = trained
-    assert model.config == prepare(related, World(size=2), print).job.model
+    assert model.config == prepare(related, print)[0].model
     assert model.config.relations == ("is a", "part of")
 
 
@@ -163,7 +164,7 @@ def test_every_rank_refuses_a_device_or_a_backend_that_it_has_not(
 ):
     job, world = replace(related, **changed), World(rank=rank, size=2)
     with pytest.raises(BackendError, match=message):
-        _assist(job, world) if rank else prepare(job, world, print)
+        _assist(job, world) if rank else run_training(job, print, world)
 
 
 def test_what_torchrun_may_restart_goes_on_from_its_state(job: TrainJob, tmp_path: Path):

@@ -30,6 +30,14 @@ NORM_TOLERANCE = 1e-3
 STRATA = ("seen", "unseen", "unseen_target")
 """Keys of `strata`."""
 
+HEADLINE = (
+    "data/val_in_train_examples",
+    "data/test_in_train_examples",
+    "data/val_transitions_seen_share",
+    "data/val_top1_ceiling",
+)
+"""The numbers of a report that are metrics of its run; all are in its files."""
+
 _CHUNK = 8192
 
 
@@ -79,8 +87,13 @@ class LeakReport:
             flat |= {f"data/{s}_source_{name}_examples": float(n) for s, n in counts.items()}
         return flat
 
-    def to_markdown(self) -> str:
-        """The report as Markdown: warnings first, then tables."""
+    def headline(self) -> dict[str, float]:
+        """Return those of `figures` that are metrics of the report's run."""
+        figures = self.figures()
+        return {name: figures[name] for name in HEADLINE if name in figures}
+
+    def summary(self) -> str:
+        """Return what was found in plain sentences as Markdown, warnings first."""
         verdict = (
             "**LEAKS**: identical (prefix, target) examples straddle splits."
             if self.leaks
@@ -89,7 +102,10 @@ class LeakReport:
         scope = [f"Of {self.sample}; looked up in all chains.\n"] if self.sample else []
         warnings = [f"- WARNING: {warning}" for warning in self.warnings]
         parts = [*scope, verdict, _learnt(self.min_context), *warnings]
-        parts += ["", *(f"- {sentence}" for sentence in self.description)]
+        return "\n".join([*parts, "", *(f"- {sentence}" for sentence in self.description)])
+
+    def to_markdown(self) -> str:
+        """The report as Markdown: the summary, then tables."""
         names = list(dict.fromkeys(name for values in self.splits.values() for name in values))
         rows: list[list[object]] = [
             [name, *(_number(self.splits.get(split, {}).get(name)) for split in SPLITS)]
@@ -109,7 +125,7 @@ class LeakReport:
             _table(pairs, ["identical examples", "count", "share"]),
             _table(whole, ["whole dataset", "value"]),
         ]
-        return "\n".join(parts) + "\n\n" + "\n\n".join(tables)
+        return "\n\n".join([self.summary(), *tables])
 
 
 def _learnt(min_context: int | None) -> str:
