@@ -32,6 +32,8 @@ LAZY = {
     "causal_conv1d",
     "mamba_ssm",
     "matplotlib",
+    "obonet",
+    "rdflib",
     "sentence_transformers",
     "transformers",
     "vec2text",

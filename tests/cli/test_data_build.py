@@ -125,9 +125,9 @@ def test_contradictory_options(encoder, chain_file, tmp_path):
     drawn = run("build", "--chains", chain_file, "--sequences", 10, *common)
     assert "give either --wordnet FOLDER or --chains FILE" in neither.output
     assert "give either --wordnet FOLDER or --chains FILE" in both.output
-    assert "--sequences and --siblings go with --wordnet" in drawn.output
+    assert "--sequences does not go with --chains, only with --wordnet" in drawn.output
     named = run("build", "--chains", chain_file, "--relations", "all", *common)
-    assert "--relations goes with --wordnet; chain files name their own" in named.output
+    assert "--relations does not go with --chains, only with --wordnet" in named.output
     assert {neither.exit_code, both.exit_code, drawn.exit_code, named.exit_code} == {2}
 
 
@@ -136,3 +136,61 @@ def test_help_carries_an_example():
     assert "  ocp-mamba data build --wordnet /usr" in help_text
     assert "--relations all" in help_text
     assert "entailment entails" in help_text
+
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+TRIPLES = ["--triples", FIXTURES / "irregular_triples.tsv"]
+TEXTS = ["--texts", FIXTURES / "irregular_texts.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (["--obo", FIXTURES / "irregular.obo", "--paths-per-leaf", 2], "beagle"),
+        (["--owl", FIXTURES / "irregular.owl", "--text", "name+definition"], "dog: A pet that bar"),
+        ([*TRIPLES, *TEXTS, "--relation", "_hypernym"], "animal"),
+    ],
+)
+def test_build_from_an_ontology(encoder, tmp_path, source, text):
+    out = tmp_path / "o.npz"
+    result = run("build", *source, "--encoder", encoder, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "| irregular " in result.output
+    found = Dataset.load(out)
+    assert any(concept.startswith(text) for concept in found.texts)
+    assert found.meta["ontology"]["irregular"]
+    assert str(FIXTURES) not in json.dumps(found.meta)
+
+
+def test_glosses_of_wordnet_are_encoded(encoder, tmp_path):
+    for name, lines in (("data.noun", NOUNS), ("data.verb", VERBS)):
+        (tmp_path / name).write_text(LICENCE_LINES + "".join(lines), encoding="utf-8")
+    args = ["--wordnet", tmp_path, "--encoder", encoder, "--sequences", 5]
+    out = tmp_path / "w.npz"
+    result = run("build", *args, "--text", "name+definition", "--out", out)
+    assert result.exit_code == 0, result.output
+    found = Dataset.load(out)
+    assert "moss: a gloss; with | a bar and @ 1 n 0000" in found.texts
+    assert found.meta["text"] == "name+definition"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--obo", "a.obo", "--wordnet", "w"], "--wordnet and --obo found"),
+        (["--obo", "a.obo", *TEXTS], "--texts does not go with --obo, only with --triples"),
+        (["--wordnet", "w", "--paths-per-leaf", 2], "--paths-per-leaf does not go with --wordnet"),
+        (["--chains", "c.jsonl", "--text", "name"], "--text does not go with --chains"),
+        ([*TRIPLES, *TEXTS], "--triples needs --texts FILE and --relation NAME"),
+        ([*TRIPLES, "--relation", "r"], "--triples needs --texts FILE and --relation NAME"),
+        (["--owl", "a.owl", "--siblings", 2], "--siblings goes with --sequences"),
+        ([*TRIPLES, *TEXTS, "--relation", "r"], "no edge has the relation 'r'; it has _hypernym"),
+        (["--owl", FIXTURES / "irregular.obo"], "OWL as RDF/XML is wanted"),
+        (["--obo", FIXTURES / "irregular.obo", "--sequences", 99], "sequences, 99 wanted"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_encoder_is_loaded(tmp_path, args, message):
+    result = run("build", *args, "--encoder", "no/such", "--out", tmp_path / "d.npz")
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "no/such" not in result.output

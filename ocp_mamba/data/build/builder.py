@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tabulate import tabulate
@@ -103,6 +104,7 @@ def build_dataset(
     cache_dir: str | Path,
     dtype: str = "float16",
     progress: bool = True,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[Dataset, BuildReport]:
     """Build a dataset. The same chains, encoder and seed give the same fingerprint.
 
@@ -117,6 +119,7 @@ def build_dataset(
         cache_dir: where encoding keeps its shards; the caller removes it once the dataset is saved.
         dtype: precision of the bank, "float16" or "float32".
         progress: show a bar while encoding.
+        facts: what else the file's ``meta`` says, by key.
 
     Raises:
         DatasetError: no chain is left after cleaning, or there are too many sources.
@@ -155,6 +158,7 @@ def build_dataset(
             "seed": seed,
             "counts": {"concepts": len(texts), "chains": len(kept), "sequences": sequences},
             **({"relations": relation_names} if relation_names else {}),
+            **(facts or {}),
         },
         chain_first=np.full(len(kept), MIN_CONTEXT, dtype=np.uint8),
         bank_dtype=dtype,

@@ -1,19 +1,29 @@
-"""Chains of concepts as text: reading JSONL files, cleaning, and counting what was dropped."""
+"""Chains of concepts as text: reading JSONL files, cleaning, counting what was dropped, drawing."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ocp_mamba.config import MIN_CONTEXT
 from ocp_mamba.data.build.tmd import UNKNOWN, Codes, codes
 from ocp_mamba.errors import DatasetError, shown
 from ocp_mamba.system.parsing import json_lines
 
 MIN_CHAIN, MAX_CHAIN = 3, 15
 """Fewest and most concepts of a chain."""
+
+NAME, NAME_AND_DEFINITION = "name", "name+definition"
+TEXT_FORMS = (NAME, NAME_AND_DEFINITION)
+"""What is encoded for a concept."""
+
+LONGEST_TEXT = 500
+"""Characters of a text with a definition; encoders read no more than a few hundred words."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,12 @@ def clean_text(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
 
 
+def with_definition(name: str, definition: str) -> str:
+    """``name: definition``, cut after a word where it is longer than `LONGEST_TEXT`."""
+    text = f"{name}: {definition}" if definition else name
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT + 1].rsplit(" ", 1)[0]
+
+
 def clean_chains(chains: Iterable[Chain], *, cut: bool = True) -> tuple[list[Chain], CleanReport]:
     """Keep the chains that can be learnt from, each once, and count the others.
 
@@ -104,6 +120,44 @@ def clean_chains(chains: Iterable[Chain], *, cut: bool = True) -> tuple[list[Cha
             )
     names = ("found", "cut", "long", "short", "repeating", "duplicates")
     return kept, CleanReport(kept=len(kept), **{name: count[name] for name in names})
+
+
+def draw_chains(
+    chains: Sequence[Chain], *, sequences: int, siblings: int, seed: int
+) -> list[Chain]:
+    """Draw chains until they give the wanted number of OCP sequences.
+
+    Chains are drawn uniformly; each brings up to ``siblings - 1`` others that differ from it in
+    their first concept only. So ``siblings`` sets how many concepts a number of sequences has:
+    1 draws each chain by itself and gives most concepts.
+
+    Raises:
+        DatasetError: the chains have fewer sequences than wanted, or an argument is below 1.
+    """
+    for name, value in (("sequences", sequences), ("siblings", siblings)):
+        if value < 1:
+            raise DatasetError(f"{name} must be at least 1, got {value}")
+    available = sum(len(chain.concepts) - MIN_CONTEXT for chain in chains)
+    if available < sequences:
+        raise DatasetError(
+            f"the {len(chains):,} chains give {available:,} sequences, {sequences:,} wanted"
+        )
+    order = [chains[i] for i in np.random.default_rng(seed).permutation(len(chains))]
+    families: dict[tuple[str, ...], list[Chain]] = defaultdict(list)
+    for chain in order:
+        families[chain.concepts[1:]].append(chain)
+    drawn: dict[tuple[str, ...], Chain] = {}
+    total = 0
+    for chain in order:
+        if total >= sequences:
+            break
+        if chain.concepts in drawn:
+            continue
+        family = [c for c in families[chain.concepts[1:]] if c.concepts not in drawn]
+        for member in family[:siblings]:
+            drawn[member.concepts] = member
+            total += len(member.concepts) - MIN_CONTEXT
+    return list(drawn.values())
 
 
 def read_chains(paths: Sequence[str | Path]) -> list[Chain]:

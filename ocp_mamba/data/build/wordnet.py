@@ -7,15 +7,19 @@ itself does not need and Debian's package leaves out.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from ocp_mamba.config import MIN_CONTEXT
-from ocp_mamba.data.build.chains import Chain, CleanReport, clean_chains, clean_text
+from ocp_mamba.data.build.chains import (
+    NAME,
+    Chain,
+    CleanReport,
+    clean_chains,
+    clean_text,
+    draw_chains,
+    with_definition,
+)
 from ocp_mamba.data.build.tmd import LEXICOGRAPHER_FILES, codes
 from ocp_mamba.errors import DatasetError
 
@@ -40,17 +44,23 @@ class Synset:
         pointers: symbol and target of what leads from it as a whole, in the file's order; pointers
             between single words are left out.
         frames: numbers of its generic sentence frames (verbs).
+        definition: its gloss without the examples of use.
     """
 
     words: tuple[tuple[str, int], ...]
     lexname: str
     pointers: tuple[tuple[str, Key], ...]
     frames: tuple[int, ...]
+    definition: str = ""
 
     @property
     def lemma(self) -> str:
         """Its first word."""
         return self.words[0][0]
+
+    def text(self, form: str) -> str:
+        """What is encoded for it, by a name out of `TEXT_FORMS`."""
+        return self.lemma if form == NAME else with_definition(self.lemma, self.definition)
 
     @property
     def hypernym(self) -> Key | None:
@@ -89,7 +99,7 @@ def read_wordnet(folder: str | Path) -> dict[Key, Synset]:
 
 
 def wordnet_chains(
-    folder: str | Path, *, sequences: int, siblings: int, seed: int
+    folder: str | Path, *, sequences: int, siblings: int, seed: int, text: str = NAME
 ) -> tuple[list[Chain], CleanReport]:
     """Chains of leaves drawn from a WordNet folder, from leaf to root, 3 to 15 concepts each.
 
@@ -103,6 +113,7 @@ def wordnet_chains(
         sequences: chains are drawn until they give this number of OCP sequences.
         siblings: as `draw_chains`.
         seed: as `draw_chains`.
+        text: what is encoded for a concept, one of `TEXT_FORMS`.
 
     Returns:
         The chains drawn, and the report on all chains that they were drawn from.
@@ -115,7 +126,7 @@ def wordnet_chains(
     chains, report = clean_chains(
         (
             Chain(
-                tuple(_path(synsets, leaf)),
+                tuple(synsets[key].text(text) for key in _path(synsets, leaf)),
                 SOURCE,
                 codes(synsets[leaf].lexname, leaf[0], synsets[leaf].frames),
             )
@@ -126,53 +137,15 @@ def wordnet_chains(
     return draw_chains(chains, sequences=sequences, siblings=siblings, seed=seed), report
 
 
-def draw_chains(
-    chains: Sequence[Chain], *, sequences: int, siblings: int, seed: int
-) -> list[Chain]:
-    """Draw chains until they give the wanted number of OCP sequences.
-
-    Chains are drawn uniformly; each brings up to ``siblings - 1`` others that differ from it in
-    their first concept only. So ``siblings`` sets how many concepts a number of sequences has:
-    1 draws each chain by itself and gives most concepts.
-
-    Raises:
-        DatasetError: the chains have fewer sequences than wanted, or an argument is below 1.
-    """
-    for name, value in (("sequences", sequences), ("siblings", siblings)):
-        if value < 1:
-            raise DatasetError(f"{name} must be at least 1, got {value}")
-    available = sum(len(chain.concepts) - MIN_CONTEXT for chain in chains)
-    if available < sequences:
-        raise DatasetError(
-            f"the {len(chains):,} chains give {available:,} sequences, {sequences:,} wanted"
-        )
-    order = [chains[i] for i in np.random.default_rng(seed).permutation(len(chains))]
-    families: dict[tuple[str, ...], list[Chain]] = defaultdict(list)
-    for chain in order:
-        families[chain.concepts[1:]].append(chain)
-    drawn: dict[tuple[str, ...], Chain] = {}
-    total = 0
-    for chain in order:
-        if total >= sequences:
-            break
-        if chain.concepts in drawn:
-            continue
-        family = [c for c in families[chain.concepts[1:]] if c.concepts not in drawn]
-        for member in family[:siblings]:
-            drawn[member.concepts] = member
-            total += len(member.concepts) - MIN_CONTEXT
-    return list(drawn.values())
-
-
-def _path(synsets: dict[Key, Synset], leaf: Key) -> Iterator[str]:
-    """Texts from a leaf to its root; a cycle ends before it repeats a synset."""
+def _path(synsets: dict[Key, Synset], leaf: Key) -> Iterator[Key]:
+    """Synsets from a leaf to its root; a cycle ends before it repeats one."""
     key: Key | None = leaf
     seen = set()
     while key is not None and key not in seen:
         seen.add(key)
         if key not in synsets:
             raise DatasetError(f"synset {key[0]} {key[1]:08d} is pointed to but does not exist")
-        yield synsets[key].lemma
+        yield key
         key = synsets[key].hypernym
 
 
@@ -182,7 +155,8 @@ def _parse_line(line: str, part_of_speech: str, place: str) -> tuple[int, Synset
     ``offset lex_filenum ss_type w_cnt word lex_id … p_cnt pointer … [f_cnt frame …] | gloss``;
     w_cnt is hexadecimal, the other counts are decimal.
     """
-    fields = iter(line.split("|")[0].split())
+    data, _, gloss = line.partition("|")
+    fields = iter(data.split())
     try:
         offset, lexname = int(next(fields)), LEXICOGRAPHER_FILES[int(next(fields))]
         next(fields)
@@ -207,4 +181,5 @@ def _parse_line(line: str, part_of_speech: str, place: str) -> tuple[int, Synset
         lexname=lexname,
         pointers=tuple((symbol, (pos, to)) for symbol, to, pos, ends in pointers if ends == WHOLE),
         frames=tuple(frames),
+        definition=clean_text(gloss.split('; "')[0]),
     )

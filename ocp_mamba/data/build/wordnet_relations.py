@@ -13,9 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ocp_mamba.data.build.chains import MAX_CHAIN, Chain, CleanReport, clean_chains, clean_text
+from ocp_mamba.data.build.chains import (
+    MAX_CHAIN,
+    NAME,
+    Chain,
+    CleanReport,
+    clean_chains,
+    clean_text,
+    draw_chains,
+)
 from ocp_mamba.data.build.tmd import LEXICOGRAPHER_FILES, codes
-from ocp_mamba.data.build.wordnet import SOURCE, Key, Synset, draw_chains, read_wordnet
+from ocp_mamba.data.build.wordnet import SOURCE, Key, Synset, read_wordnet
 from ocp_mamba.errors import DatasetError
 
 RELATIONS: Mapping[str, tuple[str, str]] = {
@@ -40,7 +48,13 @@ Step = tuple[str, Key]
 
 
 def relation_chains(
-    folder: str | Path, relations: Sequence[str], *, sequences: int, siblings: int, seed: int
+    folder: str | Path,
+    relations: Sequence[str],
+    *,
+    sequences: int,
+    siblings: int,
+    seed: int,
+    text: str = NAME,
 ) -> tuple[list[Chain], CleanReport]:
     """Chains of leaves drawn from a WordNet folder that follow the given relations.
 
@@ -60,6 +74,7 @@ def relation_chains(
         sequences: chains are drawn until they give this number of OCP sequences.
         siblings: as `draw_chains`.
         seed: of the walks, and as `draw_chains`.
+        text: what is encoded for a concept, one of `TEXT_FORMS`.
 
     Returns:
         The chains drawn, and the report on all chains that they were drawn from.
@@ -71,9 +86,11 @@ def relation_chains(
     shares = sense_shares(folder, synsets)
     steps = _steps(synsets, relations)
     reached = {target for found in steps.values() for _, target in found}
-    walks = _Walks(synsets, steps, seed)
+    texts = {key: synset.text(text) for key, synset in synsets.items()}
+    walks = _Walks(texts, steps, seed)
     walked = (
-        _chain(synsets, shares, leaf, walks.of(leaf)) for leaf in sorted(steps.keys() - reached)
+        _chain(synsets, texts, shares, leaf, walks.of(leaf))
+        for leaf in sorted(steps.keys() - reached)
     )
     fewest = min(len(relations), 2)
     chains, report = clean_chains(c for c in walked if len(set(c.relations)) >= fewest)
@@ -154,15 +171,15 @@ class _Walks:
     """Walks drawn from one seed; leaves with the same second synset share the rest of the walk."""
 
     def __init__(
-        self, synsets: Mapping[Key, Synset], steps: Mapping[Key, list[Step]], seed: int
+        self, texts: Mapping[Key, str], steps: Mapping[Key, list[Step]], seed: int
     ) -> None:
-        self._synsets, self._steps = synsets, steps
+        self._texts, self._steps = texts, steps
         self._rng = np.random.default_rng(seed)
         self._upwards: dict[Key, list[Step]] = {}
 
     def of(self, leaf: Key) -> list[Step]:
         """The steps of a leaf's walk, 14 at most."""
-        first = self._draw(leaf, {self._synsets[leaf].lemma})
+        first = self._draw(leaf, {self._texts[leaf]})
         if first is None:
             return []
         if first[1] not in self._upwards:
@@ -170,19 +187,19 @@ class _Walks:
         return [first, *self._upwards[first[1]]]
 
     def _walk(self, key: Key, longest: int) -> list[Step]:
-        texts = {self._synsets[key].lemma}
+        texts = {self._texts[key]}
         walked: list[Step] = []
         while len(walked) < longest and (step := self._draw(key, texts)):
             walked.append(step)
             key = step[1]
-            texts.add(self._synsets[key].lemma)
+            texts.add(self._texts[key])
         return walked
 
     def _draw(self, key: Key, texts: set[str]) -> Step | None:
         """A relation among those that lead to a new text, then a synset among its own."""
         options: dict[str, list[Key]] = defaultdict(list)
         for name, target in self._steps.get(key, ()):
-            if self._synsets[target].lemma not in texts:
+            if self._texts[target] not in texts:
                 options[name].append(target)
         if not options:
             return None
@@ -191,11 +208,15 @@ class _Walks:
 
 
 def _chain(
-    synsets: Mapping[Key, Synset], shares: Mapping[Key, float], leaf: Key, walk: list[Step]
+    synsets: Mapping[Key, Synset],
+    texts: Mapping[Key, str],
+    shares: Mapping[Key, float],
+    leaf: Key,
+    walk: list[Step],
 ) -> Chain:
     keys = [leaf, *(key for _, key in walk)]
     return Chain(
-        tuple(synsets[key].lemma for key in keys),
+        tuple(texts[key] for key in keys),
         SOURCE,
         codes(synsets[leaf].lexname, leaf[0], synsets[leaf].frames),
         tuple(name for name, _ in walk),

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from wordnet_maker import LICENCE_LINES, NOUNS, VERBS, line
 
-from ocp_mamba.data.build.chains import Chain
+from ocp_mamba.data.build.chains import Chain, draw_chains
 from ocp_mamba.data.build.tmd import Codes
-from ocp_mamba.data.build.wordnet import draw_chains, read_wordnet, wordnet_chains
+from ocp_mamba.data.build.wordnet import read_wordnet, wordnet_chains
 from ocp_mamba.errors import DatasetError
 
 

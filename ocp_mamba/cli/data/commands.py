@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 from tqdm import tqdm
 
-from ocp_mamba.cli.options import InputError, eval_limits, eval_options, listed
+from ocp_mamba.cli.data.build import build
+from ocp_mamba.cli.options import InputError, eval_limits, eval_options
 from ocp_mamba.data.analysis.leakage import LEARN_ALL, LeakReport
 from ocp_mamba.data.analysis.leakage import check as check_leaks
 from ocp_mamba.data.analysis.sample import evaluation_part
-from ocp_mamba.data.build.builder import build_dataset, usable_chains
-from ocp_mamba.data.build.chains import Chain, read_chains
-from ocp_mamba.data.build.wordnet import LICENCE as WORDNET_LICENCE
-from ocp_mamba.data.build.wordnet import wordnet_chains
-from ocp_mamba.data.build.wordnet_relations import RELATIONS, relation_chains
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.legacy.importer import import_legacy
 from ocp_mamba.data.load import load_dataset
 from ocp_mamba.data.shards.convert import shard, unshard, verify_shards
 from ocp_mamba.data.shards.mapped import MappedDataset
-from ocp_mamba.embeddings.encoders import SentenceTransformerEncoder
-from ocp_mamba.errors import DatasetError, EncoderError
-
-UNKNOWN_LICENCE = "unknown; see the owners of the chain files"
-SEQUENCES, SIBLINGS = 45_000, 5
-"""Defaults of ``data build --wordnet``; None is a flag that was not given."""
-
-
-class _Relations(click.ParamType):
-    """Different relations of WordNet with commas between them, or all of them."""
-
-    name = "relations"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        words = RELATIONS if value == "all" else str(value).split(",")
-        names = tuple(word.strip() for word in words)
-        unknown = [name for name in names if name not in RELATIONS]
-        if unknown:
-            self.fail(
-                f"{unknown[0]!r} is unknown; all, or some of {', '.join(RELATIONS)}", param, ctx
-            )
-        if len(set(names)) < len(names):
-            self.fail(f"{value!r} names a relation twice", param, ctx)
-        return names
+from ocp_mamba.errors import DatasetError
 
 
 @click.group(
@@ -64,123 +34,7 @@ def data() -> None:
     """Build dataset files, import older ones, and check them."""
 
 
-@data.command(
-    epilog=f"""
-    \b
-    Examples:
-      ocp-mamba data build --wordnet /usr/share/wordnet --out ocp_training_9k.npz \\
-        --encoder sentence-transformers/all-mpnet-base-v2
-      ocp-mamba data build --wordnet /usr/share/wordnet --relations all --out relations.npz \\
-        --encoder sentence-transformers/all-mpnet-base-v2
-
-    \b
-    Relations of --relations, and their names in the dataset:
-{listed(chr(10).join(f"{key:<10} {name}" for key, (_, name) in RELATIONS.items()))}    """
-)
-@click.option(
-    "--wordnet",
-    type=click.Path(path_type=Path),
-    help="WordNet folder (data.noun, data.verb): chains are hypernym paths, leaf to root.",
-)
-@click.option(
-    "--chains",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help='Chain file, one {"chain_id", "concepts", "source"} a line, with "relations" and '
-    '"confidences" of the steps where they are known; give it again for more.',
-)
-@click.option(
-    "--relations",
-    type=_Relations(),
-    metavar="[all|NAME,NAME,…]",
-    help="[--wordnet] Chains are walks by these relations (below), each step with its relation and "
-    "a confidence, in the place of hypernym paths.",
-)
-@click.option("--encoder", required=True, help="sentence-transformers name or folder (768-D).")
-@click.option("--encoder-name", help="Public name of the encoder, if --encoder is a folder.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz to write.")
-@click.option("--sequences", type=click.IntRange(min=1), metavar="N",
-              help=f"[--wordnet] Number of sequences; {SEQUENCES} if not given.")  # fmt: skip
-@click.option(
-    "--siblings",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="[--wordnet] Chains drawn together that differ in the leaf only: more of them, fewer "
-    f"concepts; {SIBLINGS} if not given.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option(
-    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True
-)
-@click.option("--licence", help="Licence of the chains, kept in the file. Known for --wordnet.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--device", help="Device of the encoder, such as cpu or cuda.")
-def build(
-    wordnet: Path | None,
-    chains: tuple[Path, ...],
-    relations: tuple[str, ...] | None,
-    encoder: str,
-    encoder_name: str | None,
-    out: Path,
-    sequences: int | None,
-    siblings: int | None,
-    seed: int,
-    dtype: str,
-    licence: str | None,
-    batch_size: int,
-    device: str | None,
-) -> None:
-    """Build a dataset file from a WordNet folder or from chain files.
-
-    The vectors so far are kept beside --out, so that the same command goes on after a stop.
-    """
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist")
-    try:
-        found = _chains(wordnet, chains, relations, sequences, siblings, seed)
-        usable_chains(found)
-        loaded = SentenceTransformerEncoder(
-            encoder, name=encoder_name, batch_size=batch_size, device=device
-        )
-        cache_dir = out.with_name(f"{out.name}.encoding")
-        dataset, report = build_dataset(
-            found,
-            loaded,
-            seed=seed,
-            licence=licence or (WORDNET_LICENCE if wordnet else UNKNOWN_LICENCE),
-            cache_dir=cache_dir,
-            dtype=dtype,
-        )
-        dataset.save(out)
-    except (DatasetError, EncoderError, OSError) as error:
-        raise InputError(str(error)) from error
-    shutil.rmtree(cache_dir)
-    click.echo(report.to_markdown())
-    click.echo(f"\nWrote {out}, {out.stat().st_size / 1e6:.1f} MB")
-
-
-def _chains(
-    wordnet: Path | None,
-    files: tuple[Path, ...],
-    relations: tuple[str, ...] | None,
-    sequences: int | None,
-    siblings: int | None,
-    seed: int,
-) -> list[Chain]:
-    if (wordnet is None) == (not files):
-        raise click.UsageError("give either --wordnet FOLDER or --chains FILE (one or more)")
-    if wordnet is not None:
-        draw = partial(relation_chains, relations=relations) if relations else wordnet_chains
-        drawn, leaves = draw(
-            wordnet, sequences=sequences or SEQUENCES, siblings=siblings or SIBLINGS, seed=seed
-        )
-        click.echo(f"Leaves of WordNet to draw from: {leaves}\n")
-        return drawn
-    if relations is not None:
-        raise click.UsageError("--relations goes with --wordnet; chain files name their own")
-    if sequences is not None or siblings is not None:
-        raise click.UsageError("--sequences and --siblings go with --wordnet; files are used whole")
-    return read_chains(files)
+data.add_command(build)
 
 
 ALLOW_PICKLE = click.option(
