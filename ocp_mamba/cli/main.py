@@ -25,6 +25,7 @@ COMMANDS = (
     "serve",
     "sweep",
     "train",
+    "transfer",
     "variants",
 )
 MODULES = {"quality": "variants", "rollback": "promote"}

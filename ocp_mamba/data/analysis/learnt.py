@@ -95,6 +95,10 @@ class BloomFilter:
         """Return an empty filter with room for so many hashes."""
         return cls(np.zeros(max(1, count * BLOOM_BITS // 8), np.uint8), 0)
 
+    def copy(self) -> BloomFilter:
+        """Return a filter of the same hashes that grows by itself."""
+        return BloomFilter(self.bits.copy(), self._count, self._probes)
+
     @property
     def count(self) -> int:
         """How many were added."""
@@ -178,6 +182,15 @@ class Learnt:
         hashes = prefix_hashes(texts, starts, lengths)
         return self.examples.holds(hashes[starts[place] + examples.position])
 
+    def joined(self, other: Learnt) -> Learnt:
+        """Return what was learnt from here or there; ``min_context`` stays.
+
+        Raises:
+            DatasetError: both have more than `EXACT_UP_TO` hashes.
+        """
+        sets = {name: _joined(getattr(self, name), getattr(other, name)) for name in SETS}
+        return Learnt(**sets, min_context=self.min_context)
+
     def to_block(self) -> dict[str, Any]:
         """Return plain values and tensors for a ``.pt``; `from_block` reads them."""
         sets = {name: getattr(self, name).to_block() for name in SETS}
@@ -202,6 +215,21 @@ class Learnt:
             raise DatasetError(
                 f"the hashes of what it learnt from are damaged: {type(error).__name__}: {error}"
             ) from error
+
+
+def _joined(one: HashSet, other: HashSet) -> HashSet:
+    """The hashes of either set; a Bloom filter takes those of an exact set."""
+    if isinstance(one, ExactHashes) and isinstance(other, ExactHashes):
+        return ExactHashes(np.union1d(one.hashes, other.hashes))
+    exact, large = (one, other) if isinstance(one, ExactHashes) else (other, one)
+    if not isinstance(exact, ExactHashes) or not isinstance(large, BloomFilter):
+        raise DatasetError(
+            f"hashes of what was learnt from {one.count:,} and {other.count:,} train sequences "
+            f"cannot be joined: one of the two may have {EXACT_UP_TO:,} at most"
+        )
+    found = large.copy()
+    found.add(exact.hashes)
+    return found
 
 
 def _read_set(block: Mapping[str, Any]) -> HashSet:

@@ -1,1 +1,1 @@
-"""Building datasets: chains from ontologies or from files, TMD codes, encoding, the build report."""
+"""Building datasets: chains from ontologies or files, TMD codes, encoding, the build report."""

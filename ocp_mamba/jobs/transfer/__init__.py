@@ -1,0 +1,1 @@
+"""How a model and its baselines carry over to a dataset that they have never seen."""
