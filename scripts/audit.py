@@ -28,7 +28,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "SECURITY.md"
-EXTRAS = ("encode", "gpu", "postgres", "server", "vec2text")
+EXTRAS = ("encode", "ontology", "gpu", "postgres", "server", "vec2text")
 """The extras that users install; the others are for development."""
 NOT_RUN, NONE_KNOWN, NO_PIN = "not-run", "none known", "not pinned"
 LICENCE_CHARACTERS = 40
