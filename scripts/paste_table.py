@@ -3,6 +3,7 @@
 Usage: python scripts/paste_table.py quality outputs/quality/quality.md
        python scripts/paste_table.py variants outputs/variants/variants.md
        python scripts/paste_table.py variants outputs/relations/variants.md docs/sweeps.md
+       python scripts/paste_table.py transfer outputs/transfer/transfer.md
 
 Their numbers reach the pages by this script alone. What stands between the markers is replaced;
 nothing else is touched.
@@ -15,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "docs/results.md"
-FIRST_CELL = {"quality": "| predictor", "variants": "| variant"}
+FIRST_CELL = {"quality": "| predictor", "variants": "| variant", "transfer": "| chains"}
 """How the table of each command begins, by the command's name."""
 
 

@@ -40,6 +40,7 @@ def evaluate(
     decoder: Decoder | None = None,
     trained_on: TrainedOn | None = None,
     seed: int = 0,
+    diagnostics: bool = True,
 ) -> Evaluation:
     """Evaluate a predictor on a split, overall and per stratum, with intervals by family.
 
@@ -55,6 +56,8 @@ def evaluate(
         trained_on: what the predictor learnt from, by which strata are made; None for the train
             split of ``dataset``.
         seed: seed of the bootstrap.
+        diagnostics: also predict from changed contexts, over several steps, and by prefixes, which
+            takes most of the time; without it, the gates about them are not-run.
 
     Raises:
         ValueError: the split is unknown, or a prediction is not finite.
@@ -73,9 +76,11 @@ def evaluate(
     if len(examples.target):
         reference = split_reference(dataset, split)
         groups = reference.families
-        prefixes = PrefixPredictions(predictor, dataset, examples, groups, seed)
+        prefixes = (
+            PrefixPredictions(predictor, dataset, examples, groups, seed) if diagnostics else None
+        )
         predictions = predict_examples(predictor, dataset, split)
-        causality = prefixes.compare(predictions)
+        causality = prefixes.compare(predictions) if prefixes else None
         _, found = index.search(predictions.numpy(), TOP_K)
         nearest = found[:, 0]
         echo = encode_again(encoder, dataset, nearest) if encoder else dataset.bank[nearest]
@@ -83,8 +88,9 @@ def evaluate(
             predictions, found, torch.from_numpy(echo), reference, dataset, seed
         )
         figures = _figures(per_example, members, groups, examples, dataset, seed)
-        figures |= sensitivity(predictor, dataset, examples, groups, predictions, seed)
-        figures |= rollout(predictor, dataset, examples, groups, predictions, seed)
+        if diagnostics:
+            figures |= sensitivity(predictor, dataset, examples, groups, predictions, seed)
+            figures |= rollout(predictor, dataset, examples, groups, predictions, seed)
         scalars = {
             "prediction_variance": metrics.variance(predictions),
             "target_variance": reference.target_variance,

@@ -80,7 +80,13 @@ class Evaluator:
         """Evaluate a predictor, with the strata of what the model learnt."""
         self._tell(f"evaluating {name}")
         return evaluate(
-            predictor, self._new, self._split, name=name, index=self._index, trained_on=trained_on
+            predictor,
+            self._new,
+            self._split,
+            name=name,
+            index=self._index,
+            trained_on=trained_on,
+            diagnostics=False,
         )
 
     def row(self, name: str, predictors: Sequence[Predictor], trained_on: TrainedOn) -> Row:
