@@ -1,10 +1,15 @@
 """Change the code that decides what is true, line by line, and count the changes that tests notice.
 
-Usage: python scripts/mutants.py
+Usage: python scripts/mutants.py [MODULE...]
 
-mutmut makes the changes ("mutants") in the modules that ``[tool.mutmut]`` of pyproject.toml names,
-and runs the tests that it names there. This script starts it, lists what survived, and writes
-docs/mutants.md. It ends with 1 where fewer than 90% of a module's mutants are killed.
+mutmut makes the changes ("mutants") in the modules that scripts/mutants.toml names, and
+`mutants_fork` runs on each those of the module's tests, named there too, that call the changed
+function. This script lists what survived and writes docs/mutants.md. It ends with 1 where fewer
+than 90% of a module's mutants are killed; one that was not run is not killed.
+
+With modules named, such as ``data.split``, only their mutants are run. A mutant that was killed
+stays so until its function changes; what survived is run again each time. Remove the folder
+``mutants`` to begin anew.
 
 A mutant that no test can notice, because it does the same, stands with its reason in
 scripts/mutants_judged.toml and counts for nothing. One that no test runs counts as survived.
@@ -12,132 +17,147 @@ scripts/mutants_judged.toml and counts for nothing. One that no test runs counts
 
 from __future__ import annotations
 
-import json
 import platform
+import re
 import subprocess
 import sys
 import tomllib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
+from mutants_fork import TIMED_OUT
+from mutants_make import NOTICED, ROOT, MutatedModule, copy_project
 from tabulate import tabulate
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "mutants.md"
-JUDGED = ROOT / "scripts" / "mutants_judged.toml"
-RESULTS = ROOT / "mutants"
-MUTMUT = [str(Path(sys.executable).with_name("mutmut"))]
+SCRIPTS = ROOT / "scripts"
+PACKAGE = "ocp_mamba."
 GOAL = 0.9
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
-KILLED = frozenset({1, 3, 24, -24, 36, 152, 255, -9, -11})
-"""mutmut's exit codes of a mutant that a test noticed, a time-out and a crash included."""
 
 
 @dataclass
-class Module:
-    """The mutants of one module.
+class Count:
+    """What became of the mutants of one module.
 
     Attributes:
         killed: how many a test noticed.
+        timed_out: how many of them by taking too long.
+        not_run: how many were not run.
         judged: the change and the reason why no test can notice it.
+        patterns: how many changes each pattern that no test can notice stands for.
         survived: the changes that no test noticed.
     """
 
     killed: int = 0
+    timed_out: int = 0
+    not_run: int = 0
     judged: list[tuple[str, str]] = field(default_factory=list)
+    patterns: Counter[str] = field(default_factory=Counter)
     survived: list[str] = field(default_factory=list)
 
     @property
     def share(self) -> float:
         """Share of the mutants killed, of those that a test can notice."""
-        return self.killed / max(1, self.killed + len(self.survived))
+        return self.killed / max(1, self.killed + len(self.survived) + self.not_run)
+
+    @property
+    def equal(self) -> int:
+        """How many no test can notice."""
+        return len(self.judged) + self.patterns.total()
 
 
 def main() -> None:
-    """Run mutmut, write the page, end with 1 where a module is below the goal."""
-    subprocess.run([*MUTMUT, "run"], cwd=ROOT, check=False)
-    modules = read_results(tomllib.loads(JUDGED.read_text(encoding="utf-8")))
-    if not modules:
-        sys.exit("mutmut left no result; its own output above says why")
+    """Run the mutants, write the page, end with 1 where a module is below the goal."""
+    copy_project()
+    tests = tomllib.loads((SCRIPTS / "mutants.toml").read_text(encoding="utf-8"))
+    modules = {name: MutatedModule(PACKAGE + name, files) for name, files in tests.items()}
+    for module in modules.values():
+        module.make()
+    for name, module in modules.items():
+        if not sys.argv[1:] or name in sys.argv[1:]:
+            module.run()
+    judged = tomllib.loads((SCRIPTS / "mutants_judged.toml").read_text(encoding="utf-8"))
+    counts = {name: count(module, judged) for name, module in modules.items()}
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{page(modules)}\n{END}{after}", encoding="utf-8")
-    print(table(modules), f"\n\nwritten: {PAGE}")
-    if low := [name for name, module in modules.items() if module.share < GOAL]:
+    PAGE.write_text(f"{before}{BEGIN}\n{page(counts, judged)}\n{END}{after}", encoding="utf-8")
+    print(table(counts), f"\n\nwritten: {PAGE}")
+    if low := [name for name, found in counts.items() if found.share < GOAL]:
         sys.exit(f"fewer than {GOAL:.0%} killed: {', '.join(low)}")
 
 
-def read_results(judged: Mapping[str, str]) -> dict[str, Module]:
-    """Return mutmut's results by module; ``judged`` has a reason by the change that it is of."""
-    modules: dict[str, Module] = defaultdict(Module)
-    for name, code in sorted(_exit_codes()):
-        module = modules[name.rsplit(".", 1)[0]]
-        if code in KILLED:
-            module.killed += 1
-            continue
-        change = _change(name)
-        if change in judged:
-            module.judged.append((change, judged[change]))
+def count(module: MutatedModule, judged: Mapping[str, Any]) -> Count:
+    """Return what became of a module's mutants.
+
+    Args:
+        module: its results.
+        judged: ``changes`` has a reason by a change, ``patterns`` one by a regular expression.
+    """
+    found = Count()
+    for change, code in module.results.values():
+        if code in NOTICED:
+            found.killed += 1
+            found.timed_out += code == TIMED_OUT
+        elif code is None:
+            found.not_run += 1
+        elif change in judged["changes"]:
+            found.judged.append((change, judged["changes"][change]))
+        elif pattern := next((p for p in judged["patterns"] if re.search(p, change)), None):
+            found.patterns[pattern] += 1
         else:
-            module.survived.append(change)
-    return dict(modules)
+            found.survived.append(change)
+    return found
 
 
-def _exit_codes() -> Iterator[tuple[str, int | None]]:
-    for path in sorted(RESULTS.rglob("*.meta")):
-        yield from json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"].items()
+def table(counts: Mapping[str, Count]) -> str:
+    """Return one row a module, and one of all."""
+    head = ["module", "mutants", "killed", "by a time-out", "survived", "not run"]
+    rows = [[name, *_row([found])] for name, found in counts.items()]
+    rows.append(["all", *_row(counts.values())])
+    head += ["no test can notice", "killed share"]
+    return tabulate(rows, head, tablefmt="github", intfmt=",", disable_numparse=[7])
 
 
-def _change(name: str) -> str:
-    """A mutant as a person reads it: its function, the line as it is, and the line as changed."""
-    shown = subprocess.run(
-        [*MUTMUT, "show", name], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    lines = [line for line in shown.splitlines() if not line.startswith(("---", "+++"))]
-    before = " ".join(line[1:].strip() for line in lines if line.startswith("-"))
-    changed = " ".join(line[1:].strip() for line in lines if line.startswith("+"))
-    function = name.rsplit(".", 1)[1].split("__mutmut_")[0].removeprefix("x").lstrip("_ǁ")
-    return f"{function.replace('ǁ', '.')}: {before}  →  {changed}"
+def _row(counts: Iterable[Count]) -> list[object]:
+    counts = list(counts)
+    killed, timed_out, not_run, equal = (
+        sum(getattr(found, name) for found in counts)
+        for name in ("killed", "timed_out", "not_run", "equal")
+    )
+    survived = sum(len(found.survived) for found in counts)
+    wanted = killed + survived + not_run
+    share = f"{killed / max(1, wanted):.1%}"
+    return [wanted + equal, killed, timed_out, survived, not_run, equal, share]
 
 
-def table(modules: Mapping[str, Module]) -> str:
-    """Return one row a module."""
-    rows = [
-        [
-            name.removeprefix("ocp_mamba."),
-            module.killed + len(module.survived) + len(module.judged),
-            module.killed,
-            len(module.survived),
-            len(module.judged),
-            f"{module.share:.1%}",
-        ]
-        for name, module in modules.items()
-    ]
-    head = ["module", "mutants", "killed", "survived", "no test can notice", "killed share"]
-    return tabulate(rows, head, tablefmt="github")
-
-
-def page(modules: Mapping[str, Module]) -> str:
+def page(counts: Mapping[str, Count], judged: Mapping[str, Any]) -> str:
     """Return the part of the page that the results make."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    parts = [f"{when}, commit {commit}, Python {platform.python_version()}.", table(modules)]
-    for name, module in modules.items():
-        if module.survived or module.judged:
+    parts = [f"{when}, commit {commit}, Python {platform.python_version()}.", table(counts)]
+    total: Counter[str] = sum((found.patterns for found in counts.values()), Counter())
+    parts.append("### Changes that no test can notice, by kind")
+    parts.append(
+        _listing("", [f"{total[p]:,} times: {why}" for p, why in judged["patterns"].items()])
+    )
+    for name, found in counts.items():
+        if found.survived or found.judged:
             parts.append(f"### {name}")
-        parts += [_listing("Survived:", [f"`{change}`" for change in module.survived])]
-        parts += [_listing("No test can notice:", [f"`{c}`: {why}" for c, why in module.judged])]
+        parts.append(_listing("Survived:", [f"`{change}`" for change in found.survived]))
+        parts.append(_listing("No test can notice:", [f"`{c}`: {why}" for c, why in found.judged]))
     return "\n\n".join(part for part in parts if part)
 
 
-def _listing(title: str, lines: list[str]) -> str:
-    return "\n".join([title, "", *(f"- {line}" for line in lines)]) if lines else ""
+def _listing(title: str, lines: Sequence[str]) -> str:
+    listed = "\n".join(f"- {line}" for line in lines)
+    return "\n\n".join(part for part in (title, listed) if part) if lines else ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""A pytest plugin: runs the tests of one mutant after the other, each in a fork of one session.
+
+``mutmut run`` starts a pytest session for each mutant, which collects the tests anew. Here they are
+collected once. The process that collected them runs none, so that each fork begins as a new one.
+
+The environment's ``MUTANTS_JOB`` names a JSON file: ``mutants``, names to run; ``module``, whose
+they are; ``known``, what earlier calls have written of tests. A line is appended to the file in
+``MUTANTS_RESULTS`` for each test, ``["test", test, seconds, [function, ...]]``, unless it is known,
+and for each mutant, ``["mutant", mutant, exit code]``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from mutmut.configuration import config
+from mutmut.mutation.trampoline import set_mutant_under_test
+from mutmut.state import state
+
+SURVIVED, KILLED, NO_TESTS, TIMED_OUT = 0, 1, 33, 36
+"""Exit codes as mutmut's."""
+CPU_SECONDS, TIMES = 10, 10
+"""A mutant has so many seconds of the processor, and so many times what its tests take."""
+WALL_SECONDS = 300
+"""For a mutant that waits for what never comes."""
+
+settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])
+settings.load_profile("mutants")
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool:
+    """Run each mutant, in the place of pytest's own loop."""
+    job = json.loads(Path(os.environ["MUTANTS_JOB"]).read_text(encoding="utf-8"))
+    results = Path(os.environ["MUTANTS_RESULTS"])
+    config()  # reads pyproject.toml of the working folder, which tests change
+    gc.collect()
+    gc.freeze()
+    new = [item for item in session.items if item.nodeid not in job["known"]]
+    if new and _wait(_fork(_look_at, session, new, job["module"], results)):
+        pytest.exit(f"tests of {job['module']} fail without a mutant", 2)
+    known = job["known"] | {test: rest for kind, test, *rest in _lines(results) if kind == "test"}
+    items = [item for item in session.items if item.nodeid in known]
+    items.sort(key=lambda item: known[item.nodeid][0])
+    for mutant in job["mutants"]:
+        function = mutant.rpartition(".")[2].partition("__mutmut_")[0]
+        chosen = [item for item in items if function in known[item.nodeid][1]]
+        seconds = TIMES * sum(known[item.nodeid][0] for item in chosen)
+        code = NO_TESTS
+        if chosen:
+            code = _wait(_fork(_run, session, chosen, mutant, seconds), seconds + WALL_SECONDS)
+        _append(results, ["mutant", mutant, code])
+    return True
+
+
+def _fork(do: Any, *words: Any) -> int:
+    child = os.fork()
+    if child:
+        return child
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    try:
+        code = do(*words)
+    except BaseException:
+        code = KILLED
+    os._exit(code)
+
+
+def _wait(child: int, seconds: float = float("inf")) -> int:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return TIMED_OUT if code == -signal.SIGXCPU else code
+        time.sleep(0.003)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return TIMED_OUT
+
+
+def _run(session: pytest.Session, items: list[pytest.Item], mutant: str, seconds: float) -> int:
+    """Run tests, the fastest first, until one fails."""
+    limit = int(CPU_SECONDS + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    set_mutant_under_test(mutant)
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return KILLED
+    return SURVIVED
+
+
+def _look_at(session: pytest.Session, items: list[pytest.Item], module: str, results: Path) -> int:
+    """Run tests without a mutant, and write what each takes and which functions it calls."""
+    set_mutant_under_test("stats")
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        begun = time.perf_counter()
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            results.with_suffix(".failed").write_text(item.nodeid, encoding="utf-8")
+            return 1
+        called = [name.removeprefix(f"{module}.") for name in state()._stats]
+        _append(results, ["test", item.nodeid, time.perf_counter() - begun, sorted(called)])
+        state()._stats.clear()
+    return 0
+
+
+def _append(results: Path, line: list[Any]) -> None:
+    with results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _lines(results: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
