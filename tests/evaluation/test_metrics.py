@@ -133,6 +133,21 @@ def test_rank_by_hand_counts_ties_against_the_predictor():
     assert metrics.rank_in_bank(predictions, targets, bank).tolist() == [3, 1, 4, 2]
 
 
+def test_a_row_within_the_tie_stands_before_the_target_and_no_other() -> None:
+    below = np.float32(1) - np.float32(metrics.TIE)
+    bank = torch.tensor([[1.0, 0.0], [below, 0.0], [np.nextafter(below, np.float32(0)), 0.0]])
+    prediction = torch.tensor([[1.0, 0.0]])
+    assert metrics.rank_in_bank(prediction, torch.tensor([0]), bank).tolist() == [2]
+
+
+def test_cosines_are_those_of_the_last_axis() -> None:
+    rows = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    found = metrics.cosine(rows, rows.flip(1))
+    assert found.shape == (2, 3)
+    expected = F.cosine_similarity(rows[1, 0], rows[1, 2], dim=0)
+    assert found[1, 0].item() == pytest.approx(expected.item())
+
+
 @pytest.mark.parametrize("limit", [{"RANK_ROWS": 7}, {"RANK_SCORES": 160}, {"RANK_SCORES": 1}])
 def test_rank_agrees_with_sorting_past_one_block(monkeypatch, limit):
     for name, value in limit.items():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import stat
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
 from ocp_mamba.errors import EvidenceError, RegistryError
 from ocp_mamba.tracking.registry import aliases
 from ocp_mamba.tracking.registry.aliases import (
+    ALIASES_LOCK,
     CHAMPION,
     PREVIOUS,
     PROMOTION_LOCK,
@@ -200,3 +204,64 @@ def test_a_rollback_is_few_requests(versions: list[str], monkeypatch: pytest.Mon
     reads = asked.count("get_registered_model")  # MLflow reads once more for each alias
     assert reads <= 3
     assert sorted(asked)[reads:] == ["set_registered_model_alias"] * 2
+
+
+def test_who_refuses_says_what_is_there_and_what_to_do(versions: list[str]) -> None:
+    way_out = "so there is nothing to roll back to; `ocp-mamba promote VERSION` makes"
+    with pytest.raises(RegistryError) as refused:
+        roll_back(NAME)
+    assert str(refused.value) == f"m: no version has the alias champion, {way_out} a champion"
+    make_champion(NAME, "1", instead_of=None)
+    with pytest.raises(RegistryError) as refused:
+        roll_back(NAME)
+    assert str(refused.value) == f"m: no version has the alias previous, {way_out} a champion"
+    with pytest.raises(EvidenceError) as moved:
+        make_champion(NAME, "2", instead_of=None)
+    assert moved.value.fault == "champion-moved"
+    assert str(moved.value) == (
+        "champion-moved: m: the champion is version 1, this decision was made against none; run "
+        "the promotion again"
+    )
+    MlflowClient().set_registered_model_alias(NAME, "previous", "1")
+    with pytest.raises(RegistryError) as refused:
+        roll_back(NAME)
+    assert str(refused.value) == (
+        f"m: champion and previous are both version 1, {way_out} another champion"
+    )
+
+
+def held(name: str, what: str) -> bool:
+    """Whether somebody holds a lock."""
+    try:
+        with locked(name, what, seconds=0.05):
+            return False
+    except RegistryError:
+        return True
+
+
+def test_a_lock_is_of_one_model_one_purpose_and_one_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "new" / "deep"))
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/a.db")
+    with locked(NAME, ALIASES_LOCK):
+        assert held(NAME, ALIASES_LOCK)
+        assert not held(NAME, PROMOTION_LOCK)
+        assert not held("other", ALIASES_LOCK)
+        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/b.db")
+        assert not held(NAME, ALIASES_LOCK)
+        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/a.db")
+        with pytest.raises(RegistryError) as refused, locked(NAME, ALIASES_LOCK, seconds=0.05):
+            raise AssertionError
+        [folder] = (tmp_path / "new" / "deep").iterdir()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert folder.name == f"ocp_mamba-{aliases._user_number()}"
+        [file] = [path for path in folder.iterdir() if str(path) in str(refused.value)]
+        assert file.name.startswith("aliases-")
+        assert str(refused.value) == (
+            f"m: another process has held the lock {file} for 0 s; wait for it, or end it"
+        )
+    assert not held(NAME, ALIASES_LOCK)
+    with pytest.raises(KeyError), locked(NAME, ALIASES_LOCK):
+        raise KeyError
+    assert not held(NAME, ALIASES_LOCK), "an error in the block lets it go"

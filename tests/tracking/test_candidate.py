@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from ocp_mamba.tracking.registry.aliases import aliases_of
-from ocp_mamba.tracking.registry.candidate import alias_said, move_candidate
+from ocp_mamba.tracking.registry.candidate import alias_said, move_candidate, objection_to
 
 NAME = "m"
 GOOD = {
@@ -80,3 +82,76 @@ def test_anyway_moves_it_and_is_noted(folder: Path) -> None:
     assert kept.tags["alias.candidate"] == "moved anyway"
     assert kept.tags["alias.candidate.anyway"] == "the gate not_collapsed fails"
     assert moved(register(folder), anyway=True) == (True, "")
+
+
+# --- what speaks against a candidate, without a store
+
+
+def version(number: int, **tags: str) -> Any:
+    return SimpleNamespace(version=number, tags={k.replace("__", "."): v for k, v in tags.items()})
+
+
+def objection(present: Any, **tags: str) -> str | None:
+    return objection_to(version(0, **tags).tags, present)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "not_collapsed",
+        "targets_vary",
+        "no_leak",
+        "no_encoder_mismatch",
+        "inference_ready",
+        "causal",
+    ],
+)
+def test_a_model_whose_metrics_mean_nothing_is_no_candidate(gate: str) -> None:
+    for present in (None, version(1, **{f"gate__{gate}": "fail"})):
+        assert objection(present, **{f"gate__{gate}": "fail"}) == f"the gate {gate} fails"
+        assert objection(present, **{f"gate__{gate}": "not-run"}) is None
+        assert objection(present, **{f"gate__{gate}": "pass"}) is None
+        assert objection(present, **{gate: "fail"}) is None, "only tags of gates count"
+
+
+def test_the_first_of_several_reasons_is_told_in_their_order() -> None:
+    both = {"gate__no_leak": "fail", "gate__not_collapsed": "fail"}
+    assert objection(None, **both) == "the gate not_collapsed fails"
+
+
+def test_another_dataset_is_told_by_both_fingerprints() -> None:
+    ours, theirs = "a" * 64, "b" * 64
+    assert objection(version(7, dataset__fingerprint=theirs), dataset__fingerprint=ours) == (
+        "version 7, which has it, was trained on another dataset (bbbbbbbbbbbb…, this one is "
+        "aaaaaaaaaaaa…)"
+    )
+    assert objection(version(7), dataset__fingerprint=ours) == (
+        "version 7, which has it, was trained on another dataset (unknown…, this one is "
+        "aaaaaaaaaaaa…)"
+    )
+    assert objection(version(7, dataset__fingerprint=theirs)) == (
+        "version 7, which has it, was trained on another dataset (bbbbbbbbbbbb…, this one is "
+        "unknown…)"
+    )
+    assert objection(version(7)) is None, "both are unknown"
+
+
+def test_what_the_candidate_passes_must_not_fail() -> None:
+    present = version(3, gate__a="pass", gate__b="pass", gate__c="fail", gate__d="not-run")
+    assert objection(present, gate__a="fail") == (
+        "the gate a fails, and version 3, which has it, passes"
+    )
+    assert objection(present, gate__b="fail", gate__a="fail") == (
+        "the gates a, b fail, and version 3, which has it, passes"
+    )
+    assert objection(present, gate__c="fail", gate__d="fail", gate__e="fail") is None
+    assert objection(present, gate__a="not-run") is None
+
+
+def test_the_tag_says_what_became_of_the_alias() -> None:
+    assert alias_said(version(1)) == (True, "")
+    assert alias_said(version(1, alias__candidate="moved")) == (True, "")
+    against = version(1, alias__candidate="not moved: the gate x fails")
+    assert alias_said(against) == (False, "the gate x fails")
+    anyway = version(1, alias__candidate="moved anyway", alias__candidate__anyway="the gate x")
+    assert alias_said(anyway) == (True, "the gate x")
