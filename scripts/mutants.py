@@ -48,7 +48,7 @@ class Count:
         timed_out: how many of them by taking too long.
         not_run: how many were not run.
         judged: the change and the reason why no test can notice it.
-        patterns: how many changes each pattern that no test can notice stands for.
+        patterns: how many changes no test can notice for each reason that is given by a pattern.
         survived: the changes that no test noticed.
     """
 
@@ -77,10 +77,10 @@ def main() -> None:
     modules = {name: MutatedModule(PACKAGE + name, files) for name, files in tests.items()}
     for module in modules.values():
         module.make()
+    judged = tomllib.loads((SCRIPTS / "mutants_judged.toml").read_text(encoding="utf-8"))
     for name, module in modules.items():
         if not sys.argv[1:] or name in sys.argv[1:]:
-            module.run()
-    judged = tomllib.loads((SCRIPTS / "mutants_judged.toml").read_text(encoding="utf-8"))
+            module.run(lambda change: _why_equal(change, judged) is not None)
     counts = {name: count(module, judged) for name, module in modules.items()}
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
@@ -105,13 +105,20 @@ def count(module: MutatedModule, judged: Mapping[str, Any]) -> Count:
             found.timed_out += code == TIMED_OUT
         elif code is None:
             found.not_run += 1
-        elif change in judged["changes"]:
-            found.judged.append((change, judged["changes"][change]))
-        elif pattern := next((p for p in judged["patterns"] if re.search(p, change)), None):
-            found.patterns[pattern] += 1
-        else:
+        elif (why := _why_equal(change, judged)) is None:
             found.survived.append(change)
+        elif why in judged["patterns"].values():
+            found.patterns[why] += 1
+        else:
+            found.judged.append((change, why))
     return found
+
+
+def _why_equal(change: str, judged: Mapping[str, Any]) -> str | None:
+    """Why no test can notice a change, or None."""
+    if change in judged["changes"]:
+        return str(judged["changes"][change])
+    return next((why for p, why in judged["patterns"].items() if re.search(p, change)), None)
 
 
 def table(counts: Mapping[str, Count]) -> str:

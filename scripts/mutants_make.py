@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,18 @@ class MutatedModule:
         """The change that each mutant is, in words."""
         return self._known["changes"]
 
-    def run(self) -> None:
-        """Run the tests on each mutant that none has noticed yet."""
+    def run(self, is_judged: Callable[[str], bool]) -> None:
+        """Run the tests on each mutant that none has noticed yet.
+
+        Args:
+            is_judged: whether no test can notice a change, so that trying it once is enough.
+        """
         codes = self._known["codes"]
-        todo = [name for name in self.changes if codes.get(name) not in NOTICED]
+        todo = [
+            name
+            for name, change in self.changes.items()
+            if codes.get(name) not in NOTICED and not (name in codes and is_judged(change))
+        ]
         if not todo:
             return
         print(f"{self.name}: {len(todo)} mutants", flush=True)

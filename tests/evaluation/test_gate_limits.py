@@ -11,7 +11,7 @@ from data_maker import make_dataset
 
 from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.causality import TOLERANCE, Causality
-from ocp_mamba.evaluation.echo_loop import EncoderMismatchError
+from ocp_mamba.evaluation.echo_loop import EncoderMismatchError, Parity
 from ocp_mamba.evaluation.exposure import Exposure
 from ocp_mamba.evaluation.names import COSINE, P1
 from ocp_mamba.evaluation.result import Evaluation
@@ -137,6 +137,8 @@ def test_every_baseline_must_be_beaten_and_the_least_lead_is_named() -> None:
     verdict = gates.beats_gate(numbers(), others, COSINE)
     assert verdict == "fail"
     assert verdict.reason == "n = 40; least lead, over top; not ahead of top"
+    two = others | {"same": numbers()}
+    assert gates.beats_gate(numbers(), two, COSINE).reason.endswith("not ahead of top, same")
     assert gates.beats_gate(numbers(), beaten, P1) == "fail", "cosine alone is ahead"
 
 
@@ -291,6 +293,15 @@ def test_each_gate_is_asked_about_its_own_fact() -> None:
     others = {"ridge": numbers(cosine=0.6, p1=0.4)}
     found = gates.evaluate_gates(ours, others, **facts)
     assert set(found.values()) == {"pass"}
+    assert list(found) == [
+        "next_vec_cosine", "improvement_trend", "train_time", "inference_ready",
+        "beats_baselines_cosine", "beats_baselines_p1", "unseen_beats_ridge", "not_collapsed",
+        "targets_vary", "causal", "no_encoder_mismatch", "no_leak",
+    ]  # fmt: skip
+    unknown = facts | {"same_encoder": None}
+    assert gates.evaluate_gates(ours, others, **unknown)["no_encoder_mismatch"] == "not-run"
+    live = replace(ours, parity=Parity("e", 64, 1.0, 1.0))
+    assert gates.evaluate_gates(live, others, **unknown)["no_encoder_mismatch"] == "pass"
     assert all(type(verdict) is gates.Verdict for verdict in found.values())
     wrong = {
         "trends": ([0.1, 0.1, -0.1], "improvement_trend"),

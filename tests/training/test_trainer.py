@@ -253,7 +253,7 @@ def test_the_trend_is_the_slope_over_all_epochs(data):
 
 
 def test_early_stopping_keeps_the_best_epoch(data):
-    scores = iter([0.1, 0.5, 0.4, 0.45, 0.3, 0.9])
+    scores = iter([0.1, 0.5, 0.5, 0.45, 0.3, 0.9])  # a tie is no better epoch
     config = TrainConfig(batch_size=64, max_epochs=6, patience=2, precision="float32")
     result = fit(
         seeded(),
