@@ -6,6 +6,7 @@ from math import ceil
 
 import numpy as np
 import pytest
+from data_maker import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from ocp_mamba.data.split import (
     SourceSplit,
     SplitReport,
     chain_groups,
+    families,
     split_chains,
     split_report,
 )
@@ -71,18 +73,10 @@ def test_sources_have_their_own_shares() -> None:
 
 
 def test_of_two_splits_with_equal_claims_the_smaller_one_gets_the_group() -> None:
-    """Each length has three chains: two for train, and one for val or test, in turn."""
-    lengths = np.repeat(np.arange(3, 43), 3)
-    starts = np.cumsum(lengths) - lengths
-    values = np.arange(lengths.sum(), dtype=np.int32)
-    source = np.zeros(len(lengths))
-    split = split_chains(values, np.append(starts, lengths.sum()), source, seed=0)
-    counts = np.bincount(split)
-    assert abs(int(counts[1]) - int(counts[2])) <= 1
-    first = split_chains(
-        values[: starts[24]], np.append(starts[:24], starts[24]), source[:24], seed=0
-    )
-    assert abs(int((first == 1).sum()) - int((first == 2).sum())) <= 1
+    """Each source has three chains: two for train, and one for either val or test."""
+    chains = [[i, 100 + i, 200 + i] for i in range(30)]
+    split = split_chains(*flat(chains), np.repeat(np.arange(10), 3), seed=0)
+    assert np.bincount(split).tolist() == [20, 5, 5]
 
 
 def test_a_group_goes_where_it_fits_and_else_to_train() -> None:
@@ -133,6 +127,31 @@ def test_min_context_joins_what_training_learns_from_both() -> None:
     assert (report.sources[0].groups, report.sources[0].largest_group) == (2, 2)
     alone = split_report(*data, np.zeros(3), split, ["x"], first=first)
     assert (alone.sources[0].groups, alone.sources[0].largest_group) == (3, 1)
+
+
+def test_what_is_learnt_of_two_chains_and_evaluated_of_none_joins_nothing() -> None:
+    data = flat([[0, 1, 2, 3, 4], [0, 1, 2, 5, 6]])
+    for min_context in (None, 1, 2, 3):
+        groups = chain_groups(*data, np.array([4, 4]), min_context=min_context)
+        assert groups.tolist() == [0, 1], min_context
+
+
+def test_siblings_are_apart_unless_they_are_joined() -> None:
+    chains = [[1000 * i + j, 9000 + i, 9500 + i] for i in range(40) for j in range(2)]
+    split = split_chains(*flat(chains), np.zeros(80), seed=0)
+    assert (split[::2] != split[1::2]).any()
+
+
+def test_a_family_shares_what_is_evaluated_by_the_rule_of_its_dataset() -> None:
+    values, offsets = flat([[0, 1, 2, 3], [0, 1, 2, 4]])
+    for first, wanted in ((3, [0, 1]), (2, [0, 0, 0, 0])):
+        data = make_dataset(
+            n_chains=2, n_concepts=5, chain_values=values, chain_offsets=offsets,
+            split=np.ones(2, np.uint8), chain_first=np.full(2, first, np.uint8),
+        )  # fmt: skip
+        found = families(data, "val")
+        assert found.tolist() == wanted
+        assert found.dtype == families(data, "test").dtype == np.int64
 
 
 def test_without_first_targets_contexts_have_two_concepts() -> None:

@@ -15,6 +15,7 @@ from ocp_mamba.data.analysis.leakage import STRATA, strata
 from ocp_mamba.data.analysis.learnt import BloomFilter, Learnt, learnt_from
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.data.split import families
+from ocp_mamba.evaluation import sensitivity
 from ocp_mamba.evaluation.causality import TOLERANCE, Causality, PrefixPredictions
 from ocp_mamba.evaluation.exposure import Exposure, TrainedOn, exposure_of
 from ocp_mamba.evaluation.predict import predict_examples
@@ -143,3 +144,14 @@ def test_where_no_chain_goes_on_nothing_is_compared() -> None:
     found = causality_of(Sees(1.0), data)
     assert found == Causality(0, 0.0)
     assert found.holds
+
+
+def test_of_many_contexts_a_sample_is_drawn_by_seed(data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "SAMPLE", 6)
+    examples, groups = data.examples("val"), families(data, "val")
+
+    def drawn(seed: int) -> list[int]:
+        return PrefixPredictions(Persistence(), data, examples, groups, seed)._rows.tolist()
+
+    assert causality_of(Sees(0.5), data).n == len(drawn(0)) == 6
+    assert drawn(0) == drawn(0) != drawn(1)
