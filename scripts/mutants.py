@@ -7,9 +7,9 @@ mutmut makes the changes ("mutants") in the modules that scripts/mutants.toml na
 function. This script lists what survived and writes docs/mutants.md. It ends with 1 where fewer
 than 90% of a module's mutants are killed; one that was not run is not killed.
 
-With modules named, such as ``data.split``, only their mutants are run. A mutant that was killed
-stays so until its function changes; what survived is run again each time. Remove the folder
-``mutants`` to begin anew.
+With modules named, such as ``data.split``, only their mutants are run, and the page is not written.
+A mutant that was killed stays so until its function changes; what survived is run again each time.
+Remove the folder ``mutants`` to begin anew.
 
 A mutant that no test can notice, because it does the same, stands with its reason in
 scripts/mutants_judged.toml and counts for nothing. One that no test runs counts as survived.
@@ -82,13 +82,20 @@ def main() -> None:
         if not sys.argv[1:] or name in sys.argv[1:]:
             module.run(lambda change: _why_equal(change, judged) is not None)
     counts = {name: count(module, judged) for name, module in modules.items()}
+    print(table(counts))
+    if not sys.argv[1:]:
+        write_page(counts)
+    if low := [name for name, found in counts.items() if found.share < GOAL]:
+        sys.exit(f"fewer than {GOAL:.0%} killed: {', '.join(low)}")
+
+
+def write_page(counts: Mapping[str, Count]) -> None:
+    """Put the results into docs/mutants.md."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{page(counts, judged)}\n{END}{after}", encoding="utf-8")
-    print(table(counts), f"\n\nwritten: {PAGE}")
-    if low := [name for name, found in counts.items() if found.share < GOAL]:
-        sys.exit(f"fewer than {GOAL:.0%} killed: {', '.join(low)}")
+    PAGE.write_text(f"{before}{BEGIN}\n{page(counts)}\n{END}{after}", encoding="utf-8")
+    print(f"\nwritten: {PAGE}")
 
 
 def count(module: MutatedModule, judged: Mapping[str, Any]) -> Count:
@@ -142,7 +149,7 @@ def _row(counts: Iterable[Count]) -> list[object]:
     return [wanted + equal, killed, timed_out, survived, not_run, equal, share]
 
 
-def page(counts: Mapping[str, Count], judged: Mapping[str, Any]) -> str:
+def page(counts: Mapping[str, Count]) -> str:
     """Return the part of the page that the results make."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
@@ -150,16 +157,21 @@ def page(counts: Mapping[str, Count], judged: Mapping[str, Any]) -> str:
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts = [f"{when}, commit {commit}, Python {platform.python_version()}.", table(counts)]
     total: Counter[str] = sum((found.patterns for found in counts.values()), Counter())
-    parts.append("### Changes that no test can notice, by kind")
-    parts.append(
-        _listing("", [f"{total[p]:,} times: {why}" for p, why in judged["patterns"].items()])
-    )
+    if total:
+        parts.append("### Changes that no test can notice, by kind")
+    parts.append(_listing("", [f"{n:,} times: {why}" for why, n in total.most_common()]))
     for name, found in counts.items():
         if found.survived or found.judged:
             parts.append(f"### {name}")
-        parts.append(_listing("Survived:", [f"`{change}`" for change in found.survived]))
-        parts.append(_listing("No test can notice:", [f"`{c}`: {why}" for c, why in found.judged]))
+        parts.append(_listing("Survived:", [_code(change) for change in found.survived]))
+        equal = [f"{_code(change)}: {why}" for change, why in found.judged]
+        parts.append(_listing("No test can notice:", equal))
     return "\n\n".join(part for part in parts if part)
+
+
+def _code(text: str) -> str:
+    mark = "``" if "`" in text else "`"
+    return f"{mark}{text}{mark}"
 
 
 def _listing(title: str, lines: Sequence[str]) -> str:

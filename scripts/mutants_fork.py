@@ -5,8 +5,8 @@ collected once. The process that collected them runs none, so that each fork beg
 
 The environment's ``MUTANTS_JOB`` names a JSON file: ``mutants``, names to run; ``module``, whose
 they are; ``known``, what earlier calls have written of tests. A line is appended to the file in
-``MUTANTS_RESULTS`` for each test, ``["test", test, seconds, [function, ...]]``, unless it is known,
-and for each mutant, ``["mutant", mutant, exit code]``.
+``MUTANTS_RESULTS`` for each test that is not known, ``["test", test, seconds, [function, ...]]``,
+and for each mutant, ``["mutant", mutant, exit code]``. Seconds are those of the processor.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from mutmut.state import state
 
 SURVIVED, KILLED, NO_TESTS, TIMED_OUT = 0, 1, 33, 36
 """Exit codes as mutmut's."""
-CPU_SECONDS, TIMES = 10, 10
+CPU_SECONDS, TIMES = 5, 10
 """A mutant has so many seconds of the processor, and so many times what its tests take."""
-WALL_SECONDS = 300
+WALL_SECONDS = 120
 """For a mutant that waits for what never comes."""
+MOST_IN_FILE, MOST_MEMORY = 1 << 27, 1 << 32
+"""Bytes that a mutant may write into a file, and take of memory."""
 
 settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])
 settings.load_profile("mutants")
@@ -92,6 +94,8 @@ def _run(session: pytest.Session, items: list[pytest.Item], mutant: str, seconds
     """Run tests, the fastest first, until one fails."""
     limit = int(CPU_SECONDS + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_IN_FILE, MOST_IN_FILE))
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     set_mutant_under_test(mutant)
     for item, following in zip(items, [*items[1:], None], strict=True):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -104,13 +108,13 @@ def _look_at(session: pytest.Session, items: list[pytest.Item], module: str, res
     """Run tests without a mutant, and write what each takes and which functions it calls."""
     set_mutant_under_test("stats")
     for item, following in zip(items, [*items[1:], None], strict=True):
-        begun = time.perf_counter()
+        begun = time.process_time()
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.testsfailed:
             results.with_suffix(".failed").write_text(item.nodeid, encoding="utf-8")
             return 1
         called = [name.removeprefix(f"{module}.") for name in state()._stats]
-        _append(results, ["test", item.nodeid, time.perf_counter() - begun, sorted(called)])
+        _append(results, ["test", item.nodeid, time.process_time() - begun, sorted(called)])
         state()._stats.clear()
     return 0
 
