@@ -128,6 +128,19 @@ def test_adopting_keeps_a_file_that_is_held(queue: OfflineQueue) -> None:
     assert len(other) == 0
 
 
+def test_a_new_file_that_somebody_else_holds_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process adopts it right after it was made."""
+
+    def held(*words: Any) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr(offline_queue.fcntl, "flock", held)
+    with pytest.raises(QueueError, match=f"^offline queue {path}: a process that still runs"):
+        OfflineQueue(path, store=STORE).append(operation(1))
+
+
 @pytest.mark.parametrize(
     "left", [b"", b"\n", b'\n{"op": "log", "n": 5}', b'\n{"op": "log", "n": 5}\n{"op": "l']
 )
