@@ -78,9 +78,8 @@ def main() -> None:
     for module in modules.values():
         module.make()
     judged = tomllib.loads((SCRIPTS / "mutants_judged.toml").read_text(encoding="utf-8"))
-    for name, module in modules.items():
-        if not sys.argv[1:] or name in sys.argv[1:]:
-            module.run(lambda change: _why_equal(change, judged) is not None)
+    for name in sys.argv[1:] or modules:
+        modules[name].run(lambda change: _why_equal(change, judged) is not None)
     counts = {name: count(module, judged) for name, module in modules.items()}
     print(table(counts))
     if not sys.argv[1:]:

@@ -166,8 +166,14 @@ def _changes(module: str, made: MutatedFile) -> dict[str, str]:
     found = {}
     for name in made.mutant_names:
         function = name.partition("__mutmut_")[0]
-        before, after = body[f"{function}__mutmut_orig"], body[name]
-        before = [line.replace(f"{function}__mutmut_orig(", f"{name}(") for line in before]
+        word = function.removeprefix("x").lstrip("_ǁ").replace("ǁ", ".")
+        before, after = (
+            [
+                line.replace(f"def {made_as}(", f"def {word.split('.')[-1]}(")
+                for line in body[made_as]
+            ]
+            for made_as in (f"{function}__mutmut_orig", name)
+        )
         shared = 0
         while shared < min(len(before), len(after)) and before[shared] == after[shared]:
             shared += 1
@@ -175,7 +181,6 @@ def _changes(module: str, made: MutatedFile) -> dict[str, str]:
         while end < min(len(before), len(after)) - shared and before[-1 - end] == after[-1 - end]:
             end += 1
         old, new = (" ".join(text[shared : len(text) - end]) for text in (before, after))
-        word = function.removeprefix("x").lstrip("_ǁ").replace("ǁ", ".")
         found[f"{module}.{name}"] = f"{word}: {old}  →  {new}"
     return found
 

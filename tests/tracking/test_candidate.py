@@ -10,7 +10,9 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from ocp_mamba.tracking.registry.aliases import aliases_of
+from ocp_mamba.errors import RegistryError
+from ocp_mamba.tracking.registry import candidate
+from ocp_mamba.tracking.registry.aliases import ALIASES_LOCK, aliases_of, locked
 from ocp_mamba.tracking.registry.candidate import alias_said, move_candidate, objection_to
 
 NAME = "m"
@@ -82,6 +84,24 @@ def test_anyway_moves_it_and_is_noted(folder: Path) -> None:
     assert kept.tags["alias.candidate"] == "moved anyway"
     assert kept.tags["alias.candidate.anyway"] == "the gate not_collapsed fails"
     assert moved(register(folder), anyway=True) == (True, "")
+
+
+def test_it_is_decided_and_moved_under_the_lock_of_the_models_aliases(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved_to: list[str] = []
+
+    def set_alias(name: str, alias: str, version: str) -> None:
+        with pytest.raises(RegistryError, match="held the lock"), locked(NAME, ALIASES_LOCK, 0.01):
+            raise AssertionError
+        moved_to.append(f"{name} {alias} {version}")
+
+    monkeypatch.setattr(candidate, "set_alias", set_alias)
+    useless = register(folder, gate__no_leak="fail")
+    assert alias_said(move_candidate(useless)) == (False, "the gate no_leak fails")
+    assert moved_to == []
+    move_candidate(register(folder))
+    assert moved_to == ["m candidate 2"]
 
 
 # --- what speaks against a candidate, without a store
