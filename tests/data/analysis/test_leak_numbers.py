@@ -109,6 +109,7 @@ def test_the_gain_within_contexts_ends_before_the_first_target() -> None:
         near += [data.bank[c[k - 1]] @ data.bank[c[k]] for c in rows]
         far += [data.bank[c[k - 1]] @ data.bank[d] for c, d in zip(rows, drawn, strict=True)]
     gain = np.array(near) - np.array(far)
+    assert check(data).splits == check(data, seed=0).splits != check(data, seed=3).splits
     found = check(data, seed=3).splits["val"]
     assert found["context_gain"] == pytest.approx(gain.mean(), abs=1e-6)
     error = gain.std() / np.sqrt(len(gain))
