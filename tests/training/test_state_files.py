@@ -119,6 +119,14 @@ def test_the_best_epoch_is_written_at_its_end_alone(path: Path, small: Dataset) 
     assert state_of().best is None
 
 
+def test_what_is_trained_are_the_weights_that_are_written() -> None:
+    state = state_of()
+    for trained, kept in zip(
+        state.objective.parameters(), state.model.parameters(), strict=True
+    ):  # fmt: skip
+        assert trained is kept
+
+
 def test_both_files_say_whose_they_are(path: Path, small: Dataset) -> None:
     files_of(path, small, min_context=1).write(state_of(record(1)))
     wanted = learnt_from(small, 1).to_block()
