@@ -293,3 +293,11 @@ def test_warnings_and_sentences_come_split_by_split() -> None:
     assert found.warnings[-1].startswith("train has 40 of 40 transitions of test (100.0%)")
     alone = check(dataset_of({"val": apart(40, 0)}))
     assert not any("transitions" in sentence for sentence in alone.description)
+
+
+def test_a_split_half_of_which_is_seen_is_not_warned_of() -> None:
+    seen = [[560 + i, 3 * i + 1, 3 * i + 2] for i in range(40)]
+    found = check(dataset_of({"train": apart(40, 0), "val": seen + apart(40, 120)}))
+    assert found.description[-1].startswith("val: train has 40 of 80 transitions (50.0%)")
+    assert all(isinstance(warning, str) for warning in found.warnings)
+    assert not any("transitions of val" in warning for warning in found.warnings)
