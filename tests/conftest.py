@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,7 +32,33 @@ def tiny_config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick() -> Iterator[None]:
+    """From the first use of a store on, plots are one pixel, and few predictions are timed.
+
+    Tests that look at plots use `drawn`. MLflow reads its newest schema once; it would load all its
+    migrations for each store's file.
+    """
+    from drawing import one_pixel
+    from mlflow.store.db import utils
+
+    with one_pixel(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ocp_mamba.evaluation.latency.RUNS", 20)
+        newest = functools.cache(utils._get_latest_schema_revision)
+        patch.setattr(utils, "_get_latest_schema_revision", newest)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn(quick: None) -> Iterator[None]:
+    """Plots are drawn."""
+    from drawing import drawing
+
+    with drawing():
+        yield
+
+
+@pytest.fixture(scope="session")
+def empty_database(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sqlite file with MLflow's tables; creating them takes seconds, copying the file none."""
     import mlflow
 

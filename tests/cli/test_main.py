@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from command import run
 from data_maker import make_dataset
+from drawing import drawing
 
 from ocp_mamba.cli.main import main
 from ocp_mamba.model.checkpoint import load_model, save_checkpoint
+from ocp_mamba.tracking.store import use_store
 
 TRAIN = ["--model-size", "tiny", "--n-layers", "1", "--batch-size", "16", "--quiet"]
 
@@ -33,11 +36,35 @@ def last_run():
     )[0]  # fmt: skip
 
 
-def test_train_tracks_evaluates_registers_and_says_where_to_look(file, store, tmp_path):
-    said = run(
-        "train", "--data", file, *TRAIN, "--max-epochs", 3, "--early-stopping",
-        "--infonce-weight", 0.1, "--output", tmp_path / "out" / "model.pt",
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def trained(file, empty_database, tmp_path_factory):
+    """A training with a config file, which several tests look at: folder, run, what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "run.toml").write_text("[model]\nd_state = 8\n[train]\nlr = 0.002\nmax_epochs = 9\n")
+    with drawing(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        shutil.copyfile(empty_database, folder / "mlflow.db")
+        use_store(f"sqlite:///{folder / 'mlflow.db'}")
+        said = run(
+            "train", "--data", file, *TRAIN, "--max-epochs", 3, "--early-stopping",
+            "--config", "run.toml", "--n-layers", "auto", "--infonce-weight", 0.1,
+            "--output", folder / "out" / "model.pt",
+        )  # fmt: skip
+        return folder, last_run(), said
+
+
+@pytest.fixture
+def there(trained, store, monkeypatch):
+    """The same, with its store and its folder in use."""
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained[0] / 'mlflow.db'}")
+    use_store()
+    return trained
+
+
+def test_train_tracks_evaluates_registers_and_says_where_to_look(file, there):
+    tmp_path, tracked, said = there
     for name in ("next_vec_cosine", "faiss_retrieval_p1", "echo_loop_similarity",
                  "train_time_minutes", "inference_latency_ms", "improvement_trend", "ridge",
                  "ocp-mamba-lvm version 1, alias candidate",
@@ -47,7 +74,6 @@ def test_train_tracks_evaluates_registers_and_says_where_to_look(file, store, tm
                  "pool 60 concepts"):  # fmt: skip
         assert name in said, name
 
-    tracked = last_run()
     assert tracked.info.status == "FINISHED"
     metrics, params, tags = tracked.data.metrics, tracked.data.params, tracked.data.tags
     assert params["ran.backend"] == "torch"
@@ -171,14 +197,9 @@ def test_an_older_npz_trains_after_a_report(store, tmp_path):
     assert "pool 500 concepts" in said
 
 
-def test_config_file_is_under_the_flags_and_over_the_defaults(file, store, tmp_path):
-    (tmp_path / "run.toml").write_text(
-        "[model]\nd_state = 8\n[train]\nlr = 0.002\nmax_epochs = 9\n"
-    )
-    run("train", "--data", file, *TRAIN, "--max-epochs", 1, "--config", "run.toml",
-        "--n-layers", "auto", "--output", "m.pt")  # fmt: skip
-    params = last_run().data.params
-    assert (params["train.lr"], params["train.max_epochs"]) == ("0.002", "1")
+def test_config_file_is_under_the_flags_and_over_the_defaults(trained):
+    params = trained[1].data.params
+    assert (params["train.lr"], params["train.max_epochs"]) == ("0.002", "3")
     assert params["train.batch_size"] == "16"
     assert (params["model.d_state"], params["model.n_layers"]) == ("8", "2")
 
@@ -299,8 +320,7 @@ def test_help_of_the_program_loads_no_torch_and_lists_every_command():
     assert all(name in run("--help") for name in ("train", "evaluate", "sweep", "data", "runs"))
 
 
-def test_the_model_file_gives_unit_vectors(file, store, tmp_path):
-    run("train", "--data", file, *TRAIN, "--max-epochs", 1, "--output", "m.pt")
+def test_the_model_file_gives_unit_vectors(trained):
     with torch.inference_mode():
-        y = load_model(tmp_path / "m.pt")(torch.randn(2, 5, 768))
+        y = load_model(trained[0] / "out" / "model.pt")(torch.randn(2, 5, 768))
     torch.testing.assert_close(y.norm(dim=-1), torch.ones(2))

@@ -230,7 +230,11 @@ def test_mlflow_run_trains_from_another_folder(
     not (Path(sys.prefix) / "bin" / "activate").exists(), reason="this Python is in no environment"
 )
 def test_the_literal_command_needs_no_manager_of_environments(
-    dataset: Dataset, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset,
+    store: str,
+    empty_database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``mlflow run . -P data=…`` after `make install`, on a machine without pyenv, conda and uv."""
     project = tmp_path / "project"
@@ -238,6 +242,7 @@ def test_the_literal_command_needs_no_manager_of_environments(
     for name in ("MLproject", "python_env.yaml", "constraints.txt", "ocp_mamba"):
         (project / name).symlink_to(ROOT / name)
     dataset.save(project / "ocp_training_9k.npz")
+    shutil.copyfile(empty_database, project / "mlflow.db")  # making its tables takes seconds
     environment = {
         "PATH": os.pathsep.join(["/usr/bin", "/bin"]),
         "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),

@@ -4,7 +4,7 @@ import pytest
 from data_maker import TINY, make_dataset
 
 from ocp_mamba.config import ModelConfig
-from ocp_mamba.evaluation.latency import RUNS, WARMUP, inference_latency
+from ocp_mamba.evaluation import latency
 from ocp_mamba.jobs.train import _same_predictions
 from ocp_mamba.kernels import cpu
 from ocp_mamba.model.lvm import OCPMambaLVM
@@ -36,8 +36,8 @@ def after_a_training(monkeypatch):
 
 def test_latency_is_measured_without_the_kernels_of_training():
     model = Watched()
-    inference_latency(model)
-    assert model.seen == [False] * (WARMUP + RUNS)
+    latency.inference_latency(model)
+    assert model.seen == [False] * (latency.WARMUP + latency.RUNS)
     assert cpu.in_use(), "as before"
 
 

@@ -14,6 +14,8 @@ from ocp_mamba.stats import Figure
 PNG = b"\x89PNG\r\n\x1a\n"
 DATA = make_dataset(n_chains=150, n_concepts=60, seed=3)
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture(scope="module")
 def evaluated() -> dict[str, Evaluation]:

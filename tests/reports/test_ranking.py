@@ -22,6 +22,8 @@ from ocp_mamba.tracking.store import use_store
 SPREAD = make_dataset(n_chains=150, n_concepts=60, seed=3)
 OTHER = make_dataset(n_chains=150, n_concepts=60, seed=8)
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture(scope="module")
 def evaluated():

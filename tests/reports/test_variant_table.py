@@ -32,6 +32,8 @@ from ocp_mamba.stats import mean_over_seeds, ratio_over_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture(scope="module")
 def evaluated():

@@ -15,6 +15,7 @@ import optuna
 import pytest
 from command import run
 from data_maker import make_dataset
+from drawing import drawing
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from postgres import PASSWORD, USER, Postgres
@@ -86,13 +87,16 @@ def test_a_sweep_is_tracked_goes_on_and_trains_its_best_again(files: Files, jour
     inputs = mlflow.get_run(best.info.run_id).inputs.dataset_inputs
     assert {i.dataset.name for i in inputs} == {"small-train", "small-val"}
 
-    more = run("sweep", "--join", "small", "--n-trials", 5, "--quiet", "--retrain-best",
-               "--retrain-epochs", 1)  # fmt: skip
+    with drawing():
+        more = run("sweep", "--join", "small", "--n-trials", 5, "--quiet", "--retrain-best",
+                   "--retrain-epochs", 1)  # fmt: skip
     assert "3 of 5 trials" in more
     require_exactly(5, journal)
     assert artifacts(parent.info.run_id, "plots") >= {
         "history.png", "importances.png", "parallel_coordinate.png", "slice.png", "epochs.png"
     }  # fmt: skip
+    drawn = (files.folder / "outputs/sweeps/small").glob("*.png")
+    assert all(path.stat().st_size > 5000 for path in drawn)
     again = mlflow.get_run(runs_of("sweep")[0].data.tags["best.retrained_run"])
     assert again.data.tags["sweep.parent"] == parent.info.run_id
     assert again.data.params["train.lr"] == runs_of("sweep")[0].data.tags["best.train.lr"]
