@@ -164,11 +164,10 @@ def _chains_of_concepts(
     tmd = None if read.tmd is None else read.tmd.numpy()
     if body.tmd is not None:
         tmd = _tmd_of(version, body.tmd, len(read.concepts))
+    vectors, lengths = read.vectors.numpy(), read.lengths.tolist()
     return [
-        Chain(vectors[:length].numpy(), None if tmd is None else tmd[row])
-        for row, (vectors, length) in enumerate(
-            zip(read.vectors, read.lengths.tolist(), strict=True)
-        )
+        Chain(vectors[row, :length], None if tmd is None else tmd[row])
+        for row, length in enumerate(lengths)
     ], read.concepts
 
 

@@ -7,26 +7,28 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import h11
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ocp_mamba.service.settings import ServiceSettings
 
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2048
+HEAD_LIMIT = 2**16
+"""Bytes of a request's head."""
 
 
-def protocol_with(head_seconds: float) -> type[H11Protocol]:
+def protocol_with(head_seconds: float) -> type[HttpToolsProtocol]:
     """Return uvicorn's protocol, which closes a connection whose request does not arrive.
 
-    uvicorn waits for ever for the rest of a request's head, and for the rest of a body that was
-    refused. Each such connection keeps a handle of the process.
+    uvicorn waits for ever for the rest of a request's head, of any size, and for the rest of a body
+    that was refused. Each such connection keeps a handle of the process.
     """
 
-    class TimedProtocol(H11Protocol):
+    class TimedProtocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _head_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -34,22 +36,32 @@ def protocol_with(head_seconds: float) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            if self._answering or self.cycle is not None and self.cycle.more_body:
+                self._head_bytes = 0
+            else:
+                self._head_bytes += len(data)
+            if self._head_bytes > HEAD_LIMIT and not self.transport.is_closing():
+                self.send_400_response(f"The head of the request has more than {HEAD_LIMIT} bytes.")
             self._watch()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            self._head_bytes = 0
             self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
             super().connection_lost(exc)
 
+        @property
+        def _answering(self) -> bool:
+            """Whether a request's head has arrived, and its answer has not been sent."""
+            return self.cycle is not None and not self.cycle.response_complete
+
         def _watch(self) -> None:
             """Start the clock where a request is not whole, and stop it where it is."""
-            theirs, ours = self.conn.their_state, self.conn.our_state
-            head = theirs is h11.IDLE and self.timeout_keep_alive_task is None
-            refused = theirs is h11.SEND_BODY and ours is h11.DONE
-            if not (head or refused) or self.transport.is_closing():
+            kept_alive = self.timeout_keep_alive_task is not None
+            if self._answering or kept_alive or self.transport.is_closing():
                 self._forget()
             elif self._timer is None:
                 self._timer = self.loop.call_later(head_seconds, self.transport.abort)
@@ -103,7 +115,8 @@ class Server(uvicorn.Server):
     def run(self, sockets: Any = None) -> None:
         """Serve until a signal; requests under way are answered first."""
         with self.capture_signals():
-            asyncio.run(self._serve([self._where]))
+            with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+                runner.run(self._serve([self._where]))
             self._captured_signals.clear()  # it was obeyed: the process need not end by it
 
 

@@ -143,6 +143,6 @@ async def _predict_body(service: Service, request: Request, query: PredictQuery)
         raise RequestError(
             f"Content-Type: {JSON} or {NPY} is wanted, {kind[:60] or 'none'} found", 415
         )
-    if request.url.query:
+    if request.scope["query_string"]:
         raise RequestError("with a JSON body the options stand in the body, not in the query")
     return body_of(PredictBody, await read_body(request, service.settings))
