@@ -19,59 +19,62 @@ HEAD_LIMIT = 2**16
 """Bytes of a request's head."""
 
 
-def protocol_with(head_seconds: float) -> type[HttpToolsProtocol]:
-    """Return uvicorn's protocol, which closes a connection whose request does not arrive.
+class TimedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which closes a connection whose request does not arrive.
 
     uvicorn waits for ever for the rest of a request's head, of any size, and for the rest of a body
     that was refused. Each such connection keeps a handle of the process.
+
+    Attributes:
+        head_seconds: time in which a request's head must have arrived.
     """
 
-    class TimedProtocol(HttpToolsProtocol):
-        _timer: asyncio.TimerHandle | None = None
-        _head_bytes = 0
+    head_seconds = 10.0
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._watch()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._watch()
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._answering or self.cycle is not None and self.cycle.more_body:
-                self._head_bytes = 0
-            else:
-                self._head_bytes += len(data)
-            if self._head_bytes > HEAD_LIMIT and not self.transport.is_closing():
-                self.send_400_response(f"The head of the request has more than {HEAD_LIMIT} bytes.")
-            self._watch()
+    def data_received(self, data: bytes) -> None:
+        """Take a part of a request."""
+        super().data_received(data)
+        drained = self.cycle is not None and self.cycle.more_body  # a body that was refused
+        self._head_bytes = 0 if self._answering or drained else self._head_bytes + len(data)
+        if self._head_bytes > HEAD_LIMIT and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request has more than {HEAD_LIMIT} bytes.")
+        self._watch()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._head_bytes = 0
-            self._watch()
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request."""
+        super().on_response_complete()
+        self._head_bytes = 0
+        self._watch()
 
-        def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._forget()
+        super().connection_lost(exc)
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a request's head has arrived, and its answer has not been sent."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _watch(self) -> None:
+        """Start the clock where a request is not whole, and stop it where it is."""
+        kept_alive = self.timeout_keep_alive_task is not None
+        if self._answering or kept_alive or self.transport.is_closing():
             self._forget()
-            super().connection_lost(exc)
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.head_seconds, self.transport.abort)
 
-        @property
-        def _answering(self) -> bool:
-            """Whether a request's head has arrived, and its answer has not been sent."""
-            return self.cycle is not None and not self.cycle.response_complete
-
-        def _watch(self) -> None:
-            """Start the clock where a request is not whole, and stop it where it is."""
-            kept_alive = self.timeout_keep_alive_task is not None
-            if self._answering or kept_alive or self.transport.is_closing():
-                self._forget()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(head_seconds, self.transport.abort)
-
-        def _forget(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return TimedProtocol
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -138,7 +141,7 @@ def server_of(
     """
     config = uvicorn.Config(
         app,
-        http=protocol_with(settings.head_seconds),
+        http=type("Protocol", (TimedProtocol,), {"head_seconds": settings.head_seconds}),
         ws="none",
         lifespan="on",
         log_level="warning",

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 import statistics
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-import requests
+from asking import Clients, OverHttp, wait_for
 from servers import Server
 from services import Running, client_of, point, register
 
@@ -22,73 +20,10 @@ from ocp_mamba.service.source import RegisteredSource
 
 ASKED = {"concepts": [["concept é 1", "concept é 2"]], "top_k": 3}
 SOURCE = RegisteredSource("models:/tiny@champion")
-LIMIT_S = 120
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> float:
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() < begun + LIMIT_S, f"no {what} within {LIMIT_S} s"
-        time.sleep(0.02)
-    return time.monotonic() - begun
 
 
 def serving(client: Any) -> str:
     return client.get("/ready").json()["model"]["version"]
-
-
-class OverHttp:
-    """A service's address, asked by connections that are kept, one a thread."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._of_thread = url, threading.local()
-
-    def _session(self) -> requests.Session:
-        if not hasattr(self._of_thread, "session"):
-            self._of_thread.session = requests.Session()
-        return self._of_thread.session
-
-    def post(self, path: str, **given: Any) -> requests.Response:
-        return self._session().post(self._url + path, **given)
-
-    def get(self, path: str) -> requests.Response:
-        return self._session().get(self._url + path)
-
-
-class Clients:
-    """Threads that ask without a pause; each answer's version is compared with its content.
-
-    ``client`` is a test client, or one of requests with the service's address.
-    """
-
-    def __init__(self, client: Any, number: int, wanted: dict[str, list[str]]) -> None:
-        self.answers: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        self._client, self._wanted, self._stop = client, wanted, threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            got = self._client.post("/v1/predict", json=ASKED)
-            if got.status_code != 200:
-                self.wrong.append(f"{got.status_code} {got.text}")
-                continue
-            answer = got.json()
-            version = answer["model"]["version"]
-            found = [n["concept"] for n in answer["predictions"][0]["steps"][0]["next"]]
-            if got.headers["x-model-version"] != version or found != self._wanted[version]:
-                self.wrong.append(f"version {version} said {found}")
-            self.answers[version] += 1
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +58,7 @@ def wanted_of(versions: list[str]) -> dict[str, list[str]]:
 def test_clients_are_answered_while_the_alias_moves(versions: list[str]) -> None:
     wanted = wanted_of(versions)
     with client_of(SOURCE, poll_seconds=0.05) as client:
-        with Clients(client, 6, wanted) as clients:
+        with Clients(client, 6, ASKED, wanted) as clients:
             for number in (versions[1], versions[0], versions[1]):
                 before = clients.answers[number]
                 point("champion", number)
@@ -211,7 +146,7 @@ def test_64_clients_for_a_minute_while_the_alias_moves_five_times(
         delays = []
         with Running(SOURCE) as running:
             client = OverHttp(running.url)
-            with Clients(client, 64, wanted) as clients:
+            with Clients(client, 64, ASKED, wanted) as clients:
                 for move in range(5):
                     time.sleep(10)
                     number = versions[(move + 1) % 2]
