@@ -4,6 +4,7 @@ Usage: python scripts/paste_table.py quality outputs/quality/quality.md
        python scripts/paste_table.py variants outputs/variants/variants.md
        python scripts/paste_table.py variants outputs/relations/variants.md docs/sweeps.md
        python scripts/paste_table.py transfer outputs/transfer/transfer.md
+       python scripts/paste_table.py wn18rr outputs/wn18rr/wn18rr_test.md
 
 Their numbers reach the pages by this script alone. What stands between the markers is replaced;
 nothing else is touched.
@@ -16,7 +17,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "docs/results.md"
-FIRST_CELL = {"quality": "| predictor", "variants": "| variant", "transfer": "| chains"}
+FIRST_CELL = {
+    "quality": "| predictor",
+    "transfer": "| chains",
+    "variants": "| variant",
+    "wn18rr": "| test, masked",
+}
 """How the table of each command begins, by the command's name."""
 
 
@@ -34,7 +40,9 @@ def pasted(name: str, text: str, table: str, page: str = RESULTS) -> str:
     begin, end = markers(name)
     if text.count(begin) != 1 or text.count(end) != 1:
         raise SystemExit(f"{page} needs {begin} and {end}, each once")
-    if not table.startswith(FIRST_CELL[name]) or "families" not in table:
+    if not table.startswith(FIRST_CELL[name]) or not any(
+        word in table for word in ("families", "queries")
+    ):
         raise SystemExit(f"this is not the {name}.md that `ocp-mamba {name}` writes")
     before, rest = text.split(begin)
     _, after = rest.split(end)

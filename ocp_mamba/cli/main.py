@@ -14,6 +14,7 @@ from ocp_mamba.system.cpu_info import widen_openblas
 
 COMMANDS = (
     "ask",
+    "benchmark",
     "compare",
     "data",
     "evaluate",

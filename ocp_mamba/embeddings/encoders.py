@@ -74,6 +74,16 @@ class SentenceTransformerEncoder:
                 "use a model of that width, such as sentence-transformers/all-mpnet-base-v2"
             )
 
+    @property
+    def transformer(self) -> Any:
+        """The transformer that gives token vectors, before they are pooled."""
+        return self._model[0].auto_model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformer's tokenizer."""
+        return self._model.tokenizer
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return the texts' vectors, float32 ``(len(texts), 768)``, unit rows.
 

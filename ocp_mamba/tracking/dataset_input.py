@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,19 @@ from ocp_mamba.data.dataset import Dataset
 
 DIGEST_LENGTH = 32
 """MLflow keeps 36 characters at most; the whole fingerprint is the tag ``dataset.fingerprint``."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """Data of another kind than a `Dataset`, of which a run logs no inputs, only the identity.
+
+    Attributes:
+        fingerprint: hash of its content.
+        meta: what is known of it; ``encoder`` has name and weight hash.
+    """
+
+    fingerprint: str
+    meta: Mapping[str, Any]
 
 
 class DatasetInput(MlflowDataset):

@@ -25,7 +25,7 @@ from ocp_mamba.redact import redact, redact_all
 from ocp_mamba.tracking import sender
 from ocp_mamba.tracking.active_run import end_run, leave_active_run
 from ocp_mamba.tracking.charts import baseline_line, epoch_lines
-from ocp_mamba.tracking.dataset_input import DatasetInput
+from ocp_mamba.tracking.dataset_input import DatasetInput, Described
 from ocp_mamba.tracking.metrics import Cost, Numbers, entries, epoch_numbers, now, split_of_metric
 from ocp_mamba.tracking.offline_queue import OfflineQueue, Operation, queue_path
 from ocp_mamba.tracking.operations import apply, model_entry, register_entry, text_model_entry
@@ -59,7 +59,7 @@ class TrackedRun:
         self,
         active: Run,
         store: str,
-        dataset: Dataset,
+        dataset: Dataset | Described,
         data_path: Path | str,
         output_dir: Path,
         checkpoint_every: int = 0,
@@ -87,10 +87,11 @@ class TrackedRun:
         )
         self._logged_params: dict[str, str] = dict(active.data.params)
         self._dataset = dataset
-        self._inputs = {
-            s: DatasetInput(dataset if use == TRAINED_ON else evaluated or dataset, s, data_path)
-            for s, use in inputs.items()
-        }
+        self._inputs: dict[str, DatasetInput] = {}
+        for split, use in inputs.items():
+            read = dataset if use == TRAINED_ON else evaluated or dataset
+            assert isinstance(read, Dataset), "described data are no inputs"
+            self._inputs[split] = DatasetInput(read, split, data_path)
         self._output_dir = output_dir
         self._checkpoint_every = checkpoint_every
         self._baselines: Mapping[str, Mapping[str, float]] = {}

@@ -25,6 +25,7 @@ from ocp_mamba.system.process import (
 )
 from ocp_mamba.tracking.active_run import end_active_run
 from ocp_mamba.tracking.charts import describe_experiment
+from ocp_mamba.tracking.dataset_input import Described
 from ocp_mamba.tracking.offline_queue import Operation, queue_path, read_queue, replay_queue
 from ocp_mamba.tracking.operations import apply
 from ocp_mamba.tracking.resumed import RUN_VARIABLE, reopen
@@ -62,7 +63,7 @@ def _short(names: tuple[object, ...]) -> str:
 
 @contextmanager
 def track(
-    dataset: Dataset,
+    dataset: Dataset | Described,
     data_path: Path | str,
     *,
     output_dir: Path | str,
@@ -86,7 +87,7 @@ def track(
     process ends. SIGTERM and the end of that command end the process with exit code 143.
 
     Args:
-        dataset: logged as the run's inputs.
+        dataset: logged as the run's inputs; `Described` data have none, so ``inputs`` is empty.
         data_path: the file that the dataset was read from; only its name is logged.
         output_dir: folder of the offline queue, and of the last epoch's ``.pt`` until it is stored.
         experiment: name of the experiment, made where it does not exist.
@@ -184,7 +185,7 @@ def _outcome(error: BaseException) -> tuple[str, str]:
     return "FAILED", f"{type(error).__name__}: {first_line(error)}"
 
 
-def identity_tags(dataset: Dataset) -> dict[str, str]:
+def identity_tags(dataset: Dataset | Described) -> dict[str, str]:
     """Return tags for a run's process, code, package versions, dataset and encoder."""
     encoder = dataset.meta.get("encoder", {})
     return {

@@ -1,0 +1,1 @@
+"""Benchmarks from outside, each one command: WN18RR."""
