@@ -50,7 +50,7 @@ class Row:
     reads: str
     model: str
     shape: Mapping[str, Any] = field(default_factory=dict)
-    temperature: float = 0.05
+    temperature: float = 0.03
     rank: int = 0
     longest: int = 1
     train: TrainSettings = field(default_factory=TrainSettings)
