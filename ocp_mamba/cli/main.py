@@ -29,7 +29,7 @@ COMMANDS = (
     "transfer",
     "variants",
 )
-MODULES = {"quality": "variants", "rollback": "promote"}
+MODULES = {"benchmark": "variants", "quality": "variants", "rollback": "promote"}
 """The module that a command's function stands in, where that is not the one of its own name."""
 
 TELEMETRY_VARIABLE = "MLFLOW_DISABLE_TELEMETRY"

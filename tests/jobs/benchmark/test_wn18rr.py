@@ -11,7 +11,7 @@ import pytest
 from command import run
 from graph_maker import WordTokens, write_graph
 
-from ocp_mamba.cli import benchmark as command
+from ocp_mamba.cli.variants import ROWS as COMMAND_ROWS
 from ocp_mamba.errors import CheckpointError
 from ocp_mamba.jobs.benchmark import trained
 from ocp_mamba.jobs.benchmark.wn18rr import BenchmarkJob, run_wn18rr
@@ -116,7 +116,7 @@ def test_the_name_of_a_file_has_all_that_the_training_depends_on(tmp_path: Path)
 
 
 def test_the_command_knows_the_rows_and_refuses_others(tmp_path: Path) -> None:
-    assert command.ROWS == rows.ALL_ROWS
+    assert COMMAND_ROWS == rows.ALL_ROWS
     said = run("benchmark", "wn18rr", "--folder", tmp_path, "--models", "best", code=2)
     assert "'best' is unknown; choose of most-common-parent" in said
     said = run("benchmark", "wn18rr", "--folder", tmp_path / "none", code=2)
