@@ -5,20 +5,24 @@ collected once. The process that collected them runs none, so that each fork beg
 A mutant is given the tests first that have killed others of its function, then the fastest.
 
 The environment's ``MUTANTS_JOB`` names a JSON file: ``mutants``, names to run; ``module``, whose
-they are; ``known``, what earlier calls have written of tests. A line is appended to the file in
-``MUTANTS_RESULTS`` for each test that is not known, ``["test", test, seconds, [function, ...]]``,
-and for each mutant, ``["mutant", mutant, exit code]``. Seconds are those of the processor.
+they are; ``known`` and ``imports``, what earlier calls have written. A line is appended to the file
+in ``MUTANTS_RESULTS`` for each test that is not known, ``["test", test, seconds, [function, ...]]``
+with seconds of the processor, for each module that tests import, ``["import", name]``, and for each
+mutant, ``["mutant", mutant, exit code]``.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import resource
 import signal
+import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +50,16 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     job = json.loads(Path(os.environ["MUTANTS_JOB"]).read_text(encoding="utf-8"))
     results = Path(os.environ["MUTANTS_RESULTS"])
     config()  # reads pyproject.toml of the working folder, which tests change
-    gc.collect()
-    gc.freeze()
     new = [item for item in session.items if item.nodeid not in job["known"]]
     if new and _wait(_fork(_look_at, session, new, job["module"], results)):
         pytest.exit(f"tests of {job['module']} fail without a mutant", 2)
-    known = job["known"] | {test: rest for kind, test, *rest in _lines(results) if kind == "test"}
+    lines = _lines(results)
+    known = job["known"] | {test: rest for kind, test, *rest in lines if kind == "test"}
+    for name in job["imports"] + [name for kind, name, *_ in lines if kind == "import"]:
+        with suppress(Exception):
+            importlib.import_module(name)  # so that no fork has to
+    gc.collect()
+    gc.freeze()
     items = [item for item in session.items if item.nodeid in known]
     kills: Counter[tuple[str, str]] = Counter()
     for mutant in job["mutants"]:
@@ -119,6 +127,7 @@ def _killer(results: Path) -> Path:
 def _look_at(session: pytest.Session, items: list[pytest.Item], module: str, results: Path) -> int:
     """Run tests without a mutant, and write what each takes and which functions it calls."""
     set_mutant_under_test("stats")
+    before = set(sys.modules)
     for item, following in zip(items, [*items[1:], None], strict=True):
         begun = time.process_time()
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -128,6 +137,8 @@ def _look_at(session: pytest.Session, items: list[pytest.Item], module: str, res
         called = [name.removeprefix(f"{module}.") for name in state()._stats]
         _append(results, ["test", item.nodeid, time.process_time() - begun, sorted(called)])
         state()._stats.clear()
+    for name in sorted(set(sys.modules) - before):
+        _append(results, ["import", name])
     return 0
 
 

@@ -112,10 +112,14 @@ class MutatedModule:
         kept = {f: self._known["tests"].get(f, {}) for f in self.tests}
         kept = {f: found for f, found in kept.items() if found.get("digest") == digests[f]}
         known = {test: rest for found in kept.values() for test, rest in found["tests"].items()}
-        job = {"module": self.name, "mutants": todo, "known": known}
+        imports = self._known.setdefault("imports", [])
+        job = {"module": self.name, "mutants": todo, "known": known, "imports": imports}
         for kind, name, *rest in _in_pytest(job, self.tests + self._left_out):
             if kind == "mutant":
                 codes[name] = rest[0]
+                continue
+            if kind == "import":
+                imports.append(name)
                 continue
             file = name.split("::")[0]
             kept.setdefault(file, {"digest": digests[file], "tests": {}})["tests"][name] = rest

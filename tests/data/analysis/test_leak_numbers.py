@@ -282,6 +282,17 @@ def test_figures_have_names_that_mlflow_takes() -> None:
     }
 
 
+def test_few_numbers_are_metrics_of_the_run() -> None:
+    assert report().headline() == {"data/val_in_train_examples": 2.0}
+    found = check(dataset_of({"train": apart(4, 0), "val": apart(4, 3), "test": apart(2, 0)}))
+    assert found.headline() == {
+        "data/val_in_train_examples": 3.0,
+        "data/test_in_train_examples": 2.0,
+        "data/val_transitions_seen_share": 0.75,
+        "data/val_top1_ceiling": 1.0,
+    }
+
+
 def test_warnings_and_sentences_come_split_by_split() -> None:
     found = check(dataset_of({"train": apart(40, 0), "val": apart(40, 120), "test": apart(40, 0)}))
     assert found.pairs["train", "test"] == (40, 1.0)
