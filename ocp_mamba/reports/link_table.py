@@ -11,7 +11,7 @@ import numpy as np
 from ocp_mamba.link_prediction.queries import Queries
 from ocp_mamba.link_prediction.ranking import MASKED, MASKS, METRICS, Ranks, difference, figure
 from ocp_mamba.link_prediction.rows import OURS, Published
-from ocp_mamba.reports.rows import seeds_note
+from ocp_mamba.reports.findings import listed
 from ocp_mamba.reports.tables import BEST, GITHUB, Cell, Content, Table
 from ocp_mamba.stats import Figure
 
@@ -155,11 +155,22 @@ def _note(table: LinkTable) -> str:
     sources = "".join(f" {peer.name}: {peer.source}." for peer in table.published)
     return (
         f"{table.split} split: {len(table.queries):,} hypernym queries, each ranked among all "
-        f"entities, filtered; {seeds_note(seeds) if seeds else 'nothing was trained'}"
+        f"entities, filtered; {_seeds(seeds)}"
         f"{facts}. Chosen on dev: the epoch of each training{chosen}. Intervals are 95%, by "
         "bootstrap over queries, and over seeds where a row has several; differences are paired "
         f"by query.{sources}"
     )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if not seeds:
+        return "nothing was trained"
+    if len(seeds) == 1:
+        return (
+            f"one seed of training, {seeds[0]}: how much another one would change is not in the "
+            "intervals"
+        )
+    return f"trained rows are means over their seeds, of {listed([str(seed) for seed in seeds])}"
 
 
 def to_dict(table: LinkTable) -> dict[str, Any]:

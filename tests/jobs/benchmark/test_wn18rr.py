@@ -65,6 +65,8 @@ def test_a_benchmark_from_the_folder_to_the_table(
     assert text.strip() in said[-1]
     assert len([line for line in text.splitlines() if "| mlp" in line and "not-run" in line]) == 2
     assert "**mamba-tokens**" in text
+    assert "means over their seeds, of 0 and 1;" in text
+    assert "families" not in text, "queries are what is drawn"
     assert "SimKGC (published" not in text, "its figures are of test"
     numbers = json.loads((tmp_path / "out" / "wn18rr_dev.json").read_text())
     assert {r["row"]: r["state"] for r in numbers["rows"]}["mlp"] == "not-run"
