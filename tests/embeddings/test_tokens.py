@@ -67,5 +67,5 @@ def test_a_damaged_file_is_refused_with_the_way_out(tmp_path: Path, content: byt
 def test_a_file_of_another_length_is_refused(tmp_path: Path) -> None:
     encode_tokens(WordTokens(), TEXTS, tmp_path, progress=False)
     np.save(next(tmp_path.glob("*/00000000.npy")), np.zeros((3, 768), np.float16))
-    with pytest.raises(EncoderError, match=r"float16 \(3, 768\) found, float16 \(13, D\) wanted"):
+    with pytest.raises(EncoderError, match=r"float16 \(3, 768\) found, float16 \(16, D\) wanted"):
         encode_tokens(WordTokens(), TEXTS, tmp_path, progress=False)
