@@ -51,16 +51,19 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     results = Path(os.environ["MUTANTS_RESULTS"])
     config()  # reads pyproject.toml of the working folder, which tests change
     new = [item for item in session.items if item.nodeid not in job["known"]]
-    if new and _wait(_fork(_look_at, session, new, job["module"], results)):
-        pytest.exit(f"tests of {job['module']} fail without a mutant", 2)
+    for name in job["imports"]:
+        _import(name)
+    for item in new:  # each in a fork of its own, which makes the fixtures that tests share
+        if _wait(_fork(_look_at, session, item, job["module"], results)):
+            pytest.exit(f"tests of {job['module']} fail without a mutant", 2)
+        for kind, name, *_ in _lines(results):
+            if kind == "import" and name not in sys.modules:
+                _import(name)
     lines = _lines(results)
     known = job["known"] | {test: rest for kind, test, *rest in lines if kind == "test"}
-    for name in job["imports"] + [name for kind, name, *_ in lines if kind == "import"]:
-        with suppress(Exception):
-            importlib.import_module(name)  # so that no fork has to
+    items = [item for item in session.items if item.nodeid in known]
     gc.collect()
     gc.freeze()
-    items = [item for item in session.items if item.nodeid in known]
     kills: Counter[tuple[str, str]] = Counter()
     for mutant in job["mutants"]:
         function = mutant.rpartition(".")[2].partition("__mutmut_")[0]
@@ -124,22 +127,25 @@ def _killer(results: Path) -> Path:
     return results.with_suffix(".killer")
 
 
-def _look_at(session: pytest.Session, items: list[pytest.Item], module: str, results: Path) -> int:
-    """Run tests without a mutant, and write what each takes and which functions it calls."""
+def _look_at(session: pytest.Session, item: pytest.Item, module: str, results: Path) -> int:
+    """Run a test without a mutant, and write what it takes and which functions it calls."""
     set_mutant_under_test("stats")
-    before = set(sys.modules)
-    for item, following in zip(items, [*items[1:], None], strict=True):
-        begun = time.process_time()
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        if session.testsfailed:
-            results.with_suffix(".failed").write_text(item.nodeid, encoding="utf-8")
-            return 1
-        called = [name.removeprefix(f"{module}.") for name in state()._stats]
-        _append(results, ["test", item.nodeid, time.process_time() - begun, sorted(called)])
-        state()._stats.clear()
+    before, begun = set(sys.modules), time.process_time()
+    item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+    if session.testsfailed:
+        results.with_suffix(".failed").write_text(item.nodeid, encoding="utf-8")
+        return 1
+    called = [name.removeprefix(f"{module}.") for name in state()._stats]
+    _append(results, ["test", item.nodeid, time.process_time() - begun, sorted(called)])
     for name in sorted(set(sys.modules) - before):
         _append(results, ["import", name])
     return 0
+
+
+def _import(name: str) -> None:
+    """Import what tests have imported, so that no fork has to."""
+    with suppress(Exception):
+        importlib.import_module(name)
 
 
 def _append(results: Path, line: list[Any]) -> None:
