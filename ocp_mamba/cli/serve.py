@@ -10,15 +10,8 @@ import click
 from ocp_mamba.cli.options import with_errors
 
 TOKEN_VARIABLE = "OCP_MAMBA_SERVE_TOKEN"
-SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GOMP_SPINCOUNT": "10000",
-}
-"""Environment variables that are set where they are not. The registry is asked each second, so that
-an answer which does not come is not waited for. OpenMP's threads wait busily for about 0.1 ms, so
-that they are there for the next operation of the model, and not for the usual 3 ms, in which they
-would keep a core from those who handle requests."""
+POLL_TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""The registry is asked each second, so that an answer which does not come is not waited for."""
 
 
 @click.command(
@@ -64,7 +57,7 @@ def serve(**flags: Any) -> None:
 
     MODEL is models:/NAME@ALIAS, models:/NAME/VERSION or a .pt file.
     """
-    for name, value in SETTINGS.items():
+    for name, value in POLL_TIMEOUT.items():
         os.environ.setdefault(name, value)
 
     def run() -> None:

@@ -77,6 +77,9 @@ def _computed_on(evaluation: Evaluation) -> str:
 
 
 def _table(table: Table) -> str:
-    """A table in Markdown without the spaces and dashes that only align it."""
-    text = table.to_text(GITHUB)
-    return re.sub(r"-{3,}", "---", re.sub(r" {2,}", " ", text))
+    """A table in Markdown without the spaces and dashes that only align it.
+
+    MLflow's page draws cells without a distance: two spaces that do not break hold them apart.
+    """
+    text = re.sub(r"-{3,}", "---", re.sub(r" {2,}", " ", table.to_text(GITHUB)))
+    return text.replace(" |", "\N{NO-BREAK SPACE}" * 2 + " |")

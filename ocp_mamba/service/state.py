@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 from ocp_mamba.service.batcher import BatchDone, Batcher
 from ocp_mamba.service.drift import Drift
@@ -16,19 +15,6 @@ from ocp_mamba.service.version import Version
 
 SWEEP_SECONDS = 5.0
 """How often old sessions are looked for."""
-
-
-def loaded(source: Source, number: str) -> Version:
-    """Return a version, loaded and warm, by a thread that has ended then.
-
-    OpenMP keeps worker threads for each thread that has computed. Where all of them are more than
-    the cores, they sleep between two operations, and waking them slows down every prediction.
-
-    Raises:
-        OcpMambaError: the version cannot be loaded.
-    """
-    with ThreadPoolExecutor(1, "load") as thread:
-        return thread.submit(source.load, number).result()
 
 
 class Service:
@@ -58,7 +44,7 @@ class Service:
         """
         self.settings = settings or ServiceSettings()
         self.source, self.metrics = source, Metrics()
-        self.serving = loaded(source, source.current())
+        self.serving = source.load(source.current())
         self.stopping = False
         self.drift = drift
         self._before: Version | None = None
@@ -103,7 +89,7 @@ class Service:
         before = self._before
         if before is not None and before.version == number:
             return before
-        return loaded(self.source, number)
+        return self.source.load(number)
 
     def _take(self, version: Version) -> None:
         """Let another version serve; called in the follower's thread."""

@@ -132,6 +132,7 @@ def test_the_registry_shows_the_card_of_a_promotion(registry: Registry, tmp_path
     for wanted in ("every gate passes", "there was no champion", "not_collapsed"):
         assert wanted in text
     assert document.count("<table") >= 3, "the tables of the card are not drawn as tables"
+    assert "<td>persistence&nbsp;&nbsp;</td>" in document, "the cells of the card touch each other"
     with Image.open(image) as shown:
         pixels = np.asarray(shown.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels, axis=0)) > 200, "hardly anything is drawn"
