@@ -159,7 +159,9 @@ class _Rows(click.ParamType):
         return names
 
 
-@click.group()
+@click.group(
+    epilog="Example: ocp-mamba benchmark wn18rr --folder WN18RR --encoder all-mpnet-base-v2"
+)
 def benchmark() -> None:
     """Measure the model on an outside benchmark with published figures."""
 

@@ -161,6 +161,8 @@ def answer_of(error: RequestError, path: str) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 408:
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     return Response(orjson.dumps(content), error.status, headers, "application/json")
 
 

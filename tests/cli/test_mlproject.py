@@ -232,7 +232,6 @@ def test_mlflow_run_trains_from_another_folder(
 def test_the_literal_command_needs_no_manager_of_environments(
     dataset: Dataset,
     store: str,
-    empty_database: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -242,7 +241,6 @@ def test_the_literal_command_needs_no_manager_of_environments(
     for name in ("MLproject", "python_env.yaml", "constraints.txt", "ocp_mamba"):
         (project / name).symlink_to(ROOT / name)
     dataset.save(project / "ocp_training_9k.npz")
-    shutil.copyfile(empty_database, project / "mlflow.db")  # making its tables takes seconds
     environment = {
         "PATH": os.pathsep.join(["/usr/bin", "/bin"]),
         "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),

@@ -112,7 +112,9 @@ def test_all_by_one_command_then_again_without_training(file, store, tmp_path, t
     curriculum = next(c for c in children if c.data.params["variant"] == "curriculum")
     assert curriculum.data.metrics["curriculum_longest_chain"] == 3
     listed = mlflow.MlflowClient().list_artifacts(parent.info.run_id, "reports")
-    assert {Path(a.path).name for a in listed} == {"variants.json", "variants.md", "variants.png"}
+    assert {Path(a.path).name for a in listed} == {
+        "leak_report.json", "leak_report.md", "variants.json", "variants.md", "variants.png"
+    }  # fmt: skip
 
     def no_training(*args, **kwargs):
         raise AssertionError("it was trained before")

@@ -128,7 +128,7 @@ def test_the_product_finds_what_faiss_finds_also_in_the_precision_of_training():
     with torch.autocast("cpu", torch.bfloat16):
         found, rows = quality.ProductIndex(dataset.bank).search(queries, 10)
     assert np.array_equal(rows, ids)
-    assert found == pytest.approx(scores, abs=1e-5)
+    assert found == pytest.approx(scores, rel=1e-5, abs=1e-5)
     assert quality.ProductIndex(dataset.bank).search(queries, 500)[1].shape == (50, 200)
 
 
