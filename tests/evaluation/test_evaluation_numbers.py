@@ -189,7 +189,7 @@ def test_the_seed_draws_the_other_targets_and_the_intervals(data, found) -> None
     assert zero.figures == default.figures != found.figures
 
 
-def test_a_live_encoder_closes_the_loop_and_is_checked(data, loops) -> None:
+def test_a_live_encoder_closes_the_loop_and_is_checked(data, found, loops) -> None:
     """It gives single texts another vector than the bank's, so that it can be told apart."""
 
     class Shortened:
@@ -222,6 +222,8 @@ def test_a_live_encoder_closes_the_loop_and_is_checked(data, loops) -> None:
         loops.groups, SEED,
     )  # fmt: skip
     assert {k: v for k, v in live.figures.items() if k.startswith("short_")} == wanted
+    assert set(live.figures) == set(found.figures) | set(wanted)
+    assert set(found.scalars) < set(live.scalars)
     alone = evaluate(Leans(data), data, "val", name="it", decoder=Shortened())
     assert not any(name.startswith("short_") for name in alone.figures)
     with pytest.raises(EncoderMismatchError):

@@ -239,6 +239,36 @@ def held(name: str, what: str) -> bool:
         return True
 
 
+def test_a_promotion_and_a_rollback_move_aliases_under_their_lock(
+    versions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, moved = aliases.set_alias, []
+
+    def set_alias(name: str, alias: str, version: str) -> None:
+        moved.append(alias)
+        assert held(NAME, ALIASES_LOCK)
+        real(name, alias, version)
+
+    monkeypatch.setattr(aliases, "set_alias", set_alias)
+    make_champion(NAME, versions[0], instead_of=None)
+    make_champion(NAME, versions[1], instead_of=versions[0])
+    assert moved == [CHAMPION, PREVIOUS, CHAMPION]
+    roll_back(NAME)
+    assert moved[3:] == [CHAMPION, PREVIOUS]
+
+
+def test_the_folder_of_locks_is_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    with locked(NAME, ALIASES_LOCK):
+        assert (tmp_path / "ocp_mamba-4711").is_dir()
+    monkeypatch.delattr("os.getuid")
+    with locked(NAME, ALIASES_LOCK):
+        assert (tmp_path / "ocp_mamba-0").is_dir(), "a system without user numbers"
+
+
 def test_a_lock_is_of_one_model_one_purpose_and_one_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 from bundles import write_version
 from logged import log_model
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ocp_mamba.config import ModelConfig
@@ -111,7 +113,11 @@ def test_tags_and_cards_that_are_too_long_are_cut(three: list[ModelVersion]) -> 
 
 
 def test_weights_come_back_by_every_address(
-    store: str, tmp_path: Path, dataset: Dataset, tiny_config: ModelConfig
+    store: str,
+    tmp_path: Path,
+    dataset: Dataset,
+    tiny_config: ModelConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
@@ -142,7 +148,23 @@ def test_weights_come_back_by_every_address(
     broken = log_model(tmp_path, {"model.pt": b"no weights"}).model_id
     with pytest.raises(RegistryError, match=f"^models:/{broken}: no model to load: .*model.pt"):
         load_registered(f"models:/{broken}")
-    with pytest.raises(RegistryError, match=f"^runs:/{run_id}/a.pt: no model to load: "):
+    with pytest.raises(RegistryError, match=f"^runs:/{run_id}/a.pt: no model to load: .*a.pt"):
         load_run_file(f"runs:/{run_id}/a.pt")
     MlflowClient().log_artifact(run_id, str(folder / "model.pt"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     assert load_run_file(f"runs:/{run_id}/model.pt").dataset_fingerprint == dataset.fingerprint
+    assert list(scratch.iterdir()) == [], "the copy is gone"
+
+
+def test_a_store_that_cannot_be_asked_for_an_alias_is_named(
+    three: list[ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_order(*args: object, **kwargs: object) -> None:
+        raise MlflowException("the store is out of order\nmore of it")
+
+    monkeypatch.setattr(MlflowClient, "search_registered_models", out_of_order)
+    with pytest.raises(RegistryError) as refused:
+        version_of_alias("champion", NAME)
+    assert str(refused.value) == "m@champion: the store is out of order"
