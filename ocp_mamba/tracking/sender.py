@@ -25,7 +25,11 @@ FIRST_RETRY_SECONDS, RETRY_SECONDS = 1.0, 10.0
 
 FAILING_SECONDS, SILENT_SECONDS, LONGEST_SECONDS = 30.0, 120.0, 600.0
 """How long the end of a run waits for the store: so long after the last operation that the store
-took, where it fails; where it neither takes nor fails; and in all."""
+took, where it fails, or leaves a small operation without an answer; where a large one is under way;
+and in all."""
+
+SMALL = ("log", "child", "model_input", "end")
+"""Operations of a few kB: a store that does not answer one in `FAILING_SECONDS` has failed."""
 
 KILLED_SECONDS = 5.0
 """How long the end of a run waits that was told to stop."""
@@ -143,7 +147,9 @@ class Sender:
         """Seconds that are left to wait."""
         assert self._waiting_since is not None
         since = max(self._waiting_since, self._progress_at)
-        limit = FAILING_SECONDS if self._failing else SILENT_SECONDS
+        found = self._queue.first()
+        small = found is not None and found[1]["op"] in SMALL
+        limit = FAILING_SECONDS if self._failing or small else SILENT_SECONDS
         return min(since + limit, self._waiting_since + LONGEST_SECONDS) - now
 
     def _notice(self, left: float) -> str:
