@@ -79,7 +79,7 @@ class FineTuned:
             model,  # type: ignore[arg-type]
             dataset_fingerprint=few.fingerprint,
             encoder=dict(few.meta.get("encoder", {})),
-            loop=loop,
+            loop=dict(loop),
             learnt=learnt.to_block() if learnt else None,
         )
 
