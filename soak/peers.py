@@ -10,6 +10,7 @@ that the variable SOAK_PEERS names:
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,9 @@ LONGEST_SECONDS = 60.0
 """A training that has not ended by then is killed: its store does not come back before."""
 
 KINDS = ("refused", "hanging")
+AT_ONCE = 2
+"""Trainings at once: they wait most of the time."""
+
 KILL = "kill -9 after an epoch"
 
 
@@ -69,31 +74,33 @@ def run(quick: bool, log: Log) -> list[Result]:
         quick: one outage and the kill, of this package and of one peer.
         log: takes a line for each.
     """
-    results = []
-    kinds = KINDS[:1] if quick else KINDS
     peers = {k: v for k, v in PEERS.items() if not quick or k == "ocp_mamba"}
+    absent = {p: [n for n in packages if not _installed(n)] for p, packages in peers.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         server = tracking_server(folder)
         server.start()
+
+        def one(peer_and_what: tuple[str, str]) -> Result:
+            peer, what = peer_and_what
+            case = f"{peer}: {what}"
+            if absent[peer]:
+                missing = f"not installed: {', '.join(absent[peer])}"
+                return Result(CAMPAIGN, case, "not-run", missing)
+            proxy = OutageProxy(server.url)
+            place = Path(tempfile.mkdtemp(dir=folder))
+            result = _try(case, peer, what, proxy, place)
+            log(f"{case}: {result.outcome}, {result.detail}")
+            proxy.close()
+            return result
+
         try:
-            for peer, packages in peers.items():
-                absent = [name for name in packages if not _installed(name)]
-                for what in [*_outages(kinds), KILL]:
-                    case = f"{peer}: {what}"
-                    if absent:
-                        missing = f"not installed: {', '.join(absent)}"
-                        results.append(Result(CAMPAIGN, case, "not-run", missing))
-                        continue
-                    proxy = OutageProxy(server.url)
-                    place = Path(tempfile.mkdtemp(dir=folder))
-                    result = _try(case, peer, what, proxy, server.url, place)
-                    log(f"{case}: {result.outcome}, {result.detail}")
-                    results.append(result)
-                    proxy.close()
+            mlflow.set_tracking_uri(server.url)
+            asked = [*_outages(KINDS[:1] if quick else KINDS), KILL]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                return list(pool.map(one, itertools.product(peers, asked)))
         finally:
             server.kill()
-    return results
 
 
 def _outages(kinds: tuple[str, ...]) -> list[str]:
@@ -123,8 +130,7 @@ def _environment(address: str) -> dict[str, str]:
     }
 
 
-def _try(case: str, peer: str, what: str, proxy: OutageProxy, server: str, folder: Path) -> Result:
-    mlflow.set_tracking_uri(server)
+def _try(case: str, peer: str, what: str, proxy: OutageProxy, folder: Path) -> Result:
     experiment = mlflow.create_experiment(folder.name)
     address = proxy.url
     process = subprocess.Popen(
