@@ -44,7 +44,7 @@ def log_training(
         run.log_artifact(path, "plots")
     page = log_evaluation(run, report, folder)
     log_leaks(run, leaks, folder)
-    _log_texts(run, {"summary.txt": summary}, folder)
+    log_texts(run, {"summary.txt": summary}, folder)
     return page
 
 
@@ -54,10 +54,11 @@ def log_leaks(run: TrackedRun, leaks: LeakReport, folder: Path) -> None:
         "leak_report.md": leaks.to_markdown(),
         "leak_report.json": json.dumps(leaks.figures(), indent=1),
     }
-    _log_texts(run, texts, folder)
+    log_texts(run, texts, folder)
 
 
-def _log_texts(run: TrackedRun, texts: Mapping[str, str], folder: Path) -> None:
+def log_texts(run: TrackedRun, texts: Mapping[str, str], folder: Path) -> None:
+    """Write texts by the names of their files, and log them as reports; the folder is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from ocp_mamba.errors import ConfigError, DatasetError, JobError
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.result import Evaluation
+from ocp_mamba.jobs.artifacts import log_texts
 from ocp_mamba.jobs.common import ComparisonJob, Log, check_dataset_and_log, open_data
 from ocp_mamba.jobs.preconditions import require_trainable
 from ocp_mamba.jobs.train_once import TrainedModels, Training, history_of, preset_settings
@@ -194,11 +195,7 @@ def _write(job: QualityJob, run: TrackedRun, quality: Quality, log: Log) -> None
         "quality.json": json.dumps(to_dict(quality), indent=1),
         "quality.md": table,
     }
-    job.output.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        path = job.output / name
-        path.write_text(content + "\n", encoding="utf-8")
-        run.log_artifact(path, "reports")
+    log_texts(run, contents, job.output)
     numbers = {metric_name(c): quality.model.figure(c).value for c in COLUMNS}
     verdicts = {f"verdict.{metric_name(c)}": quality.verdict(c) for c in COLUMNS}
     run.log_results(numbers, tags=verdicts, split=job.split)

@@ -107,7 +107,15 @@ def train_and_evaluate(
             log(f"\nThe {name} baseline was trained before the interruption")
         else:
             log(f"\nTraining the {name} baseline, {model.num_parameters():,} parameters")
-            fit_and_save(model, dataset, config, path, validate=validate, progress=progress)
+            fit_and_save(
+                model,
+                dataset,
+                config,
+                path,
+                validate=validate,
+                learnt=learnt_from(dataset, config.min_context),
+                progress=progress,
+            )
         log(f"baseline file {path}")
         saved = load_predictor(path)
         model, history = saved.model, history_of(saved)

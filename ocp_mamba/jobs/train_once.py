@@ -20,7 +20,7 @@ from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor, save_
 from ocp_mamba.baselines.neural import TRAINED_BASELINES
 from ocp_mamba.config import ModelConfig, TrainConfig, override
 from ocp_mamba.data import Dataset
-from ocp_mamba.data.analysis.learnt import learnt_from
+from ocp_mamba.data.analysis.learnt import Learnt, learnt_from
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation.evaluate import validator
 from ocp_mamba.jobs.common import ComparisonJob, Log, what_ran
@@ -112,7 +112,13 @@ class TrainedModels:
             model = build_baseline(training.kind, training.model, size, config.seed)
         validate = validator(dataset, index)
         fitted = fit_and_save(
-            model, dataset, config, path, validate=validate, progress=self._progress
+            model,
+            dataset,
+            config,
+            path,
+            validate=validate,
+            learnt=learnt_from(dataset, config.min_context),
+            progress=self._progress,
         )
         return (
             f"{model.num_parameters():,} parameters, {fitted.train_minutes:.1f} minutes, "
@@ -140,6 +146,7 @@ def fit_and_save(
     path: Path,
     *,
     validate: Validate,
+    learnt: Learnt | None,
     progress: bool,
 ) -> FitResult:
     """Train a model or a baseline, and write its ``.pt`` with the history of the training.
@@ -150,6 +157,7 @@ def fit_and_save(
         config: settings of the training.
         path: the file to write, when the training has ended.
         validate: as `fit`.
+        learnt: all that the model has learnt from then, for the file; None where unknown.
         progress: show a progress bar.
     """
     fitted = fit(model, dataset, config, validate=validate, progress=progress)
@@ -168,7 +176,7 @@ def fit_and_save(
         dataset_fingerprint=dataset.fingerprint,
         encoder=dict(dataset.meta.get("encoder", {})),
         loop=loop,
-        learnt=learnt_from(dataset, config.min_context).to_block(),
+        learnt=learnt.to_block() if learnt else None,
     )
     return fitted
 

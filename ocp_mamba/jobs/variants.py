@@ -20,7 +20,7 @@ from ocp_mamba.errors import ConfigError, DatasetError, VariantsError, first_lin
 from ocp_mamba.evaluation.evaluate import evaluate
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.result import Evaluation
-from ocp_mamba.jobs.artifacts import log_leaks
+from ocp_mamba.jobs.artifacts import log_leaks, log_texts
 from ocp_mamba.jobs.common import ComparisonJob, Log, check_dataset_and_log, open_data
 from ocp_mamba.jobs.preconditions import require_trainable
 from ocp_mamba.jobs.train_once import TrainedModels, Training, history_of, preset_settings
@@ -290,13 +290,10 @@ class _Rows:
             "variants.json": json.dumps(variant_table.to_dict(comparison), indent=1),
             "variants.md": variant_table.to_markdown(comparison),
         }
-        files = [folder / name for name in contents]
-        for path, content in zip(files, contents.values(), strict=True):
-            path.write_text(content + "\n", encoding="utf-8")
-        files.append(plot_variants(variant_table.drawn(comparison), folder / "variants.png"))
-        for path in files:
-            self._run.log_artifact(path, "reports")
-        return files
+        log_texts(self._run, contents, folder)
+        plot = plot_variants(variant_table.drawn(comparison), folder / "variants.png")
+        self._run.log_artifact(plot, "reports")
+        return [*(folder / name for name in contents), plot]
 
     def log_results(self, comparison: Comparison) -> None:
         """Log the metrics and verdicts on the parent run, and print the table."""

@@ -7,29 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from graph_maker import WordTokens, write_graph
 
-from ocp_mamba.embeddings.tokens import encode_tokens
 from ocp_mamba.link_prediction.candidates import candidates_of
-from ocp_mamba.link_prediction.graph import HYPERNYM, KnowledgeGraph, read_graph
+from ocp_mamba.link_prediction.graph import HYPERNYM, KnowledgeGraph
 from ocp_mamba.link_prediction.models import NEIGHBOURHOOD, reader_of
 from ocp_mamba.link_prediction.paths import walks_of
-from ocp_mamba.link_prediction.vectors import TextVectors, pool
+from ocp_mamba.link_prediction.vectors import TextVectors
 
 EDGE = ("c052", "p05")
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> KnowledgeGraph:
-    return read_graph(write_graph(tmp_path_factory.mktemp("graph")))
-
-
-@pytest.fixture(scope="module")
-def vectors(graph: KnowledgeGraph, tmp_path_factory: pytest.TempPathFactory) -> TextVectors:
-    tokens = encode_tokens(
-        WordTokens(), graph.texts, tmp_path_factory.mktemp("cache"), progress=False
-    )
-    return TextVectors(tokens, *pool(tokens), {"name": "words"})
 
 
 def without_edge(graph: KnowledgeGraph) -> tuple[KnowledgeGraph, int, int]:

@@ -7,18 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from graph_maker import WordTokens, write_graph
 
-from ocp_mamba.embeddings.tokens import encode_tokens
 from ocp_mamba.link_prediction import simple, training
 from ocp_mamba.link_prediction.candidates import candidates_of
-from ocp_mamba.link_prediction.graph import KnowledgeGraph, read_graph
+from ocp_mamba.link_prediction.graph import KnowledgeGraph
 from ocp_mamba.link_prediction.paths import walks_of
 from ocp_mamba.link_prediction.queries import queries_of
 from ocp_mamba.link_prediction.ranking import rank
 from ocp_mamba.link_prediction.rows import ROWS, Row
 from ocp_mamba.link_prediction.training import Ranker, Sampler, TrainSettings, train
-from ocp_mamba.link_prediction.vectors import TextVectors, pool
+from ocp_mamba.link_prediction.vectors import TextVectors
 
 TINY = TrainSettings(epochs=4, batch=32, parents=9, others=40, lr=3e-3)
 SHAPES = {
@@ -26,19 +24,6 @@ SHAPES = {
     "attention": {"heads": 2, "hidden": 64, "dropout": 0.0},
     "mamba": {"d_model": 32, "n_layers": 1},
 }
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> KnowledgeGraph:
-    return read_graph(write_graph(tmp_path_factory.mktemp("graph")))
-
-
-@pytest.fixture(scope="module")
-def vectors(graph: KnowledgeGraph, tmp_path_factory: pytest.TempPathFactory) -> TextVectors:
-    tokens = encode_tokens(
-        WordTokens(), graph.texts, tmp_path_factory.mktemp("cache"), progress=False
-    )
-    return TextVectors(tokens, *pool(tokens), {"name": "words"})
 
 
 def built(name: str, graph: KnowledgeGraph, vectors: TextVectors, seed: int = 0) -> Ranker:

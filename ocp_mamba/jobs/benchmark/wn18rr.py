@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ocp_mamba.embeddings.tokens import TokenEncoder, TransformerTokens, encode_tokens
+from ocp_mamba.jobs.artifacts import log_texts
 from ocp_mamba.jobs.benchmark.trained import Benchmark, Trained, get_trained
 from ocp_mamba.jobs.common import Log
 from ocp_mamba.link_prediction import simple
@@ -178,14 +179,11 @@ class _Rows:
     def _write(self) -> None:
         """Write the table so far, and log it."""
         table = self._table()
-        self._job.output.mkdir(parents=True, exist_ok=True)
-        for kind, content in {
-            "md": to_markdown(table),
-            "json": json.dumps(to_dict(table), indent=1),
-        }.items():
-            path = self._job.output / _file(self._job, kind)
-            path.write_text(content + "\n", encoding="utf-8")
-            self._run.log_artifact(path, "reports")
+        contents = {
+            _file(self._job, "md"): to_markdown(table),
+            _file(self._job, "json"): json.dumps(to_dict(table), indent=1),
+        }
+        log_texts(self._run, contents, self._job.output)
 
     def _simple(self, name: str) -> RankedRow:
         """A row without training; dev chooses its settings."""

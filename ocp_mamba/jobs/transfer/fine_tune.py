@@ -5,23 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor, save_baseline
+from ocp_mamba.baselines.checkpoint import SavedPredictor, load_predictor
 from ocp_mamba.config import TrainConfig
 from ocp_mamba.data.analysis.learnt import Learnt
 from ocp_mamba.data.dataset import Dataset
 from ocp_mamba.embeddings.index import BankIndex
 from ocp_mamba.evaluation.evaluate import validator
-from ocp_mamba.jobs.common import what_ran
-from ocp_mamba.jobs.train_once import alarm_tags
+from ocp_mamba.jobs.train_once import fit_and_save
 from ocp_mamba.model.base import NextVectorModel
-from ocp_mamba.model.checkpoint import save_checkpoint
-from ocp_mamba.model.lvm import OCPMambaLVM
-from ocp_mamba.training.trainer import fit
 
 
 class FineTuned:
@@ -65,22 +59,8 @@ class FineTuned:
     def _train(self, few: Dataset, config: TrainConfig, learnt: Learnt | None, path: Path) -> None:
         model = copy.deepcopy(self._model)
         validate = validator(few, BankIndex(few.bank), "train")
-        fitted = fit(model, few, config, validate=validate, progress=self._progress)
-        loop: Mapping[str, Any] = {
-            "history": [asdict(record) for record in fitted.history],
-            "best_epoch": fitted.best_epoch,
-            "minutes": fitted.train_minutes,
-            "ran": {name: str(value) for name, value in what_ran(model, few, config).items()},
-            "alarms": alarm_tags(fitted),
-        }
-        save = save_checkpoint if isinstance(model, OCPMambaLVM) else save_baseline
-        save(
-            path,
-            model,  # type: ignore[arg-type]
-            dataset_fingerprint=few.fingerprint,
-            encoder=dict(few.meta.get("encoder", {})),
-            loop=dict(loop),
-            learnt=learnt.to_block() if learnt else None,
+        fit_and_save(
+            model, few, config, path, validate=validate, learnt=learnt, progress=self._progress
         )
 
 

@@ -24,6 +24,7 @@ from ocp_mamba.evaluation import gates
 from ocp_mamba.evaluation.exposure import TrainedOn
 from ocp_mamba.evaluation.metrics import METRICS_VERSION
 from ocp_mamba.evaluation.names import HEADLINE
+from ocp_mamba.jobs.artifacts import log_texts
 from ocp_mamba.jobs.common import Log, open_data
 from ocp_mamba.jobs.open_model import (
     BASELINE_PREFIX,
@@ -287,11 +288,7 @@ def _write(job: TransferJob, run: TrackedRun, transfer: Transfer, log: Log) -> N
         "transfer.json": json.dumps(to_dict(transfer), indent=1),
         "transfer.md": table,
     }
-    job.output.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        path = job.output / name
-        path.write_text(content + "\n", encoding="utf-8")
-        run.log_artifact(path, "reports")
+    log_texts(run, contents, job.output)
     numbers, verdicts = {}, {}
     for chains, quality in transfer.rounds.items():
         for column in COLUMNS:
